@@ -1,0 +1,47 @@
+# `make demo` and `make test` work on a fresh machine with Python >= 3.11 and make: both create .venv themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+FFNSKIP := $(BIN)/ffnskip
+DEMO := demo
+
+.PHONY: help demo test lint schema clean
+
+help:
+	@echo "make demo    calibrate, generate and bench a small real model; about ten minutes on 2 cores"
+	@echo "make test    ruff, mypy and all tests"
+	@echo "make schema  write profiles/schema.json anew from the code"
+	@echo "make clean   remove .venv, the demo's results and caches of tools"
+
+# The pinned torch goes in first and alone, so that no later requirement can pull another build.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("ffnskip needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/installed
+	@echo "== 1/4  Calibrate: one recording, three profiles =="
+	$(FFNSKIP) calibrate demo --dataset demo --target 0.05,0.10,0.15 --output $(DEMO)
+	@echo "== 2/4  Inspect the middle one =="
+	$(FFNSKIP) inspect $(DEMO)/0.10.yaml --plot $(DEMO)/similarity.svg
+	@echo "== 3/4  Generate, next to the dense model =="
+	$(FFNSKIP) generate demo "Explain in three sentences why the sky is blue." --profile $(DEMO)/0.05.yaml \
+	    --max-new-tokens 96 --compare
+	@echo "== 4/4  Bench =="
+	$(FFNSKIP) bench demo --profile $(DEMO)/0.05.yaml --eval-tokens 4096 --new-tokens 96 --repetitions 3
+	@echo "Profiles and picture are in $(DEMO)/:" && ls $(DEMO)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+schema: .venv/installed
+	$(BIN)/python -W ignore::RuntimeWarning -m ffnskip.profile > profiles/schema.json
+
+clean:
+	rm -rf .venv $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,105 @@
+"""The `ffnskip` command: its subcommands, and what becomes of a mistake.
+
+A mistake of the user is one sentence on stderr and exit code 2; an unexpected failure is a traceback and exit code 1.
+Nothing that this module imports may import torch, so that `ffnskip --help` answers at once.
+"""
+
+import io
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from ffnskip_cli import console
+from ffnskip_cli.commands import apply, bench, calibrate, generate, inspect, validate
+
+USER_MISTAKE = 2
+
+
+class Frame(TyperGroup):
+    """A group of commands that reports the user's mistakes in one sentence."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command line and exit: 0, 1 after a failure, 2 after a mistake, 130 after Ctrl-C."""
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except Exception as mistake:
+            if not _explain(mistake):
+                raise
+            code = USER_MISTAKE
+        _flush()
+        sys.exit(code)
+
+
+def _explain(mistake: Exception) -> bool:
+    """Say what the user did wrong; False when it was not the user."""
+    # Known by its method, as the class belongs to click or to typer's own copy of it, depending on typer's version.
+    if hasattr(mistake, "format_message"):
+        message = mistake.format_message().replace("Value error, ", "")  # pydantic's words inside typer's
+        console.error(" ".join(message.split()))
+        if context := getattr(mistake, "ctx", None):
+            console.talk.print(f"Try '{context.command_path} --help'.", markup=False)
+        return True
+    from ffnskip.errors import FfnskipError
+
+    if isinstance(mistake, FfnskipError):
+        console.error(str(mistake))
+        return True
+    return False
+
+
+def _flush() -> None:
+    """Write out what is buffered; a reader that has gone, such as `head`, is not an error."""
+    try:
+        print(end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+app = typer.Typer(
+    cls=Frame,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"ffnskip {version('ffnskip')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _frame(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Skip the feed-forward blocks of a language model that hardly change its state, and measure what that costs.
+
+    Start with `ffnskip calibrate MODEL`, which writes a skip profile.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+app.command("calibrate")(calibrate.command)
+app.command("apply")(apply.command)
+app.command("generate")(generate.command)
+app.command("bench")(bench.command)
+app.command("inspect")(inspect.command)
+app.command("validate")(validate.command)
+
+
+def main() -> None:
+    """Entry point of the `ffnskip` script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without block characters is no reason to fail
+    app()

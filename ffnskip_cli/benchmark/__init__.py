@@ -1,0 +1,1 @@
+"""Measurements of what skipping saves and costs: pure numbers, no printing."""

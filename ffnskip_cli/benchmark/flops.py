@@ -1,0 +1,107 @@
+"""What a token costs: FLOPs and bytes, from the shapes of a model's weights.
+
+Only matrix products count, at 2 FLOPs per multiply-add, as `torch.utils.flop_counter` counts them; norms and
+activations are left out. The similarity check is charged although it is none: `SIMILARITY_FLOPS_PER_CHANNEL`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from ffnskip.layers import ffn_sites
+from ffnskip.stats import SkipStats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SIMILARITY_FLOPS_PER_CHANNEL = 7  # h + f, and the three inner products of cos(h, h + f)
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Costs of one token's forward pass.
+
+    Attributes:
+        n_layers: decoder layers.
+        ffn_flops: of one layer's FFN.
+        other_flops: of everything else but the attention scores: projections and output head.
+        flops_per_key: of the attention scores and values, per cached position, summed over the layers.
+        check_flops: of one similarity check.
+        ffn_bytes: weights of one layer's FFN.
+        all_bytes: all weights that a decoded token reads.
+    """
+
+    n_layers: int
+    ffn_flops: float
+    other_flops: float
+    flops_per_key: int
+    check_flops: int
+    ffn_bytes: float
+    all_bytes: float
+
+    def dense_flops(self, first: int, last: int) -> float:
+        """FLOPs of running the tokens at positions ``first .. last - 1`` of one sequence one by one."""
+        keys = (last * (last + 1) - first * (first + 1)) // 2  # the token at position p attends to p + 1 keys
+        return (last - first) * (self.n_layers * self.ffn_flops + self.other_flops) + keys * self.flops_per_key
+
+    def saved_flops(self, stats: SkipStats) -> float:
+        """FLOPs of the skipped FFNs minus those of the similarity checks; negative when checking cost more."""
+        return sum(stats.skipped) * self.ffn_flops - sum(stats.checked) * self.check_flops
+
+    def ceiling(self, stats: SkipStats) -> float:
+        """The speed-up at batch 1 if skipped weights cost nothing: bytes read dense / bytes read with the profile."""
+        tokens = stats.tokens + stats.warm_up_tokens
+        skipped_per_token = sum(stats.skipped) / tokens if tokens else 0.0
+        return self.all_bytes / (self.all_bytes - skipped_per_token * self.ffn_bytes)
+
+
+def model_cost(model: PreTrainedModel) -> ModelCost:
+    """The costs of `model`, which may live on the meta device.
+
+    A mixture of experts is charged for the experts that a token is routed to.
+    """
+    config = model.config.get_text_config()
+    ffns = [_weights(site.layer.get_submodule("mlp"), config) for site in ffn_sites(model)]
+    everything = _weights(model, config)
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    per_layer = _Weights(sum(w.flops for w in ffns) / len(ffns), sum(w.bytes for w in ffns) / len(ffns))
+    return ModelCost(
+        n_layers=len(ffns),
+        ffn_flops=per_layer.flops,
+        other_flops=everything.flops - per_layer.flops * len(ffns),
+        flops_per_key=4 * heads * head_dim * len(ffns),
+        check_flops=SIMILARITY_FLOPS_PER_CHANNEL * config.hidden_size,
+        ffn_bytes=per_layer.bytes,
+        all_bytes=everything.bytes,
+    )
+
+
+@dataclass(frozen=True)
+class _Weights:
+    flops: float
+    bytes: float
+
+
+def _weights(root: nn.Module, config: object) -> _Weights:
+    """Matrix products below `root`: FLOPs per token, and bytes read. Embedding tables are looked up, not multiplied."""
+    routed = _routed_fraction(config)
+    flops = read = 0.0
+    for module in root.modules():
+        if isinstance(module, nn.Embedding):
+            continue
+        for weight in module.parameters(recurse=False):
+            if weight.dim() < 2:
+                continue
+            share = routed if weight.dim() == 3 else 1.0  # experts are stored as one [experts, out, in] tensor
+            flops += 2 * weight.numel() * share
+            read += weight.numel() * weight.element_size() * share
+    return _Weights(flops, read)
+
+
+def _routed_fraction(config: object) -> float:
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+    return getattr(config, "num_experts_per_tok", experts) / experts if experts > 1 else 1.0

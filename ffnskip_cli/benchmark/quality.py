@@ -1,0 +1,141 @@
+"""What skipping costs: perplexity, KL divergence and top-1 agreement against the dense model on the same text.
+
+Measured in score mode on whole sequences. Only positions past warm-up count, for the dense model too: the others cannot
+differ by a skip of their own and would dilute the figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ffnskip.errors import FfnskipError
+from ffnskip.profile import Profile
+from ffnskip.stats import SkipStats
+from ffnskip.wrap import Applied
+from ffnskip_cli.track import Track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_ROWS = 256  # positions whose logits are widened to float32 at a time
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tokens with its standard error, taken over sequences because tokens of one sequence correlate."""
+
+    mean: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A profile's cost on a text.
+
+    Attributes:
+        sequences: how many were scored.
+        tokens: predictions that the figures are means over.
+        nll_dense, nll: nats per token of the text itself, without and with the profile.
+        kl: KL(dense || profile) of the next-token distributions, nats per token.
+        top1_agreement: share of positions at which both models would greedily say the same.
+        skip_ratio: skipped FFN blocks / (n_layers x tokens past warm-up).
+        stats: what was skipped, in counts.
+    """
+
+    sequences: int
+    tokens: int
+    nll_dense: Estimate
+    nll: Estimate
+    kl: Estimate
+    top1_agreement: Estimate
+    skip_ratio: Estimate
+    stats: SkipStats
+
+    @property
+    def perplexity(self) -> Estimate:
+        """``exp(nll)``, its error by the delta method."""
+        return _exp(self.nll)
+
+    @property
+    def perplexity_dense(self) -> Estimate:
+        """``exp(nll_dense)``, its error by the delta method."""
+        return _exp(self.nll_dense)
+
+
+@torch.inference_mode()
+def measure_quality(model: PreTrainedModel, profiles: Sequence[Profile], tokens: Tensor, track: Track) -> list[Quality]:
+    """Score `tokens` with the dense model once and with each profile.
+
+    Args:
+        model: the untouched model.
+        profiles: for this model, of one `warm_up` and `sequence_length`; only their rule settings matter.
+        tokens: ``[sequences, length]``.
+        track: shows progress.
+
+    Returns:
+        One Quality per profile.
+
+    Raises:
+        FfnskipError: there are fewer than two sequences, or they end before the warm-up does.
+    """
+    _check_size(profiles, tokens)
+    tables: list[list[list[float]]] = [[] for _ in profiles]  # per profile and sequence: means of the five figures
+    totals = [SkipStats(profile.model.n_layers) for profile in profiles]
+    for sequence in track(tokens, "measuring quality", len(tokens)):
+        batch = sequence[None].to(model.device)
+        dense = model(batch, use_cache=False).logits[0]
+        for profile, table, total in zip(profiles, tables, totals, strict=True):
+            with Applied(model, profile, "score") as applied:
+                logits = model(batch, use_cache=False).logits[0]
+            figures = _compare(dense, logits, batch[0], profile.skip.warm_up)
+            table.append([*figures, applied.stats.skip_ratio])
+            total.add(applied.stats)
+    per_sequence = [tokens.shape[1] - 1 - profile.skip.warm_up for profile in profiles]
+    return [_quality(t, s, n * len(tokens)) for t, s, n in zip(tables, totals, per_sequence, strict=True)]
+
+
+def _check_size(profiles: Sequence[Profile], tokens: Tensor) -> None:
+    sequences, length = tokens.shape
+    if sequences < 2:
+        raise FfnskipError("Quality needs at least two sequences of text for a standard error: ask for more tokens.")
+    for profile in profiles:
+        if profile.skip.warm_up > length - 2:
+            raise FfnskipError(
+                f"The warm-up of {profile.skip.warm_up} tokens leaves nothing to measure in sequences of {length}."
+            )
+
+
+def _compare(dense: Tensor, logits: Tensor, tokens: Tensor, warm_up: int) -> list[float]:
+    """Means over positions ``warm_up .. length - 2`` of nll_dense, nll, kl, agreement. Logits ``[length, vocab]``."""
+    sums = torch.zeros(4, dtype=torch.float64)
+    positions = range(warm_up, len(tokens) - 1)
+    for start in range(positions.start, positions.stop, _ROWS):
+        rows = slice(start, min(start + _ROWS, positions.stop))
+        targets = tokens[rows.start + 1 : rows.stop + 1, None]
+        p, q = (x[rows].float().log_softmax(dim=-1) for x in (dense, logits))
+        kl = (p.exp() * (p - q)).sum(dim=-1)
+        agree = p.argmax(dim=-1) == q.argmax(dim=-1)
+        columns = (-p.gather(1, targets), -q.gather(1, targets), kl, agree)
+        sums += torch.stack([column.double().sum() for column in columns]).cpu()
+    return [float(x) for x in sums / len(positions)]
+
+
+def _quality(table: list[list[float]], stats: SkipStats, tokens: int) -> Quality:
+    columns = torch.tensor(table, dtype=torch.float64).T
+    n = columns.shape[1]
+    errors = columns.std(dim=1) / math.sqrt(n)
+    nll_dense, nll, kl, top1_agreement, skip_ratio = (
+        Estimate(float(mean), float(error)) for mean, error in zip(columns.mean(dim=1), errors, strict=True)
+    )
+    return Quality(n, tokens, nll_dense, nll, kl, top1_agreement, skip_ratio, stats)
+
+
+def _exp(nll: Estimate) -> Estimate:
+    value = math.exp(nll.mean)
+    return Estimate(value, value * nll.standard_error)

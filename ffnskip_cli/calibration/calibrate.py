@@ -1,0 +1,114 @@
+"""The whole calibration: corpus -> record -> regions -> solve -> verify -> profile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ffnskip.apply import self_check
+from ffnskip.errors import FfnskipError
+from ffnskip.profile import ModelInfo, Profile
+from ffnskip_cli.benchmark.flops import model_cost
+from ffnskip_cli.benchmark.quality import Quality, measure_quality
+from ffnskip_cli.calibration import compile as step
+from ffnskip_cli.calibration.corpus import Corpus
+from ffnskip_cli.calibration.record import Record, record_generated, record_text
+from ffnskip_cli.calibration.regions import Region, find_region
+from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Settings
+from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
+from ffnskip_cli.calibration.verify import Verified, verify, with_threshold
+from ffnskip_cli.track import Track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CURVE_AROUND = (0.5, 1.5)  # points of the curve beside the targets, in multiples of each
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A finished profile and the ratio that its threshold had on the calibration text."""
+
+    profile: Profile
+    calibration_ratio: float
+
+
+def calibrate(
+    model: PreTrainedModel, identity: ModelInfo, text: Corpus, held_out: Corpus, settings: Settings, track: Track
+) -> list[Calibrated]:
+    """Compile one profile per target.
+
+    Args:
+        model: the dense model.
+        identity: what the profiles will say about it.
+        text: calibration text, in sequences of ``settings.sequence_length``.
+        held_out: text of which nothing was calibrated on, for quality.
+        settings: the choices.
+        track: shows progress.
+
+    Raises:
+        FfnskipError: the model cannot be wrapped, its curve has no plateau, or a target cannot be reached.
+    """
+    record = _record(model, text.tokens, settings, track)
+    past_warm_up = record.past(settings.warm_up)
+    region = _region(past_warm_up, settings)
+    draft = step.draft(identity, settings, region.cold_s, region.cold_e)
+    self_check(model, draft)
+    verified = [verify(model, draft, record, target, track) for target in settings.targets]
+    thresholds = _curve_thresholds(record, draft, settings.targets, verified)
+    profiles = [with_threshold(draft, threshold) for threshold in thresholds]
+    quality = dict(zip(thresholds, measure_quality(model, profiles, held_out.tokens, track), strict=True))
+
+    described = draft.model_copy(
+        update={
+            "calibration": step.calibration_text(text, settings, model.dtype),
+            "evaluation": step.evaluation_text(held_out),
+            "similarity": step.similarity_curve(past_warm_up),
+            "curve": tuple(step.curve_point(threshold, quality[threshold]) for threshold in thresholds),
+        }
+    )
+    return [
+        Calibrated(_finish(model, described, target, solution, quality), solution.ratio)
+        for target, solution in zip(settings.targets, verified, strict=True)
+    ]
+
+
+def _record(model: PreTrainedModel, tokens: Tensor, settings: Settings, track: Track) -> Record:
+    if settings.on == "text":
+        return record_text(model, tokens, track)
+    return record_generated(model, tokens[:, :PROMPT_TOKENS], GENERATED_TOKENS, track)
+
+
+def _region(similarities: Tensor, settings: Settings) -> Region:
+    """The region that the settings pin, or that the curve proposes."""
+    cold_s, cold_e, n_layers = settings.cold_s, settings.cold_e, similarities.shape[1]
+    if cold_s is None or cold_e is None:
+        found = find_region(similarities.mean(dim=0))
+        cold_s = found.cold_s if cold_s is None else cold_s
+        cold_e = found.cold_e if cold_e is None else cold_e
+    if not 0 <= cold_s < cold_e <= n_layers:
+        raise FfnskipError(
+            f"The skip region [{cold_s}, {cold_e}) is not one: --cold-s must be less than --cold-e, and both lie "
+            f"within the model's {n_layers} layers."
+        )
+    return Region(cold_s, cold_e)
+
+
+def _curve_thresholds(
+    record: Record, draft: Profile, targets: tuple[float, ...], verified: list[Verified]
+) -> list[float]:
+    """The verified thresholds and those of ratios around them, in ascending order of the ratio."""
+    most = highest_ratio(record, draft.skip)
+    around = {target * factor for target in targets for factor in CURVE_AROUND}
+    thresholds = {solve_threshold(record, draft.skip, ratio) for ratio in around if ratio <= most}
+    return sorted(thresholds | {solution.threshold for solution in verified}, reverse=True)
+
+
+def _finish(
+    model: PreTrainedModel, described: Profile, target: float, solution: Verified, quality: dict[float, Quality]
+) -> Profile:
+    assert described.evaluation is not None
+    found = step.measured(target, quality[solution.threshold], model_cost(model), described.evaluation.sequence_length)
+    return with_threshold(described, solution.threshold).model_copy(update={"measured": found})

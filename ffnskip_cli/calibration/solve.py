@@ -1,0 +1,57 @@
+"""Step 4: solve the threshold for a target ratio by simulating the rule on the recorded similarities."""
+
+import torch
+from torch import Tensor
+
+from ffnskip.errors import FfnskipError
+from ffnskip.profile import Skip
+from ffnskip.rules import may_skip, simulate
+from ffnskip_cli.calibration.record import Record
+
+ALWAYS, NEVER = -1.001, 1.001  # thresholds that every similarity passes, and that none does
+_HALVINGS = 30
+_DIGITS = 6  # of a threshold in a profile
+
+
+def simulated_ratio(record: Record, skip: Skip) -> float:
+    """The skip_ratio that the rule has on the record: skipped FFNs / (n_layers x tokens past warm-up)."""
+    skipped = simulate(record.past(skip.warm_up), _allowed(record, skip), skip)
+    return float(skipped.double().mean())
+
+
+def highest_ratio(record: Record, skip: Skip) -> float:
+    """The ratio at which every token triggers as soon as it can."""
+    return simulated_ratio(record, skip.model_copy(update={"threshold": ALWAYS}))
+
+
+def solve_threshold(record: Record, skip: Skip, ratio: float) -> float:
+    """The highest threshold at which the simulated ratio reaches `ratio`, to six digits.
+
+    By bisection: the ratio falls as the threshold rises. With a `window` it can rise again by a few skips where an
+    earlier trigger would use up its window before better layers come; the solution is then one of several.
+
+    Args:
+        record: the dense model's similarities.
+        skip: the rule; its threshold is ignored.
+        ratio: skip_ratio to reach.
+
+    Raises:
+        FfnskipError: the region is too small for the ratio.
+    """
+    if ratio > (most := highest_ratio(record, skip)):
+        raise FfnskipError(
+            f"A skip ratio of {ratio:g} cannot be reached: layers {skip.cold_s} to {skip.cold_e - 1} allow at most "
+            f"{most:.3f}, because every token runs at least the FFN that triggers it."
+        )
+    low, high = ALWAYS, NEVER
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        reached = simulated_ratio(record, skip.model_copy(update={"threshold": middle})) >= ratio
+        low, high = (middle, high) if reached else (low, middle)
+    return round(low, _DIGITS)
+
+
+def _allowed(record: Record, skip: Skip) -> Tensor:
+    sequences, recorded = record.similarities.shape[:2]
+    index = torch.arange(skip.warm_up, recorded)
+    return may_skip(index, skip).repeat(sequences)

@@ -1,0 +1,97 @@
+"""`ffnskip apply`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ffnskip_cli import console
+from ffnskip_cli.commands import options
+
+if TYPE_CHECKING:
+    from ffnskip import Applied
+
+# What is scored when no text is named; any ordinary prose will do, as long as it is longer than a warm-up.
+SAMPLE = (
+    "A lighthouse keeper's day began before the sun was up. The lamp had to be trimmed, the lenses wiped free of "
+    "soot and salt, and the clockwork that turned them wound by hand, a hundred turns of the crank. Then came the "
+    "log: wind from the north-west, sea moderate, two schooners and a coal barge passed. In winter the boat from "
+    "the mainland came once a month, if the weather let it land at all, with flour, oil, letters and newspapers "
+    "that were already history. Yet many keepers stayed for decades. When the lamps were electrified and the last "
+    "of them went ashore, some said that what they missed most was not the sea or the quiet but the certainty "
+    "that somebody, somewhere out in the dark, was looking for their light."
+)
+
+
+def command(
+    model: options.ModelName,
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The skip profile.")],
+    threshold: options.Threshold = None,
+    format: Annotated[Literal["table", "json", "md", "csv"], typer.Option(help="How to print the result.")] = "table",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    offline: options.Offline = False,
+) -> None:
+    """Load a model with its profile, prove that the profile is on, and report what would be skipped.
+
+    The self-check compares the wrapped model with the untouched one, bit by bit, with skipping disabled. Then a
+    paragraph of English is scored to show how often each layer's feed-forward block (FFN) is skipped.
+    """
+    from ffnskip.profile import load_profile
+
+    skip_profile = load_profile(profile)
+    with console.busy("Starting"):
+        import torch
+
+        import ffnskip
+
+    loaded = options.load(
+        model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code, offline=offline
+    )
+    with ffnskip.apply(loaded.model, skip_profile, mode="score", threshold=threshold) as applied:
+        tokens = loaded.tokenizer(SAMPLE, return_tensors="pt")["input_ids"].to(loaded.model.device)
+        with torch.inference_mode():
+            loaded.model(tokens, use_cache=False)
+    console.talk.print("Self-check passed: every FFN is wrapped; with skipping disabled the logits are identical.")
+    _report(applied, format)
+    options.warn_if_over_budget(skip_profile)
+    console.hint(f'ffnskip generate {model} "Once upon a time" --profile {profile}')
+
+
+def _report(applied: Applied, format: Literal["table", "json", "md", "csv"]) -> None:
+    from ffnskip_cli.report.tables import Column, print_json, render
+
+    skip, stats = applied.profile.skip, applied.stats
+    layers = [
+        {
+            "layer": layer,
+            "skipped": stats.skipped[layer] / max(stats.tokens, 1),
+            "first_skipped": stats.first_skipped[layer] / max(stats.tokens, 1),
+        }
+        for layer in range(skip.cold_s, skip.cold_e)
+    ]
+    if format == "json":
+        summary = {
+            "schema": "ffnskip-apply/v1",
+            "model": applied.profile.model.id,
+            "threshold": skip.threshold,
+            "tokens": stats.tokens,
+            "skip_ratio": stats.skip_ratio,
+            "never_skip_fraction": stats.never_skip_fraction,
+        }
+        print_json(summary | {"layers": layers})
+        return
+    columns = [
+        Column("layer", "layer", "d"),
+        Column("skipped", "tokens that skip its FFN", ".1%"),
+        Column("first_skipped", "as their first", ".1%"),
+    ]
+    render(layers, columns, format)
+    console.talk.print(
+        f"On a sample of {stats.tokens} tokens past warm-up: skip_ratio {stats.skip_ratio:.3f}, "
+        f"never_skip_fraction {stats.never_skip_fraction:.3f}."
+    )

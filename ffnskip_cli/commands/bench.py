@@ -1,0 +1,138 @@
+"""`ffnskip bench`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ffnskip_cli import console
+from ffnskip_cli.commands import options
+
+if TYPE_CHECKING:
+    from ffnskip.profile import Profile
+    from ffnskip_cli.report.tables import Column
+
+
+def command(
+    model: options.ModelName,
+    profile: options.ProfilePath,
+    threshold: options.Threshold = None,
+    measure: Annotated[
+        str, typer.Option(metavar="PART[,PART…]", help="What to measure: quality, speed, worst-case.")
+    ] = "quality,speed,worst-case",
+    eval_dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Text to measure on; default: what the profile was measured on.", show_default=False
+        ),
+    ] = None,
+    eval_tokens: Annotated[int, typer.Option(min=1, help="Tokens to measure quality on.")] = 8192,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate from each prompt.")] = 256,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of the worst-case part.")] = 16,
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Timed runs per row.")] = 5,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Order of the text; default: the calibration's.", show_default=False)
+    ] = None,
+    format: Annotated[Literal["table", "md", "json", "csv"], typer.Option(help="How to print the result.")] = "table",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    offline: options.Offline = False,
+) -> None:
+    """Measure what a profile saves and what it costs, next to the dense model.
+
+    Quality is perplexity, KL and top-1 agreement on held-out text. Speed is tokens per second at batch 1: the dense
+    model, the profile and Hugging Face generate take turns in one process. The worst case is the share of generated
+    tokens that skip nothing at all.
+    """
+    from ffnskip.profile import load_profile
+
+    loaded_profile = load_profile(profile)
+    parts = _parse_parts(measure)
+    with console.busy("Starting"):
+        from ffnskip import apply
+        from ffnskip_cli.benchmark.suite import Plan, run_suite
+        from ffnskip_cli.calibration.texts import evaluation_name, evaluation_text
+
+    calibration = loaded_profile.calibration
+    name = eval_dataset or evaluation_name(loaded_profile)
+    loaded = options.load(
+        model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code, offline=offline
+    )
+    with apply(loaded.model, loaded_profile, threshold=threshold) as applied:
+        skip_profile = applied.profile  # checked, and with the threshold that was asked for
+    with console.busy("Preparing text"):
+        text = evaluation_text(
+            loaded,
+            name,
+            calibrated_on=calibration.dataset if calibration else None,
+            tokens=eval_tokens,
+            sequence_length=_sequence_length(loaded_profile, prompt_tokens),
+            seed=seed if seed is not None else (calibration.seed if calibration else 0),
+            offline=offline,
+        )
+    options.warn_if_over_budget(loaded_profile)
+    plan = Plan(parts, prompt_tokens, new_tokens, repetitions, prompts)
+    document = {
+        "schema": "ffnskip-bench/v1",
+        "model": loaded.id,
+        "profile": str(profile),
+        "threshold": skip_profile.skip.threshold,
+        "device": str(loaded.model.device),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "eval_dataset": name,
+        "eval_tokens": text.tokens_used,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "repetitions": repetitions,
+        "rows": run_suite(loaded.model, skip_profile, text.tokens, plan, console.track),
+    }
+    _print(document, format)
+
+
+def _parse_parts(measure: str) -> frozenset[str]:
+    from ffnskip.errors import FfnskipError
+
+    known = ("quality", "speed", "worst-case")
+    parts = frozenset(part.strip() for part in measure.split(","))
+    if unknown := parts - set(known):
+        raise FfnskipError(f"--measure cannot measure {sorted(unknown)[0]!r}: choose from {', '.join(known)}.")
+    return parts
+
+
+def _sequence_length(profile: Profile, prompt_tokens: int) -> int:
+    """That of the profile's own measurement, if a prompt fits into it."""
+    measured = profile.evaluation.sequence_length if profile.evaluation else 256
+    return max(measured, prompt_tokens)
+
+
+def _print(document: dict[str, Any], format: Literal["table", "md", "json", "csv"]) -> None:
+    from ffnskip_cli.report.tables import print_json, render
+
+    if format == "json":
+        print_json(document)
+        return
+    rows = [row | {"tokens_per_second": (row["tokens_per_second"] or {}).get("median")} for row in document["rows"]]
+    render(rows, _columns(), format)
+
+
+def _columns() -> list[Column]:
+    from ffnskip_cli.report.tables import Column
+
+    return [
+        Column("name", "row"),
+        Column("skip_ratio", "skip ratio", ".3f"),
+        Column("flops_per_token", "FLOPs/token", ".3g"),
+        Column("flops_saved", "FLOPs saved", ".1%"),
+        Column("never_skip_fraction", "never skip", ".1%"),
+        Column("tokens_per_second", "tokens/s", ".1f"),
+        Column("speedup", "speed-up", ".2f"),
+        Column("ceiling", "ceiling", ".2f"),
+        Column("perplexity", "perplexity", ".2f"),
+        Column("kl", "KL", ".3f"),
+        Column("top1_agreement", "top-1 agreement", ".3f"),
+        Column("repetition", "repetition", ".3f"),
+    ]

@@ -1,0 +1,163 @@
+"""`ffnskip generate`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ffnskip_cli import console
+from ffnskip_cli.commands import options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from ffnskip import Sampling, SkipStats
+    from ffnskip_cli.sources.models import LoadedModel
+
+
+def command(
+    model: options.ModelName,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to continue or answer; - reads it from stdin.")],
+    profile: Annotated[
+        Path | None, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile; none: dense.")
+    ] = None,
+    threshold: options.Threshold = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")
+    ] = 1.0,
+    seed: options.Seed = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, no chat template.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Show the dense model's answer next to it.")] = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    offline: options.Offline = False,
+) -> None:
+    """Generate text with a skip profile on, token by token.
+
+    The text goes to stdout; tokens per second, skip_ratio and never_skip_fraction go to stderr.
+    """
+    from ffnskip.errors import FfnskipError
+    from ffnskip.profile import load_profile
+
+    if compare and profile is None:
+        raise FfnskipError("--compare needs a --profile to compare with the dense model.")
+    skip_profile = load_profile(profile) if profile is not None else None
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text:
+        raise FfnskipError("The prompt is empty.")
+    with console.busy("Starting"):
+        import ffnskip
+
+    loaded = options.load(
+        model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code, offline=offline
+    )
+    sampling = ffnskip.Sampling(temperature, top_p, seed)
+    writer = _Writer(loaded, _prompt_tokens(loaded, text, raw), max_new_tokens, sampling)
+    if skip_profile is None:
+        writer.write(_stream(loaded))
+        return
+    options.warn_if_over_budget(skip_profile)
+    if not compare:
+        with ffnskip.apply(loaded.model, skip_profile, threshold=threshold) as applied:
+            writer.write(_stream(loaded), applied.stats)
+        return
+    dense = writer.write(None)
+    with ffnskip.apply(loaded.model, skip_profile, threshold=threshold) as applied:
+        skipping = writer.write(None, applied.stats)
+    _side_by_side(dense, skipping)
+
+
+class _Writer:
+    """Generates from one prompt, and says how it went."""
+
+    def __init__(self, loaded: LoadedModel, prompt: Tensor, max_new_tokens: int, sampling: Sampling) -> None:
+        self._loaded = loaded
+        self._prompt = prompt
+        self._max_new_tokens = max_new_tokens
+        self._sampling = sampling
+
+    def write(self, show: Callable[[int | None], None] | None, stats: SkipStats | None = None) -> str:
+        """Generate, showing each token (and None at the end) as it comes; returns the text."""
+        from ffnskip import decode
+
+        tokens: list[int] = []
+        times: list[float] = []
+        stop = _stop_tokens(self._loaded)
+        for token in decode(
+            self._loaded.model,
+            self._prompt,
+            max_new_tokens=self._max_new_tokens,
+            sampling=self._sampling,
+            stop_tokens=stop,
+        ):
+            tokens.append(int(token[0]))
+            times.append(time.perf_counter())
+            if show is not None:
+                show(tokens[-1])
+        if show is not None:
+            show(None)
+        _say_how_it_went(times, stats)
+        return str(self._loaded.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _prompt_tokens(loaded: LoadedModel, text: str, raw: bool) -> Tensor:
+    """``[1, prompt]``, by the model's chat template if it has one."""
+    if raw or not loaded.tokenizer.chat_template:
+        tokens: Tensor = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
+    else:
+        messages = [{"role": "user", "content": text}]
+        template = loaded.tokenizer.apply_chat_template
+        tokens = template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    return tokens.to(loaded.model.device)
+
+
+def _stop_tokens(loaded: LoadedModel) -> set[int]:
+    configured = loaded.model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return {token for token in [*listed, loaded.tokenizer.eos_token_id] if token is not None}
+
+
+def _stream(loaded: LoadedModel) -> Callable[[int | None], None]:
+    """Prints whole words to stdout as their tokens arrive."""
+    import torch
+    from transformers import TextStreamer
+
+    streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
+
+    def show(token: int | None) -> None:
+        if token is None:
+            streamer.end()
+        else:
+            streamer.put(torch.tensor([token]))
+
+    return show
+
+
+def _say_how_it_went(times: list[float], stats: SkipStats | None) -> None:
+    speed = f"{(len(times) - 1) / (times[-1] - times[0]):.1f} tokens/s" if len(times) > 1 else "too short to time"
+    line = f"{'dense' if stats is None else 'ffnskip'}: {len(times)} tokens, {speed}"
+    if stats is not None:
+        line += f", skip_ratio {stats.skip_ratio:.3f}, never_skip_fraction {stats.never_skip_fraction:.3f}"
+        if stats.tokens == 0:
+            line += " (all tokens were warm-up)"
+    console.talk.print(line)
+
+
+def _side_by_side(dense: str, skipping: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("dense", "ffnskip", expand=True)
+    table.add_row(Text(dense.strip()), Text(skipping.strip()))
+    Console().print(table)

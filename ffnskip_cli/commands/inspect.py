@@ -1,0 +1,51 @@
+"""`ffnskip inspect`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ffnskip_cli import console
+
+if TYPE_CHECKING:
+    from ffnskip.profile import Profile
+
+
+def command(
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The skip profile, a YAML file.")],
+    format: Annotated[Literal["table", "json", "md"], typer.Option(help="How to print it.")] = "table",
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the similarity curve to a .png, .svg or .pdf.")
+    ] = None,
+) -> None:
+    """Show what a skip profile holds.
+
+    Its model, rule and texts, what it saves and costs, and how much each layer's feed-forward block changes its input.
+    """
+    from ffnskip.profile import load_profile
+    from ffnskip_cli.report.plot import plot_similarity
+    from ffnskip_cli.report.tables import print_json
+
+    loaded = load_profile(profile)
+    if plot:
+        plot_similarity(loaded, plot)
+    if format == "json":
+        print_json(loaded.model_dump(mode="json", by_alias=True))
+    else:
+        _print_page(loaded, format)
+    if plot:
+        console.talk.print(f"Wrote {plot}.", markup=False)
+
+
+def _print_page(profile: "Profile", format: Literal["table", "md"]) -> None:
+    from ffnskip_cli.report.curve import draw
+    from ffnskip_cli.report.summary import sections
+    from ffnskip_cli.report.tables import render
+
+    for section in sections(profile):
+        render(section.rows, section.columns, format, section.title)
+        if section.note:
+            print(f"{section.note}\n")
+    if profile.similarity:
+        fence = "```\n" if format == "md" else ""
+        print(f"Similarity cos(h, h + FFN(h)) by layer:\n\n{fence}{draw(profile.similarity, profile.skip)}\n{fence}")

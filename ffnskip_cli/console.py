@@ -1,0 +1,83 @@
+"""Talk and progress, all on stderr: stdout belongs to the data."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.text import Text
+
+T = TypeVar("T")
+
+# Lines are broken between words on a terminal; in a log or a pipe a sentence is one line.
+talk = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def error(sentence: str) -> None:
+    """Say what went wrong."""
+    _say("Error", "bold red", sentence)
+
+
+def warn(sentence: str) -> None:
+    """Say what the user should know before trusting the result."""
+    _say("Warning", "bold yellow", sentence)
+
+
+def hint(sentence: str) -> None:
+    """Say what the user may want to do next."""
+    _say("Hint", "bold cyan", sentence)
+
+
+def track(steps: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Yield the steps and show how many of `total` are done: a bar on a terminal, now and then a line elsewhere."""
+    if _can_animate():
+        return _track_with_bar(steps, description, total)
+    return _track_with_lines(steps, description, total)
+
+
+@contextmanager
+def busy(description: str) -> Iterator[None]:
+    """Say what is being done while it is being done: a spinner on a terminal, one line elsewhere."""
+    if _can_animate():
+        with talk.status(Text(f"{description} …")):
+            yield
+    else:
+        talk.print(f"{description} …", markup=False)
+        yield
+
+
+def _say(label: str, style: str, sentence: str) -> None:
+    talk.print(Text.assemble((f"{label}:", style), f" {sentence}"))
+
+
+def _can_animate() -> bool:
+    return sys.stderr.isatty() and not talk.is_dumb_terminal
+
+
+def _track_with_bar(steps: Iterable[T], description: str, total: int) -> Iterator[T]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=talk, redirect_stdout=False) as progress:
+        yield from progress.track(steps, total=total, description=description)
+
+
+def _track_with_lines(steps: Iterable[T], description: str, total: int) -> Iterator[T]:
+    def show(done: int) -> float:
+        talk.print(f"{description}: {done}/{total}", markup=False)
+        return time.monotonic()
+
+    shown_at = show(0)
+    for done, step in enumerate(steps, start=1):
+        yield step
+        if done == total or time.monotonic() - shown_at >= _SECONDS_BETWEEN_LINES:
+            shown_at = show(done)

@@ -1,0 +1,1 @@
+"""Renderings of what was measured: tables, JSON, curves in the terminal, pictures."""

@@ -1,0 +1,94 @@
+"""What models and text share about the Hugging Face Hub: telling its names from paths, and its failures in words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import logging
+
+from ffnskip.errors import FfnskipError
+
+Kind = Literal["model", "dataset"]
+
+# The client would wait for ever on a network that drops its packets.
+_TIMEOUT_SECONDS = 10
+_INSTEAD = {
+    "model": "a local folder, a .gguf file or `demo`",
+    "dataset": "a local .txt, .jsonl or .parquet file or `demo`",
+}
+# Only models enter a cache here: datasets are streamed, so a cached one was loaded by another program.
+_TO_CACHE = {"model": "run once with a network", "dataset": "load it once with `datasets.load_dataset`"}
+_IF_CACHED = {"model": "if it was fetched before", "dataset": "if `datasets.load_dataset` has cached it"}
+
+
+def looks_like_path(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether `name` can only be meant as a path: a Hub id has at most one slash and no backslash."""
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.lower().endswith(suffixes)
+
+
+def reason(error: Exception) -> str:
+    """What `error` says, on one line and short enough to stand in a sentence."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def commit_of(kind: Kind, name: str, revision: str | None = None) -> str | None:
+    """The commit (40 hex digits) that `revision` of a Hub repository stands for now.
+
+    One request with a time limit, made before anything else: later calls of the client retry for half a minute when
+    there is no network. Raises what `hub_errors` translates, ConnectionError among it.
+    """
+    logging.set_verbosity_error()
+    try:
+        sha: str | None = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_TIMEOUT_SECONDS).sha
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except Exception as error:  # whatever the HTTP library of the day raises
+        raise ConnectionError(reason(error)) from error
+    return sha
+
+
+@contextmanager
+def hub_errors(kind: Kind, name: str, offline: bool) -> Iterator[None]:
+    """Turn any failure to read `name` from the Hub into one sentence that says what to do."""
+    try:
+        yield
+    except FfnskipError:
+        raise
+    except Exception as error:
+        raise FfnskipError(_sentence(error, kind, name, offline)) from error
+
+
+def _sentence(error: Exception, kind: Kind, name: str, offline: bool) -> str:
+    instead = f"or name {_INSTEAD[kind]}"
+    match error:
+        case HFValidationError():
+            return f"{name!r} is neither a file or folder here nor a {kind} id like org/name: check it, {instead}"
+        case GatedRepoError():
+            return f"the {kind} {name} is gated: accept its terms on the Hugging Face Hub and set HF_TOKEN, {instead}"
+        case RevisionNotFoundError():
+            return f"the {kind} {name} has no such revision on the Hugging Face Hub: name another branch, tag or commit"
+        case RepositoryNotFoundError():
+            return (
+                f"the Hugging Face Hub shows no {kind} {name}: check the spelling, set HF_TOKEN if it is private, "
+                + instead
+            )
+        case OSError() if offline:
+            return (
+                f"the {kind} {name} is not in the local Hugging Face cache and this run is offline: "
+                f"{_TO_CACHE[kind]}, {instead}"
+            )
+        case OSError():
+            return (
+                f"the {kind} {name} could not be fetched from the Hugging Face Hub ({reason(error)}): "
+                f"pass --offline {_IF_CACHED[kind]}, {instead}"
+            )
+    return f"the {kind} {name} cannot be read: {reason(error)}"

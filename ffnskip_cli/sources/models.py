@@ -1,0 +1,239 @@
+"""Load a causal language model and its tokenizer by the name that a user gives."""
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import is_offline_mode, snapshot_download
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from ffnskip.errors import FfnskipError
+from ffnskip_cli.sources.cache import build_once, cache_dir, sha256_file
+from ffnskip_cli.sources.demo import DEMO_MODEL_SHA256, demo_model_file
+from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, reason
+
+DEMO_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_DTYPES: dict[str, torch.dtype | str] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_VOCABULARIES = ["tokenizer.json", "*.model", "*.tiktoken", "*vocab*"]
+_HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt"]
+# Sub-folders hold other formats, and consolidated*.safetensors the same weights once more under other names.
+_HUB_EXTRAS = ["*/*", "consolidated*.safetensors"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode without gradients, its tokenizer, and what identifies the pair to others.
+
+    `id` is a Hub id or a base name, never a path; `revision` a Hub commit (40 hex digits) or None; `gguf_sha256` the
+    hash of the `.gguf` file that the weights came from, or None.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    id: str
+    revision: str | None = None
+    gguf_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class _Located:
+    folder: Path
+    id: str
+    revision: str | None = None
+    gguf_sha256: str | None = None
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    offline: bool = False,
+) -> LoadedModel:
+    """Load `demo`, a local folder, a `.gguf` file, or `org/name[@revision]` from the Hugging Face Hub.
+
+    `dtype` is auto (as stored), float32, bfloat16 or float16; `device` is auto (cuda if there is one, or else cpu) or a
+    torch device. Only safetensors and GGUF weights are read, GGUF as bfloat16. Raises FfnskipError for anything that
+    cannot be loaded.
+    """
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    torch_dtype, torch_device = _parse_dtype(dtype), _parse_device(device)
+    located = _locate(name, revision, trust_remote_code, offline)
+    # Everything is on disk by now, except code that a model's config borrows from a second repository.
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": offline or not trust_remote_code}
+    _check_folder(located.folder, name, options)
+    tokenizer = _load_tokenizer(located.folder, name, options)
+    model = _load_weights(located.folder, name, dtype=torch_dtype, use_safetensors=True, **options)
+    model.config._name_or_path = tokenizer.name_or_path = located.id
+    with _one_sentence(name):
+        model.eval().requires_grad_(False).to(torch_device)
+    return LoadedModel(model, tokenizer, located.id, located.revision, located.gguf_sha256)
+
+
+def _parse_dtype(name: str) -> torch.dtype | str:
+    if name not in _DTYPES:
+        raise FfnskipError(f"unknown dtype {name!r}: use one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _parse_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # an assertion is how torch says that it was built without CUDA
+        raise FfnskipError(f"device {name!r} cannot be used here: try auto, cpu or cuda") from error
+    return device
+
+
+def _locate(name: str, revision: str | None, trust_remote_code: bool, offline: bool) -> _Located:
+    base, _, at_revision = name.partition("@")
+    if name == "demo" or os.path.exists(name):
+        if revision:
+            raise FfnskipError(f"a revision goes only with a Hub id, and {name} is none: leave --revision out")
+        return _locate_local(name, offline)
+    if base == "demo" or os.path.exists(base):
+        raise FfnskipError(f"a revision goes only with a Hub id, and {base} is none: leave @{at_revision} out")
+    if looks_like_path(base, (".gguf",)):
+        raise FfnskipError(f"no such file or folder: {name}")
+    if revision and at_revision and revision != at_revision:
+        raise FfnskipError(f"{name} and --revision {revision} name two revisions: give only one of them")
+    return _fetch(base, revision or at_revision or None, trust_remote_code, offline)
+
+
+def _locate_local(name: str, offline: bool) -> _Located:
+    if name == "demo":
+        gguf = demo_model_file(offline)
+        return _Located(_dequantized(gguf, DEMO_MODEL_SHA256), DEMO_MODEL_ID, gguf_sha256=DEMO_MODEL_SHA256)
+    path = Path(os.path.abspath(name))  # a symbolic link keeps its own name: files in the Hub's cache are links
+    if path.is_dir():
+        return _Located(path, path.name)
+    if path.suffix.lower() != ".gguf":
+        raise FfnskipError(f"{name} is neither a folder nor a .gguf file: name the folder that holds config.json")
+    with _one_sentence(name):
+        sha256 = sha256_file(path)
+    return _Located(_dequantized(path, sha256), path.name, gguf_sha256=sha256)
+
+
+def _fetch(name: str, revision: str | None, trust_remote_code: bool, offline: bool) -> _Located:
+    """Download what is missing of a Hub repository; the snapshot folder is named by its commit."""
+    offline = offline or is_offline_mode()
+    with hub_errors("model", name, offline):
+        if not offline:
+            commit_of("model", name, revision)  # fails in seconds where the download would wait for ever
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            local_files_only=offline,
+            allow_patterns=[*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES,
+            ignore_patterns=_HUB_EXTRAS,
+        )
+    return _Located(Path(folder), name, revision=Path(folder).name)
+
+
+def _dequantized(gguf: Path, sha256: str) -> Path:
+    """The folder with the weights of `gguf` in bfloat16 and its tokenizer, made once for each content of a file."""
+
+    def build(folder: Path) -> None:
+        source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
+        # The converter draws progress bars of its own that no setting turns off.
+        with _one_sentence(gguf.name), contextlib.redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+            config = GgufConfig(dequantize=True)
+            model = _load_weights(gguf.parent, gguf.name, dtype=torch.bfloat16, quantization_config=config, **source)
+            _forget_quantization(model)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    return build_once(cache_dir() / "gguf" / f"{sha256}-bfloat16", build)
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """Without this, transformers refuses to save a model that came from GGUF although its weights are plain now."""
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _check_folder(folder: Path, name: str, options: dict[str, Any]) -> None:
+    if not (folder / "config.json").is_file():
+        raise FfnskipError(f"{name} has no config.json: name a folder that save_pretrained wrote, or a .gguf file")
+    if not any(folder.glob("*.safetensors")):
+        raise FfnskipError(f"{name} has no safetensors weights, and pickled ones are not read: convert them first")
+    with _one_sentence(name):
+        config = AutoConfig.from_pretrained(folder, **options)
+    if not _is_causal_lm(config):
+        raise FfnskipError(f"{name} is no causal language model (its model type is {config.model_type})")
+
+
+def _is_causal_lm(config: PretrainedConfig) -> bool:
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    # BERT and its like load as causal models without complaint: only the name of the saved class tells.
+    other_task = [c for c in config.architectures or [] if re.search("For(?!CausalLM|ConditionalGeneration)[A-Z]", c)]
+    return (known or remote) and not other_task and not getattr(config, "is_encoder_decoder", False)
+
+
+def _load_tokenizer(folder: Path, name: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    # Without a vocabulary, transformers may build a tokenizer that knows nothing but its special tokens.
+    if not any(True for pattern in _VOCABULARIES for _ in folder.glob(pattern)):
+        raise FfnskipError(f"{name} has no tokenizer: add its tokenizer.json")
+    with _one_sentence(f"the tokenizer of {name}"):
+        return AutoTokenizer.from_pretrained(folder, **options)
+
+
+def _load_weights(folder: Path, name: str, **options: Any) -> PreTrainedModel:
+    """Load the weights and refuse what transformers would let pass: tensors that stay at their random start."""
+    with _one_sentence(name):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    absent = sorted({*report["missing_keys"], *(tensor for tensor, *_ in report["mismatched_keys"])})
+    if absent:
+        raise FfnskipError(
+            f"the weights of {name} do not fill the model that its config describes: {len(absent)} tensors are missing "
+            f"or have another shape, first {absent[0]}"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _one_sentence(name: str) -> Iterator[None]:
+    """Turn whatever transformers raises on a folder or file that it cannot load into one sentence."""
+    try:
+        yield
+    except FfnskipError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise FfnskipError(f"{name} does not fit into memory: try --dtype bfloat16 or --device cpu") from error
+    except Exception as error:  # a broken folder makes it raise nearly any class
+        if "trust_remote_code" in str(error):
+            raise FfnskipError(
+                f"{name} brings its own Python code: pass --trust-remote-code if you trust its authors"
+            ) from error
+        raise FfnskipError(f"{name} cannot be loaded: {reason(error)}") from error

@@ -1,0 +1,30 @@
+"""The ffnskip runtime: load a skip profile and decode a Hugging Face model with it.
+
+>>> import ffnskip
+>>> applied = ffnskip.apply(model, "profile.yaml")
+>>> model.generate(**inputs)
+>>> applied.stats.skip_ratio
+"""
+
+from ffnskip.apply import apply
+from ffnskip.decode import Sampling, decode
+from ffnskip.errors import FfnskipError, ProfileError, UnsupportedModelError
+from ffnskip.profile import Profile, load_profile, save_profile
+from ffnskip.stats import SkipStats
+from ffnskip.wrap import Applied
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Applied",
+    "FfnskipError",
+    "Profile",
+    "ProfileError",
+    "Sampling",
+    "SkipStats",
+    "UnsupportedModelError",
+    "apply",
+    "decode",
+    "load_profile",
+    "save_profile",
+]

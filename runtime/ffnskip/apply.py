@@ -1,0 +1,123 @@
+"""Put a profile on a Hugging Face model, and prove that it is on.
+
+Frameworks that replace a layer's forward, or models that do not call their FFN as expected, would otherwise make
+skipping a silent no-op, or damage the model in silence.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ffnskip.errors import UnsupportedModelError
+from ffnskip.identity import check_identity
+from ffnskip.layers import ffn_sites, watch
+from ffnskip.profile import Profile, load_profile
+from ffnskip.walk import Mode
+from ffnskip.wrap import Applied, SkippableFFN, refuse_second_profile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_CHECK_TOKENS = 8
+
+
+def apply(
+    model: PreTrainedModel,
+    profile: Profile | str | os.PathLike[str],
+    *,
+    mode: Mode = "decode",
+    threshold: float | None = None,
+    check: bool = True,
+) -> Applied:
+    """Make `model` skip FFN blocks as `profile` says, in place.
+
+    >>> with ffnskip.apply(model, "profile.yaml") as applied:
+    ...     model.generate(**inputs)
+    ...     print(applied.stats.skip_ratio)
+
+    Args:
+        model: a Hugging Face decoder. Its weights stay where they are.
+        profile: a profile, or the path of one.
+        mode: `decode` for generation: the prompt and the first `warm_up` generated tokens run dense. `score` for full
+            forward passes: every position from `warm_up` on may skip, as if it had been generated.
+        threshold: replaces the profile's.
+        check: prove on the model itself, with two short forward passes, that the profile does what it says.
+
+    Raises:
+        ProfileError: the profile cannot be read or belongs to another model.
+        UnsupportedModelError: the model's FFNs cannot be wrapped, or the self-check failed.
+    """
+    if not isinstance(profile, Profile):
+        profile = load_profile(profile)
+    check_identity(profile, model)
+    if threshold is not None:
+        profile = profile.model_copy(update={"skip": profile.skip.model_copy(update={"threshold": threshold})})
+    if check:
+        self_check(model, profile)
+    return Applied(model, profile, mode)
+
+
+@torch.inference_mode()
+def self_check(model: PreTrainedModel, profile: Profile) -> None:
+    """Run a few tokens without and with wrapped FFNs, and compare.
+
+    Proves that every FFN is found where its residual stream is; that the wrapped ones are called once per pass and see
+    every token; and that with a threshold no similarity can reach, so that the rule runs but nothing is skipped, the
+    logits are bit-identical to the untouched model's.
+
+    Raises:
+        UnsupportedModelError: naming what does not hold.
+    """
+    refuse_second_profile(model)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    device = torch.device("cpu") if model.device.type == "meta" else model.device  # offloaded: accelerate moves them
+    tokens = torch.arange(_CHECK_TOKENS, device=device)[None] * 7919 % vocabulary
+    plain = _check_residual(model, tokens)
+    settings = profile.skip.model_copy(update={"threshold": 2.0, "warm_up": 0, "refresh_every": None})
+    with Applied(model, profile.model_copy(update={"skip": settings}), "score") as applied:
+        wrapped: Tensor = model(tokens, use_cache=False).logits
+        calls = [site.layer.mlp.calls for site in ffn_sites(model) if isinstance(site.layer.mlp, SkippableFFN)]
+        checked = applied.stats.checked[profile.skip.cold_s : profile.skip.cold_e - 1]
+    if calls != [1] * (profile.skip.cold_e - profile.skip.cold_s):
+        raise UnsupportedModelError("Self-check failed: the model does not call every wrapped FFN once per pass.")
+    if any(count != _CHECK_TOKENS for count in checked):
+        raise UnsupportedModelError("Self-check failed: the rule did not see every token in every layer.")
+    if not torch.equal(plain, wrapped):
+        raise UnsupportedModelError(
+            "Self-check failed: with skipping disabled the logits are not the model's own (is it in eval mode?)."
+        )
+
+
+def _check_residual(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """The untouched model's logits, after checking that each layer's output is ``h + f`` (plus parallel attention)."""
+    sites = ffn_sites(model)
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    entered: dict[int, Tensor] = {}
+    left: dict[int, Tensor] = {}
+
+    def keep_output(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        entered[len(left)] = args[0]
+        left[len(left)] = output if isinstance(output, Tensor) else output[0]
+
+    hooks = [site.layer.register_forward_hook(keep_output) for site in sites]
+    try:
+        with watch(model, lambda layer, h, f: seen.__setitem__(layer, (h, f))):
+            logits: Tensor = model(tokens, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(seen) != len(sites):
+        raise UnsupportedModelError("Self-check failed: the model does not call the FFN of every layer.")
+    for layer, (h, f) in seen.items():
+        if torch.equal(h, entered[layer]):
+            continue  # parallel residual: attention reads the same stream and is added together with f
+        same_shape = left[layer].shape == h.shape
+        if not same_shape or not torch.allclose(left[layer], h + f, rtol=0.02, atol=0.02 * float(f.abs().max())):
+            raise UnsupportedModelError(
+                f"Self-check failed: layer {layer} does not add its FFN's output to the stream."
+            )
+    return logits

@@ -1,0 +1,83 @@
+"""When to skip: pure functions of tensors.
+
+The rule is FFN-SkipLLM's Algorithm 1 (Jaiswal et al., EMNLP 2024). For one token, walk the layers of the skip region.
+While the token is not triggered, run the FFN and compare ``cos(h, h + f)`` with the threshold. Once it passes, the
+token is triggered and the following FFNs are skipped: all up to ``cold_e``, or ``window`` of them, after which
+comparing starts again.
+
+The state of a token is one integer, ``remaining``: how many of the next FFNs it still skips (0 = not triggered).
+The runtime, which meets one layer at a time, and `simulate`, which has every similarity at hand, share `arm`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ffnskip.profile import Skip
+
+
+def similarity(h: Tensor, f: Tensor) -> Tensor:
+    """``cos(h, h + f)`` over the hidden axis: how little the FFN turns the residual stream.
+
+    Args:
+        h: residual stream entering the FFN block, ``[..., hidden]``.
+        f: what the block adds to it, ``[..., hidden]``.
+
+    Returns:
+        ``[...]`` in [-1, 1]. Computed in float32 at least: near 1, bfloat16 has a resolution of 0.004 only.
+    """
+    wide = torch.promote_types(h.dtype, torch.float32)
+    h = h.to(wide)
+    return F.cosine_similarity(h, h + f.to(wide), dim=-1)
+
+
+def may_skip(index: Tensor, skip: Skip) -> Tensor:
+    """Which tokens the rule applies to at all: those past warm-up that `refresh_every` does not run dense.
+
+    Args:
+        index: ``[...]`` integers: how many tokens of the sequence came before, counted from the first generated one in
+            decode mode and from the first of all in score mode.
+        skip: the profile's settings.
+
+    Returns:
+        ``[...]`` bool.
+    """
+    past = index - skip.warm_up
+    allowed = past >= 0
+    if skip.refresh_every is not None:
+        allowed &= (past + 1) % skip.refresh_every != 0
+    return allowed
+
+
+def reach(skip: Skip) -> int:
+    """How many FFNs one trigger skips at most."""
+    whole_region = skip.cold_e - skip.cold_s
+    return whole_region if skip.window is None else min(skip.window, whole_region)
+
+
+def arm(similarity: Tensor, threshold: float, reach: int) -> Tensor:
+    """The new ``remaining`` of tokens whose FFN has just run: ``reach`` where the rule fires, else 0. ``[...]`` int."""
+    return (similarity >= threshold).to(torch.int32) * reach
+
+
+def simulate(similarities: Tensor, allowed: Tensor, skip: Skip) -> Tensor:
+    """The decisions that Algorithm 1 takes on recorded similarities.
+
+    Exact for each token taken alone. In a running model a skip also changes the similarities of later layers and
+    tokens, so what a threshold really does is measured by `ffnskip_cli.calibration.verify`.
+
+    Args:
+        similarities: ``[tokens, n_layers]``.
+        allowed: ``[tokens]`` bool, from `may_skip`.
+        skip: the rule's settings.
+
+    Returns:
+        ``[tokens, n_layers]`` bool: True where the FFN is skipped.
+    """
+    skipped = torch.zeros_like(similarities, dtype=torch.bool)
+    remaining = torch.zeros(similarities.shape[0], dtype=torch.int32, device=similarities.device)
+    for layer in range(skip.cold_s, skip.cold_e):
+        skipped[:, layer] = remaining > 0
+        armed = arm(similarities[:, layer], skip.threshold, reach(skip)) * allowed
+        remaining = torch.where(skipped[:, layer], remaining - 1, armed)
+    return skipped

@@ -1,0 +1,51 @@
+"""What a runtime skipped, in integers that can be added up."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class SkipStats:
+    """Counts over the forward passes since the last reset. All are numbers of tokens.
+
+    Attributes:
+        n_layers: decoder layers of the model.
+        tokens: tokens past warm-up.
+        warm_up_tokens: tokens of the sequences' warm-up, which ran dense. A decode's prompt counts in neither.
+        never_skipped: tokens past warm-up in which no FFN was skipped.
+        skipped: per layer, tokens past warm-up whose FFN was skipped.
+        checked: per layer, tokens for which the similarity was computed.
+        first_skipped: per layer, tokens whose first skipped FFN is this layer's.
+    """
+
+    n_layers: int
+    tokens: int = 0
+    warm_up_tokens: int = 0
+    never_skipped: int = 0
+    skipped: list[int] = field(default_factory=list)
+    checked: list[int] = field(default_factory=list)
+    first_skipped: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for counts in self._per_layer():
+            counts.extend([0] * (self.n_layers - len(counts)))
+
+    @property
+    def skip_ratio(self) -> float:
+        """Skipped FFN blocks / (n_layers x tokens past warm-up); 0 when no token got past warm-up."""
+        return sum(self.skipped) / (self.n_layers * self.tokens) if self.tokens else 0.0
+
+    @property
+    def never_skip_fraction(self) -> float:
+        """Tokens past warm-up without any skip / tokens past warm-up (the paper's worst case); 1 when there is none."""
+        return self.never_skipped / self.tokens if self.tokens else 1.0
+
+    def add(self, other: "SkipStats") -> None:
+        """Add another run's counts to these."""
+        self.tokens += other.tokens
+        self.warm_up_tokens += other.warm_up_tokens
+        self.never_skipped += other.never_skipped
+        for mine, theirs in zip(self._per_layer(), other._per_layer(), strict=True):
+            mine[:] = [a + b for a, b in zip(mine, theirs, strict=True)]
+
+    def _per_layer(self) -> tuple[list[int], list[int], list[int]]:
+        return self.skipped, self.checked, self.first_skipped

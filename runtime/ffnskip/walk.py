@@ -1,0 +1,110 @@
+"""The state of one forward pass: which tokens may skip, which are skipping, and what has been counted."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ffnskip.profile import Skip
+from ffnskip.rules import arm, may_skip, reach, similarity
+from ffnskip.stats import SkipStats
+
+Mode = Literal["decode", "score"]
+
+
+class Walk:
+    """Walks each forward pass's tokens through the skip region; shared by all wrapped FFNs of a model.
+
+    Tokens are the ``N = batch x sequence`` positions of the pass, flattened. In `decode` mode a pass over several
+    tokens, or the first pass over a sequence, is a prompt and runs dense; each later pass brings one generated token
+    per row. In `score` mode every position counts as generated, so that one full forward exercises the rule.
+    """
+
+    def __init__(self, skip: Skip, n_layers: int, mode: Mode) -> None:
+        self.skip = skip
+        self.mode: Mode = mode
+        self.stats = SkipStats(n_layers)
+        self._reach = reach(skip)
+        self._prompt_length: Tensor | None = None  # [batch]
+        self._clear()
+
+    def _clear(self) -> None:
+        self.active = False
+        self._past = self._allowed = self._remaining = self._ever = torch.empty(0)
+
+    def begin(self, position: Tensor, mask: Tensor | None) -> None:
+        """Start a forward pass.
+
+        Args:
+            position: ``[batch, sequence]`` integers, the tokens' positions in their sequences.
+            mask: ``[batch, sequence]`` bool, False on padding; None where there is none.
+        """
+        self._clear()
+        index = self._generated_index(position)
+        if index is None:
+            return
+        real = torch.ones_like(index, dtype=torch.bool) if mask is None else mask
+        past = ((index >= self.skip.warm_up) & real).flatten()
+        self.stats.tokens += (n_past := int(past.sum()))
+        self.stats.warm_up_tokens += int(real.sum()) - n_past
+        if n_past == 0:
+            return
+        self.active = True
+        self._past = past
+        self._allowed = may_skip(index, self.skip).flatten() & past
+        self._remaining = torch.zeros_like(past, dtype=torch.int32)
+        self._ever = torch.zeros_like(past)
+
+    def _generated_index(self, position: Tensor) -> Tensor | None:
+        """``[batch, sequence]``: how many generated tokens came before each; None for a pass over a prompt."""
+        if self.mode == "score":
+            return position
+        if position.shape[1] > 1 or not bool(position.any()):
+            self._prompt_length = position.amax(dim=1) + 1
+            return None
+        if self._prompt_length is None or self._prompt_length.shape[0] != position.shape[0]:
+            self._prompt_length = position[:, 0]  # the cache was filled before the profile was applied
+        return position - self._prompt_length[:, None].to(position.device)
+
+    def skipping(self, layer: int, device: torch.device) -> Tensor:
+        """Which tokens skip this layer's FFN, ``[N]`` bool; they count as skipped from now on."""
+        self._move(device)
+        skipping = self._remaining > 0
+        n_skipping = int(skipping.sum())
+        if n_skipping:
+            self.stats.skipped[layer] += n_skipping
+            self.stats.first_skipped[layer] += int((skipping & ~self._ever).sum())
+            self._ever |= skipping
+            self._remaining -= skipping.to(torch.int32)
+        return skipping
+
+    def observe(self, layer: int, h: Tensor, f: Tensor, rows: Tensor | None) -> None:
+        """Compare the tokens whose FFN ran.
+
+        Args:
+            layer: whose FFN it was.
+            h: residual stream entering the FFN, ``[n, hidden]``.
+            f: what the FFN adds, ``[n, hidden]``.
+            rows: ``[n]`` indices of the n tokens among the N of the pass; None when all ran.
+        """
+        if layer + 1 >= self.skip.cold_e:
+            return  # nothing is left to skip
+        allowed = self._allowed if rows is None else self._allowed[rows]
+        self.stats.checked[layer] += int(allowed.sum())
+        armed = arm(similarity(h, f), self.skip.threshold, self._reach) * allowed
+        if rows is None:
+            self._remaining = armed
+        else:
+            self._remaining[rows] = armed
+
+    def end(self) -> None:
+        """Finish the forward pass."""
+        if self.active:
+            self.stats.never_skipped += int((self._past & ~self._ever).sum())
+        self._clear()
+
+    def _move(self, device: torch.device) -> None:
+        """Follow the hidden states when the layers of a model lie on several devices."""
+        if self._remaining.device != device:
+            self._remaining = self._remaining.to(device)
+            self._allowed, self._past, self._ever = (t.to(device) for t in (self._allowed, self._past, self._ever))

@@ -1,0 +1,178 @@
+"""The wrapped model: FFN modules that may skip, and the hooks that tell them where in the text they are.
+
+Each FFN module of the skip region is replaced by a `SkippableFFN` that holds it; nothing of the model is copied or
+subclassed, and `Applied.remove` restores the very same module objects.
+"""
+
+from __future__ import annotations
+
+import inspect
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ffnskip.errors import FfnskipError
+from ffnskip.layers import FFNSite, decoder, ffn_sites
+from ffnskip.profile import Profile
+from ffnskip.stats import SkipStats
+from ffnskip.walk import Mode, Walk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class SkippableFFN(nn.Module):
+    """Stands where a decoder layer's FFN stood, and runs it only for the tokens that do not skip.
+
+    In sandwich-norm models it holds the norm behind the FFN too, so that what it returns is what is added to the
+    residual stream (`ffnskip.layers.FFNSite`).
+    """
+
+    def __init__(self, ffn: nn.Module, norm_after: nn.Module | None, site: FFNSite, index: int, walk: Walk) -> None:
+        super().__init__()
+        self.ffn = ffn
+        self.norm_after = norm_after
+        self.calls = 0
+        self._site = site
+        self._index = index
+        self._walk = walk
+        self._h: Tensor | None = None
+
+    def enter(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Forward pre-hook of the norm in front: keep the residual stream it reads."""
+        self._h = args[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` and the result ``[batch, sequence, hidden]``."""
+        self.calls += 1
+        h = x if self._site.norm_before is None else self._h
+        self._h = None  # hold no activations longer than the layer does
+        if not self._walk.active:
+            return self._run(x)
+        assert h is not None, "the norm in front of the FFN was not called"
+        return self._run_unless_skipped(x, h.flatten(0, -2))
+
+    def _run(self, x: Tensor) -> Tensor:
+        f: Tensor = self.ffn(x)
+        return f if self.norm_after is None else self.norm_after(f)
+
+    def _added(self, f: Tensor) -> Tensor:
+        return f if self._site.scale == 1.0 else f * self._site.scale
+
+    def _run_unless_skipped(self, x: Tensor, h: Tensor) -> Tensor:
+        skipping = self._walk.skipping(self._index, x.device)
+        if not skipping.any():
+            f = self._run(x)
+            self._walk.observe(self._index, h, self._added(f.flatten(0, -2)), None)
+            return f
+        rows = (~skipping).nonzero().squeeze(1)
+        if not len(rows):
+            return torch.zeros_like(x)
+        f = self._run(x.flatten(0, -2)[None, rows])[0]
+        self._walk.observe(self._index, h[rows], self._added(f), rows)
+        output = f.new_zeros(x.shape)  # under autocast f is narrower than x
+        output.view(-1, output.shape[-1])[rows] = f
+        return output
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The weights under the names they have without the wrapper, so that a model saved meanwhile is complete."""
+        if self.norm_after is not None:
+            norm_prefix = f"{prefix.removesuffix('mlp.')}{self._site.norm_after}."
+            self.norm_after.state_dict(*args, prefix=norm_prefix, **kwargs)
+        return self.ffn.state_dict(*args, prefix=prefix, **kwargs)
+
+
+def refuse_second_profile(model: PreTrainedModel) -> None:
+    """Raise FfnskipError when the model has a profile on."""
+    if any(isinstance(module, SkippableFFN) for module in model.modules()):
+        raise FfnskipError("The model already has a profile on: take it off with remove() first.")
+
+
+class Applied:
+    """A profile at work on a model. Also a context manager that takes the profile off at the end.
+
+    Attributes:
+        model: the model, which now skips.
+        profile: the profile at work, with the threshold that is used.
+    """
+
+    def __init__(self, model: PreTrainedModel, profile: Profile, mode: Mode) -> None:
+        refuse_second_profile(model)
+        self.model = model
+        self.profile = profile
+        self._walk = Walk(profile.skip, profile.model.n_layers, mode)
+        self._sites = list(enumerate(ffn_sites(model)))[profile.skip.cold_s : profile.skip.cold_e]
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._install()
+
+    @property
+    def stats(self) -> SkipStats:
+        """What was skipped since the profile was applied or `reset_stats` was called."""
+        return self._walk.stats
+
+    @property
+    def mode(self) -> Mode:
+        """`decode` (prompt dense) or `score` (every position counts as generated); may be set between passes."""
+        return self._walk.mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        self._walk.mode = mode
+
+    def reset_stats(self) -> None:
+        """Start counting anew."""
+        self._walk.stats = SkipStats(self.profile.model.n_layers)
+
+    def remove(self) -> None:
+        """Restore the model as it was. Does nothing the second time."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        for _, site in self._sites:
+            wrapper = site.layer.mlp
+            if isinstance(wrapper, SkippableFFN):
+                site.layer.mlp = wrapper.ffn
+                if site.norm_after is not None:
+                    setattr(site.layer, site.norm_after, wrapper.norm_after)
+
+    def __enter__(self) -> Applied:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def _install(self) -> None:
+        for index, site in self._sites:
+            wrapper = SkippableFFN(
+                site.layer.get_submodule("mlp"), site.child(site.norm_after), site, index, self._walk
+            )
+            if (norm_before := site.child(site.norm_before)) is not None:
+                self._hooks.append(norm_before.register_forward_pre_hook(wrapper.enter))
+            site.layer.mlp = wrapper
+            if site.norm_after is not None:
+                setattr(site.layer, site.norm_after, nn.Identity())
+        body = decoder(self.model)
+        self._signature = inspect.signature(body.forward)
+        self._hooks.append(body.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._hooks.append(body.register_forward_hook(self._end))
+
+    def _begin(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        tokens: Tensor = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+        batch, length = tokens.shape[:2]
+        position = given.get("position_ids")
+        if position is None:  # as every Hugging Face decoder fills it in
+            cache = given.get("past_key_values")
+            start = 0 if cache is None else cache.get_seq_length()
+            position = (torch.arange(length, device=tokens.device) + start)[None]
+        mask: Any = given.get("attention_mask")
+        plain = isinstance(mask, Tensor) and mask.dim() == 2  # prepared masks, 4-D or a dict of them, show no padding
+        mask = mask[:, -length:].bool() if plain else None  # the last columns belong to this pass's tokens
+        self._walk.begin(position.expand(batch, length), mask)
+
+    def _end(self, body: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        self._walk.end()

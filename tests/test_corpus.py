@@ -1,0 +1,199 @@
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
+
+import pytest
+import torch
+from sentences import sentence
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from ffnskip_cli.calibration import corpus
+from ffnskip_cli.calibration.corpus import Corpus, Part, build_corpus
+from ffnskip_cli.sources.text import TextSource
+
+BOS, EOS = 256, 257
+
+
+def source_of(documents: list[str], *, shuffled: bool = False) -> TextSource:
+    return TextSource(dataset="own", split="train", documents=lambda: iter(documents), shuffled=shuffled)
+
+
+def some_documents(n: int, seed: int = 0) -> list[str]:
+    generator = random.Random(seed)
+    return ["".join(generator.choices("abcdefgh ", k=generator.randint(20, 60))) for _ in range(n)]
+
+
+def digest(document: str) -> bytes:
+    return hashlib.sha256(document.encode()).digest()
+
+
+def build(source: TextSource, tokenizer: PreTrainedTokenizerFast, part: Part = "all", **options: int) -> Corpus:
+    return build_corpus(source, tokenizer, **{"tokens": 256, "sequence_length": 16, "seed": 0, **options}, part=part)
+
+
+@pytest.fixture
+def bos_tokenizer(byte_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return tokenizer
+
+
+def test_packing_by_hand(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = ["first document", "second one", "third"]
+    packed = build(source_of(documents, shuffled=True), byte_tokenizer, tokens=20, sequence_length=5)
+    expected: list[int] = []
+    for document in documents:
+        expected += [*byte_tokenizer(document)["input_ids"], EOS]
+    assert packed.tokens.tolist() == [expected[start : start + 5] for start in (0, 5, 10, 15)]
+    assert packed.tokens.dtype == torch.long
+
+
+def test_bos_starts_every_sequence_if_the_tokenizer_adds_it(
+    byte_tokenizer: PreTrainedTokenizerFast, bos_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = source_of(["a document of some length", "and another"], shuffled=True)
+    with_bos = build(source, bos_tokenizer, tokens=20, sequence_length=5).tokens
+    without = build(source, byte_tokenizer, tokens=16, sequence_length=4).tokens
+    assert with_bos[:, 0].tolist() == [BOS] * 4
+    assert torch.equal(with_bos[:, 1:], without)
+
+
+def test_tokenizer_without_eos(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer.backend_tokenizer)
+    packed = build(source_of(["abc", "defgh"], shuffled=True), tokenizer, tokens=8, sequence_length=4)
+    assert tokenizer.decode(packed.tokens.flatten()) == "abcdefgh"
+
+
+def test_same_seed_same_corpus_and_other_seed_other_order(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    source = source_of(some_documents(100))
+    one, same = build(source, byte_tokenizer, seed=1), build(source, byte_tokenizer, seed=1)
+    assert torch.equal(one.tokens, same.tokens)
+    assert (one.text_sha256, one.document_hashes) == (same.text_sha256, same.document_hashes)
+    other = build(source, byte_tokenizer, seed=2)
+    assert not torch.equal(one.tokens, other.tokens)
+    assert one.text_sha256 != other.text_sha256
+
+
+def test_the_global_random_state_is_left_alone(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    before = random.getstate(), torch.get_rng_state()
+    build(source_of(some_documents(20)), byte_tokenizer)
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_text_hash_is_over_the_documents_used_in_order(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    packed = build(source_of(["abcd", "efgh", "unused"], shuffled=True), byte_tokenizer, tokens=8, sequence_length=4)
+    assert packed.document_hashes == {digest("abcd"), digest("efgh")}
+    assert packed.text_sha256 == hashlib.sha256(digest("abcd") + digest("efgh")).hexdigest()
+
+
+def test_calibration_and_held_out_share_no_document(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = some_documents(400)
+    source = source_of(documents + documents[:200])
+    parts: list[Part] = ["calibration", "held-out", "all"]
+    calibration, held_out, everything = (build(source, byte_tokenizer, part, tokens=10**6) for part in parts)
+    assert not calibration.document_hashes & held_out.document_hashes
+    assert calibration.document_hashes | held_out.document_hashes == everything.document_hashes
+    assert everything.document_hashes == {digest(document) for document in documents}
+    assert 25 <= len(held_out.document_hashes) <= 80  # about one in eight
+
+
+def test_held_out_documents_do_not_depend_on_seed_or_company(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = some_documents(200)
+    one = build(source_of(documents), byte_tokenizer, "held-out", tokens=10**6, seed=1)
+    other = build(source_of(documents[::-1] + some_documents(50, seed=9)), byte_tokenizer, "held-out", tokens=10**6)
+    assert one.document_hashes < other.document_hashes
+
+
+def test_repeated_documents_are_used_once(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    packed = build(source_of(["repeated text"] * 50 + ["another"], shuffled=True), byte_tokenizer, sequence_length=4)
+    assert packed.tokens_used == (len("repeated text") + 1 + len("another")) // 4 * 4
+
+
+def test_excluded_documents_stay_out(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = some_documents(60)
+    source = source_of(documents)
+    options = {"tokens": 10**6, "sequence_length": 16, "seed": 0}
+    exclude = frozenset(digest(document) for document in documents[:30])
+    packed = build_corpus(source, byte_tokenizer, **options, part="all", exclude=exclude)
+    assert packed.document_hashes == {digest(document) for document in documents[30:]}
+
+
+def test_a_shortfall_is_recorded(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    packed = build(source_of(["x" * 37]), byte_tokenizer, tokens=1000, sequence_length=16)
+    assert packed.tokens.shape == (2, 16)
+    assert (packed.tokens_requested, packed.tokens_used) == (1000, 32)
+
+
+def test_only_whole_sequences_are_used(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    packed = build(source_of(some_documents(50)), byte_tokenizer, tokens=100, sequence_length=16)
+    assert (packed.tokens_requested, packed.tokens_used) == (100, 96)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tokens": 15, "sequence_length": 16}, "15 tokens are less than one sequence of 16"),
+        ({"tokens": 64, "sequence_length": 1}, "at least 2"),
+        ({"tokens": 64, "sequence_length": 64}, "has only 11 tokens"),
+    ],
+)
+def test_less_than_one_sequence(byte_tokenizer: PreTrainedTokenizerFast, options: dict[str, int], words: str) -> None:
+    assert words in sentence(lambda: build(source_of(["eleven byte"]), byte_tokenizer, **options))
+
+
+def test_nothing_held_out(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    assert "the held-out text of own has only 0 tokens" in sentence(
+        lambda: build(source_of([]), byte_tokenizer, "held-out")
+    )
+
+
+def test_an_endless_stream_is_read_only_as_far_as_needed(
+    byte_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "_WINDOW_CHARACTERS", 1000)
+    read: list[str] = []
+
+    def documents() -> Iterator[str]:
+        for number in count():
+            read.append(f"document {number:091}")  # a hundred characters
+            yield read[-1]
+
+    source = TextSource(dataset="stream", documents=documents)
+    packed = build(source, byte_tokenizer, tokens=1504)
+    assert packed.tokens_used == 1504
+    assert len(read) == 20  # two windows: the first has 1,000 tokens, and a mixed window is read to its end
+    first = {digest(document) for document in read[:10]}
+    assert first < packed.document_hashes
+
+    read.clear()
+    build(replace(source, shuffled=True), byte_tokenizer, tokens=256)
+    assert len(read) == 3
+
+
+def test_a_small_source_comes_out_mixed(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = some_documents(30)
+    packed = build(source_of(documents), byte_tokenizer, tokens=320, sequence_length=16)
+    assert packed.document_hashes != {digest(document) for document in documents[: len(packed.document_hashes)]}
+
+
+def test_origin_is_kept(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    source = replace(source_of(some_documents(20)), config="en", revision="f" * 40)
+    packed = build(source, byte_tokenizer)
+    assert (packed.dataset, packed.config, packed.split, packed.revision) == ("own", "en", "train", "f" * 40)
+
+
+def test_long_documents_cause_no_warning(
+    byte_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer.backend_tokenizer, model_max_length=64)
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    logging.set_verbosity_warning()
+    build(source_of(["long " * 100]), tokenizer, tokens=496)
+    assert not caplog.records

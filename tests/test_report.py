@@ -1,0 +1,183 @@
+"""Tables, the curve of characters, and the plot."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import make_profile
+
+from ffnskip.errors import FfnskipError
+from ffnskip.profile import Profile, SimilarityCurve
+from ffnskip_cli.report.curve import draw
+from ffnskip_cli.report.plot import plot_similarity
+from ffnskip_cli.report.tables import Column, print_json, render
+
+COLUMNS = [Column("name", "row"), Column("ratio", "skipped", ".1%"), Column("speed", "tok/s", ".2f")]
+ROWS = [
+    {"name": "dense|[b]", "ratio": 0.0, "speed": 10.123456789},
+    {"name": "ffnskip", "ratio": 0.25, "speed": None},
+    {"name": "random", "ratio": float("nan"), "speed": float("inf")},
+]
+
+
+def profile_with_curve(mean: list[float], **overrides: Any) -> Profile:
+    curve = SimilarityCurve(mean=tuple(mean), low=tuple(x - 0.01 for x in mean), high=tuple(mean))
+    return make_profile(**{"threshold": 0.96, "similarity": curve.model_dump(), **overrides})
+
+
+MEAN = [0.06, 0.94, 0.95, 0.97, 0.98, 0.7]
+
+
+def test_a_table_shows_numbers_as_asked_and_a_dash_for_what_was_not_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    render(ROWS, COLUMNS, "table", title="speed [of] all")
+    title, header, _, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert title == ["speed", "[of]", "all"]
+    assert header == ["row", "skipped", "tok/s"]
+    assert rows[:3] == [["dense|[b]", "0.0%", "10.12"], ["ffnskip", "25.0%", "–"], ["random", "–", "–"]]
+
+
+def test_a_table_is_never_cut_off_or_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    wide = [Column(f"c{i}", f"c{i}") for i in range(20)]
+    render([{column.key: "x" * 60 for column in wide}], wide)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["x" * 60] * 20
+    assert not any(line.endswith(" ") for line in lines)
+
+
+def test_markdown_escapes_bars_and_aligns_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    render(ROWS[:2], COLUMNS, "md", title="speed")
+    assert capsys.readouterr().out.splitlines() == [
+        "## speed",
+        "",
+        "| row | skipped | tok/s |",
+        "|:---|---:|---:|",
+        "| dense\\|[b] | 0.0% | 10.12 |",
+        "| ffnskip | 25.0% | – |",
+        "",
+    ]
+
+
+def test_csv_has_keys_full_numbers_and_nothing_for_what_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    render([*ROWS, {"name": 'a "b", c'}], COLUMNS, "csv", title="left out")
+    assert list(csv.reader(io.StringIO(capsys.readouterr().out))) == [
+        ["name", "ratio", "speed"],
+        ["dense|[b]", "0.0", "10.123456789"],
+        ["ffnskip", "0.25", ""],
+        ["random", "", ""],
+        ['a "b", c', "", ""],
+    ]
+
+
+def test_json_is_one_document_of_shortest_numbers_without_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"rows": [{"a": 0.1, "b": float("nan"), "c": (1, float("-inf"), None, "–")}]})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"rows": [{"a": 0.1, "b": None, "c": [1, None, None, "–"]}]}
+    assert '"a": 0.1,' in out
+
+
+def rows_of(profile: Profile) -> list[str]:
+    assert profile.similarity
+    return draw(profile.similarity, profile.skip).splitlines()[1:]
+
+
+def test_the_curve_has_a_row_for_every_layer_with_its_figures_and_its_region() -> None:
+    rows = [row.split() for row in rows_of(profile_with_curve(MEAN, cold_s=1, cold_e=5))[:6]]
+    assert [int(row[0]) for row in rows] == list(range(6))
+    assert [row[-1] for row in rows] == ["cold", "skip", "skip", "skip", "skip", "cold"]
+    assert [row[-5:-1] for row in rows][3] == ["0.9700", "0.9600", "–", "0.9700"]
+
+
+def bar_length(row: str) -> float:
+    return sum(1 if character == "█" else (" ▏▎▍▌▋▊▉".index(character) / 8) for character in row[7:47].strip(" ┊"))
+
+
+def test_bars_of_the_skip_region_are_told_apart_and_in_proportion_to_an_axis_that_ends_at_1() -> None:
+    lengths = [bar_length(row) for row in rows_of(profile_with_curve(MEAN, cold_s=1, cold_e=5))[1:5]]
+    floor = 1 - 1.1 * 0.06
+    assert lengths == pytest.approx([40 * (x - floor) / (1 - floor) for x in MEAN[1:5]], abs=1 / 16)
+    assert 0 < lengths[0] < lengths[-1] / 2
+
+
+def test_layers_far_below_the_skip_region_are_marked_instead_of_stretching_the_axis() -> None:
+    rows = rows_of(profile_with_curve(MEAN, cold_s=1, cold_e=5))
+    assert ["off the axis" in row for row in rows[:6]] == [True, False, False, False, False, True]
+
+
+def test_the_threshold_stands_in_one_column_right_of_the_bars_that_do_not_reach_it() -> None:
+    *rows, legend = rows_of(profile_with_curve(MEAN, cold_s=1, cold_e=5, threshold=0.96))
+    assert [row.find("┊") >= 0 for row in rows] == [True, True, True, False, False, True]
+    assert len({row.find("┊") for row in rows} - {-1}) == 1
+    assert legend.strip() == "┊ threshold 0.9600"
+
+
+@pytest.mark.parametrize("threshold", [-5.0, 1.5])
+def test_a_threshold_beyond_the_axis_is_not_drawn(threshold: float) -> None:
+    rows = rows_of(profile_with_curve(MEAN, threshold=threshold))
+    assert len(rows) == 6
+    assert "┊" not in "".join(rows)
+
+
+@pytest.mark.parametrize("mean", [[1.0] * 6, [-0.99] * 6, [0.9999, 1.0] * 3])
+def test_extreme_similarities_keep_every_row_equally_wide(mean: list[float]) -> None:
+    rows = rows_of(profile_with_curve(mean, threshold=5.0))
+    assert len({len(row) for row in rows}) == 1
+
+
+SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+
+
+@pytest.mark.parametrize("suffix", SIGNATURES)
+def test_a_plot_has_the_format_of_its_suffix_and_the_same_bytes_every_time(tmp_path: Path, suffix: str) -> None:
+    files = [tmp_path / f"{name}{suffix}" for name in ("first", "second")]
+    for file in files:
+        plot_similarity(profile_with_curve(MEAN), file)
+    first, second = (file.read_bytes() for file in files)
+    assert first.startswith(SIGNATURES[suffix])
+    assert first == second
+    assert b"date" not in first.lower()
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_a_plot_names_its_axes_threshold_and_regions(tmp_path: Path) -> None:
+    plot_similarity(profile_with_curve(MEAN), tmp_path / "curve.svg")
+    svg = (tmp_path / "curve.svg").read_text()
+    for words in (
+        "decoder layer",
+        "cos(h, h + FFN(h))",
+        "threshold 0.9600",
+        "cold region",
+        "10–90 % of tokens",
+        "0.95",
+    ):
+        assert words in svg
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"threshold": 9.0}, {"threshold": -1.0}, {"cold_s": 0, "cold_e": 6}, {"mean": [1.0] * 6}, {"mean": [-0.9] * 6}],
+)
+def test_unusual_profiles_can_be_plotted(tmp_path: Path, overrides: dict[str, Any]) -> None:
+    plot_similarity(profile_with_curve(overrides.pop("mean", MEAN), **overrides), tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 0
+
+
+def test_what_cannot_be_plotted_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FfnskipError, match=r"name a file that ends with \.png, \.svg or \.pdf"):
+        plot_similarity(profile_with_curve(MEAN), tmp_path / "curve.jpg")
+    with pytest.raises(FfnskipError, match="no similarity curve"):
+        plot_similarity(make_profile(), tmp_path / "curve.png")
+    with pytest.raises(FfnskipError, match="No such file or directory"):
+        plot_similarity(profile_with_curve(MEAN), tmp_path / "missing" / "curve.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(FfnskipError, match=r"pip install 'ffnskip\[plot\]'"):
+        plot_similarity(profile_with_curve(MEAN), tmp_path / "curve.png")
