@@ -62,6 +62,10 @@ class Speed:
         """Tokens per second, the middle run."""
         return median(self.samples)
 
+    def speedup_over(self, other: Speed) -> float:
+        """Median of the ratios to the other way's run on the same prompt, minutes of drift apart from other pairs."""
+        return median(mine / theirs for mine, theirs in zip(self.samples, other.samples, strict=True))
+
     @property
     def total_stats(self) -> SkipStats | None:
         """What was skipped over all runs; None for a way that does not count."""

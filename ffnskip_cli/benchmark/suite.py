@@ -128,7 +128,7 @@ def _timed(speeds: dict[str, Speed] | None, name: str, cost: ModelCost) -> dict[
             "max": max(speed.samples),
             "samples": speed.samples,
         },
-        "speedup": speed.median / speeds["dense"].median,
+        "speedup": speed.speedup_over(speeds["dense"]),
         "ceiling": cost.ceiling(stats),
         "decode_skip_ratio": stats.skip_ratio,
     }

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ffnskip.profile import Profile
     from ffnskip_cli.report.tables import Column
 
+NOISY = 0.25  # of the median; beyond it a difference of a few per cent between rows cannot be seen
+
 
 def command(
     model: options.ModelName,
@@ -91,6 +93,17 @@ def command(
         "rows": run_suite(loaded.model, skip_profile, text.tokens, plan, console.track),
     }
     _print(document, format)
+    _warn_if_noisy(document["rows"])
+
+
+def _warn_if_noisy(rows: list[dict[str, Any]]) -> None:
+    speeds = [row["tokens_per_second"] for row in rows if row["tokens_per_second"]]
+    spreads = [(speed["max"] - speed["min"]) / speed["median"] for speed in speeds]
+    if max(spreads, default=0.0) > NOISY:
+        console.warn(
+            f"The runs of one row differ by up to {max(spreads):.0%} of their median: the machine is busy, so the "
+            "speeds and the speed-up mean little. Repeat on a quiet machine or with more repetitions."
+        )
 
 
 def _parse_parts(measure: str) -> frozenset[str]:
