@@ -84,7 +84,7 @@ def _frame(
 ) -> None:
     """Skip the feed-forward blocks of a language model that hardly change its state, and measure what that costs.
 
-    Start with `ffnskip calibrate MODEL`, which writes a skip profile.
+    Start with `ffnskip calibrate demo --dataset demo --target 0.10`, which writes a skip profile.
     """
     if context.invoked_subcommand is None:
         print(context.get_help())

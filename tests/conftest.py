@@ -1,17 +1,22 @@
 """No test talks to the Hugging Face Hub; models and tokenizers are made in the process."""
 
 import os
+import random
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
+os.environ.pop("FORCE_COLOR", None)  # read by rich: with it, output would be coloured although it is no terminal
 
 from pathlib import Path
 
 import pytest
 import torch
+from pico import pico_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ffnskip_cli.sources.demo import demo_model_file as fetch_demo_model
+
+SPECIAL_BYTES = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": None}
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +50,28 @@ def pico_folder(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTra
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     byte_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def plateau_folder(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder with an eight-layer Llama model and its tokenizer; its FFNs of layers 1 to 6 change little."""
+    model = pico_model(vocab_size=258, max_position_embeddings=512, num_hidden_layers=8, **SPECIAL_BYTES)
+    with torch.no_grad():
+        for layer, scale in zip(model.model.layers, (1.0, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 2.0), strict=True):
+            layer.mlp.down_proj.weight *= scale
+    folder = tmp_path_factory.mktemp("models") / "plateau"
+    model.save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .txt file of 64,000 bytes, in which one document in eight is held out."""
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("text") / "log.txt"
+    path.write_text("\n\n".join("".join(draw.choices("abcdefgh ", k=1000)) for _ in range(64)))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -200,6 +200,23 @@ def test_a_model_that_does_something_else_with_its_ffn_fails_the_self_check(
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
+class Shell(nn.Module):
+    """Calls a decoder's forward past its hooks, which tell the rule where in the text it is."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.body, self.embed_tokens = body, body.embed_tokens
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.body.forward(*args, **kwargs)
+
+
+def test_a_decoder_that_is_called_past_its_hooks_fails_the_self_check(llama: PreTrainedModel) -> None:
+    llama.model = Shell(llama.model)
+    with pytest.raises(ffnskip.UnsupportedModelError, match="the rule did not see every token in every layer"):
+        ffnskip.apply(llama, pico_profile(llama))
+
+
 def test_an_ffn_that_returns_more_than_a_tensor_is_refused(llama: PreTrainedModel) -> None:
     layer: Any = ffn_sites(llama)[2].layer
     rewire(layer, lambda x: layer.mlp(x)[0])
@@ -261,3 +278,8 @@ def test_a_model_dispatched_by_accelerate_skips_all_the_same(
     with ffnskip.apply(llama, profile, mode="score") as applied:
         assert torch.equal(logits(llama), expected)
     assert applied.stats == whole.stats
+
+
+def test_an_unknown_mode_is_refused(llama: PreTrainedModel) -> None:
+    with pytest.raises(ffnskip.FfnskipError, match="decode, score"):
+        ffnskip.apply(llama, pico_profile(llama), mode="typo")  # type: ignore[arg-type]

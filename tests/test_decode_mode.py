@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 import ffnskip
 from ffnskip import Sampling
+from ffnskip.layers import ffn_sites
 from ffnskip.profile import Profile
 
 PROMPT, NEW = 7, 10
@@ -54,6 +55,21 @@ def test_prompt_and_warm_up_run_dense_and_then_tokens_skip(run: Runner) -> None:
     assert not torch.cat(passes[:4], dim=1).any()
     always = torch.tensor([False, False, True, True, True, False])
     assert torch.equal(torch.cat(passes[4:], dim=1), always.expand(3, NEW - 4, N_LAYERS))
+
+
+def test_an_ffn_that_every_row_skips_is_not_called() -> None:
+    model, calls = model_of(), [0] * N_LAYERS
+    ffns = [site.layer.get_submodule("mlp") for site in ffn_sites(model)]
+    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=3)):
+        hooks = [ffn.register_forward_hook(lambda module, *_: add_one(calls, ffns.index(module))) for ffn in ffns]
+        with_decode(model, TEXT)
+    for hook in hooks:
+        hook.remove()
+    assert calls == [NEW, NEW, 4, 4, 4, NEW]
+
+
+def add_one(counts: list[int], index: int) -> None:
+    counts[index] += 1
 
 
 @both_runners
@@ -112,12 +128,12 @@ def test_rows_of_a_padded_batch_decide_as_they_do_alone(run: Runner, name: str) 
 
 def test_padding_is_neither_skipped_nor_counted_in_score_mode() -> None:
     model, mask = model_of(), torch.ones_like(TEXT)
-    mask[1, :4] = 0
+    mask[1, 4:] = 0
     profile = pico_profile(model, threshold=-1.0, warm_up=2)
     with ffnskip.apply(model, profile, mode="score") as applied, decisions(model) as passes, torch.inference_mode():
-        model(TEXT, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
-    assert passes[0][..., 2].long().sum(dim=1).tolist() == [PROMPT - 2, PROMPT - 4 - 2, PROMPT - 2]
-    assert (applied.stats.tokens, applied.stats.warm_up_tokens) == (5 + 1 + 5, 2 + 2 + 2)
+        model(TEXT, attention_mask=mask)
+    assert passes[0][..., 2].long().sum(dim=1).tolist() == [PROMPT - 2, 4 - 2, PROMPT - 2]
+    assert (applied.stats.tokens, applied.stats.warm_up_tokens) == (5 + 2 + 5, 2 + 2 + 2)
 
 
 def naive_decode() -> tuple[Tensor, NaiveRun]:
@@ -191,20 +207,20 @@ def test_beams_are_rows_that_decide_alone() -> None:
     assert [int(tokens[..., 2].sum()) for tokens in passes] == [0] * 4 + [6] * (NEW - 4)
 
 
-def test_a_pass_that_fails_half_way_leaves_no_trace_in_the_next() -> None:
-    model, profile = model_of(), middle_profile()
+def test_a_pass_that_fails_half_way_leaves_the_next_prompt_dense() -> None:
+    model, past = model_of(), DynamicCache(config=model_of().config)
 
     def fail(*_: object) -> None:
         raise MemoryError
 
-    with ffnskip.apply(model, profile, mode="score"), decisions(model) as passes, torch.inference_mode():
-        expected = model(TEXT).logits
+    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=0)), decisions(model) as passes:
+        feed(model, TEXT, PROMPT - 1, past)
         hook = model.model.norm.register_forward_pre_hook(fail)
         with pytest.raises(MemoryError):
-            model(TEXT.flip(1))
+            feed(model, TEXT[:, :1], 1, past)
         hook.remove()
-        assert torch.equal(model(TEXT).logits, expected)
-    assert torch.equal(passes[0], passes[2])
+        feed(model, TEXT, PROMPT - 1)
+    assert [bool(tokens.any()) for tokens in passes] == [False, True, True, False, True]
 
 
 def sampled(**options: float) -> Tensor:

@@ -57,6 +57,8 @@ def test_the_hash_survives_a_round_trip_through_a_file(tmp_path: Any) -> None:
         ("hidden_act", "gelu"),
         ("rms_norm_eps", 1e-6),
         ("tie_word_embeddings", True),
+        ("head_dim", 16),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 5e5}),
     ],
 )
 def test_the_hash_differs_with_the_architecture(field: str, value: object) -> None:

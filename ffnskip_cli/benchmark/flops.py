@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ffnskip.identity import head_dim
 from ffnskip.layers import ffn_sites
 from ffnskip.stats import SkipStats
 
@@ -66,14 +67,12 @@ def model_cost(model: PreTrainedModel) -> ModelCost:
     config = model.config.get_text_config()
     ffns = [_weights(site.layer.get_submodule("mlp"), config) for site in ffn_sites(model)]
     everything = _weights(model, config)
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     per_layer = _Weights(sum(w.flops for w in ffns) / len(ffns), sum(w.bytes for w in ffns) / len(ffns))
     return ModelCost(
         n_layers=len(ffns),
         ffn_flops=per_layer.flops,
         other_flops=everything.flops - per_layer.flops * len(ffns),
-        flops_per_key=4 * heads * head_dim * len(ffns),
+        flops_per_key=4 * config.num_attention_heads * head_dim(config) * len(ffns),
         check_flops=SIMILARITY_FLOPS_PER_CHANNEL * config.hidden_size,
         ffn_bytes=per_layer.bytes,
         all_bytes=everything.bytes,

@@ -7,6 +7,8 @@ from ffnskip.errors import FfnskipError
 
 PROMPT_TOKENS = GENERATED_TOKENS = 128  # of the paper's calibration, for `on="generated"`
 
+_LARGEST = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -38,6 +40,9 @@ class Settings:
         for target in self.targets:
             if not 0.0 < target < 1.0:
                 raise FfnskipError(f"The target {target:g} is not a ratio between 0 and 1, such as 0.10.")
+        largest = max(self.tokens, self.eval_tokens, self.window or 0, self.refresh_every or 0)
+        if largest > _LARGEST:
+            raise FfnskipError(f"{largest} is larger than any number in a profile: ask for less.")
         recorded = self.sequence_length if self.on == "text" else GENERATED_TOKENS
         if self.warm_up > recorded - 2:
             raise FfnskipError(

@@ -95,7 +95,7 @@ def evaluation_name(profile: Profile) -> str:
         raise FfnskipError(
             f"The profile was measured on the local file {text.dataset}: name it, or another text, with --eval-dataset."
         )
-    return ":".join(part for part in (text.dataset, text.config, text.split) if part)
+    return f"{text.dataset}:{text.config or ''}:{text.split or ''}".rstrip(":")
 
 
 def _open(name: str, loaded: LoadedModel, seed: int, offline: bool) -> TextSource:

@@ -49,11 +49,15 @@ def measure_ratio(model: PreTrainedModel, profile: Profile, record: Record, trac
 def verify(model: PreTrainedModel, profile: Profile, record: Record, target: float, track: Track) -> Verified:
     """Correct the profile's threshold in closed loop.
 
-    Each round asks the simulation for as much more or less as the last measurement fell short or over.
+    Each round asks the simulation for the ratio at which the measured one should meet the target, on the straight line
+    between the closest measurements below and above it. Two points are known before the first: what skips never, and
+    what skips always, does so in the running model too.
 
     Raises:
         FfnskipError: no round came within 0.01 of the target.
     """
+    most = highest_ratio(record, profile.skip)
+    (low, low_measured), (high, high_measured) = (0.0, 0.0), (most, most)
     asked, best = target, Verified(profile.skip.threshold, float("inf"))
     for _ in range(_ROUNDS):
         threshold = solve_threshold(record, profile.skip, asked)
@@ -62,7 +66,11 @@ def verify(model: PreTrainedModel, profile: Profile, record: Record, target: flo
             best = measured
         if abs(best.ratio - target) <= GOOD_ENOUGH:
             return best
-        asked = min(max(asked + target - measured.ratio, 0.0), highest_ratio(record, profile.skip))
+        if measured.ratio < target:
+            low, low_measured = asked, measured.ratio
+        else:
+            high, high_measured = asked, measured.ratio
+        asked = low + (high - low) * (target - low_measured) / (high_measured - low_measured)
     if abs(best.ratio - target) > PROMISED:
         raise FfnskipError(
             f"A skip ratio of {target:g} cannot be reached: skipping changes the later similarities so much that the "

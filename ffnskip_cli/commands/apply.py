@@ -36,10 +36,10 @@ def command(
     trust_remote_code: options.TrustRemoteCode = False,
     offline: options.Offline = False,
 ) -> None:
-    """Load a model with its profile, prove that the profile is on, and report what would be skipped.
+    """Prove that a profile works on its model.
 
     The self-check compares the wrapped model with the untouched one, bit by bit, with skipping disabled. Then a
-    paragraph of English is scored to show how often each layer's feed-forward block (FFN) is skipped.
+    paragraph of English is scored to show how often each layer's feed-forward block (FFN) would be skipped.
     """
     from ffnskip.profile import load_profile
 
@@ -59,7 +59,7 @@ def command(
     console.talk.print("Self-check passed: every FFN is wrapped; with skipping disabled the logits are identical.")
     _report(applied, format)
     options.warn_if_over_budget(skip_profile)
-    console.hint(f'ffnskip generate {model} "Once upon a time" --profile {profile}')
+    options.hint_command("generate", model, "Once upon a time", "--profile", profile)
 
 
 def _report(applied: Applied, format: Literal["table", "json", "md", "csv"]) -> None:

@@ -29,13 +29,22 @@ def command(
             metavar="TEXT", help="Text to measure on; default: what the profile was measured on.", show_default=False
         ),
     ] = None,
-    eval_tokens: Annotated[int, typer.Option(min=1, help="Tokens to measure quality on.")] = 8192,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
-    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate from each prompt.")] = 256,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts of the worst-case part.")] = 16,
-    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Timed runs per row.")] = 5,
+    eval_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to measure quality on.")] = 8192,
+    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens to generate from each prompt.")] = 256,
+    prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts of the worst-case part.")] = 16,
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", "-r", metavar="N", min=1, help="Timed runs per row.")
+    ] = 5,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Order of the text; default: the calibration's.", show_default=False)
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=options.MAX_SEED,
+            help="Order of the text; default: the calibration's.",
+            show_default=False,
+        ),
     ] = None,
     format: Annotated[Literal["table", "md", "json", "csv"], typer.Option(help="How to print the result.")] = "table",
     dtype: options.Dtype = "auto",
@@ -44,11 +53,11 @@ def command(
     trust_remote_code: options.TrustRemoteCode = False,
     offline: options.Offline = False,
 ) -> None:
-    """Measure what a profile saves and what it costs, next to the dense model.
+    """Measure what a profile saves and what it costs.
 
-    Quality is perplexity, KL and top-1 agreement on held-out text. Speed is tokens per second at batch 1: the dense
-    model, the profile and Hugging Face generate take turns in one process. The worst case is the share of generated
-    tokens that skip nothing at all.
+    Quality is perplexity, KL and top-1 agreement with the dense model on held-out text. Speed is tokens per second at
+    batch 1: the dense model, the profile and Hugging Face generate take turns in one process. The worst case is the
+    share of generated tokens that skip nothing at all.
     """
     from ffnskip.profile import load_profile
 
@@ -66,19 +75,22 @@ def command(
     )
     with apply(loaded.model, loaded_profile, threshold=threshold) as applied:
         skip_profile = applied.profile  # checked, and with the threshold that was asked for
+    sequence_length = _sequence_length(loaded_profile, prompt_tokens)
+    decoded = 0 if parts == {"quality"} else prompt_tokens + new_tokens
+    options.refuse_longer(loaded.model, max(sequence_length, decoded), "lower --prompt-tokens and --new-tokens")
     with console.busy("Preparing text"):
         text = evaluation_text(
             loaded,
             name,
             calibrated_on=calibration.dataset if calibration else None,
             tokens=eval_tokens,
-            sequence_length=_sequence_length(loaded_profile, prompt_tokens),
+            sequence_length=sequence_length,
             seed=seed if seed is not None else (calibration.seed if calibration else 0),
             offline=offline,
         )
     options.warn_if_over_budget(loaded_profile)
     plan = Plan(parts, prompt_tokens, new_tokens, repetitions, prompts)
-    document = {
+    document: dict[str, Any] = {
         "schema": "ffnskip-bench/v1",
         "model": loaded.id,
         "profile": str(profile),
@@ -123,13 +135,16 @@ def _sequence_length(profile: Profile, prompt_tokens: int) -> int:
 
 
 def _print(document: dict[str, Any], format: Literal["table", "md", "json", "csv"]) -> None:
-    from ffnskip_cli.report.tables import print_json, render
+    from ffnskip_cli.report.tables import print_json, render, turned
 
     if format == "json":
         print_json(document)
         return
     rows = [row | {"tokens_per_second": (row["tokens_per_second"] or {}).get("median")} for row in document["rows"]]
-    render(rows, _columns(), format)
+    if format == "table":
+        render(*turned(rows, _columns()))
+    else:
+        render(rows, _columns(), format)
 
 
 def _columns() -> list[Column]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -44,13 +45,28 @@ Output = Annotated[
 ]
 Window = Annotated[
     int | None,
-    typer.Option(min=1, help="FFNs skipped after a trigger at most. Default: all up to --cold-e.", show_default=False),
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="FFNs skipped after a trigger at most. Default: all up to --cold-e.",
+        show_default=False,
+    ),
 ]
 RefreshEvery = Annotated[
-    int | None, typer.Option(min=2, help="Run every n-th token dense. Default: never.", show_default=False)
+    int | None, typer.Option(metavar="N", min=2, help="Run every N-th token dense. Default: never.", show_default=False)
 ]
-ColdStart = Annotated[int | None, typer.Option(min=0, help="Pin the skip region's first layer.", show_default=False)]
-ColdEnd = Annotated[int | None, typer.Option(min=1, help="Pin the skip region's end.", show_default=False)]
+ColdStart = Annotated[
+    int | None,
+    typer.Option(
+        metavar="LAYER", min=0, help="First layer of the skip region. Default: from the curve.", show_default=False
+    ),
+]
+ColdEnd = Annotated[
+    int | None,
+    typer.Option(
+        metavar="LAYER", min=1, help="Layer behind the skip region. Default: from the curve.", show_default=False
+    ),
+]
 
 
 def command(
@@ -63,10 +79,12 @@ def command(
         Literal["text", "generated"],
         typer.Option(help="Record on the text, in one fast pass, or on what the model generates from it."),
     ] = "text",
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to calibrate on.")] = 16384,
-    eval_tokens: Annotated[int, typer.Option(min=1, help="Tokens to measure quality on.")] = 8192,
-    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens per sequence.")] = 256,
-    warm_up: Annotated[int, typer.Option(min=0, help="Generated tokens that run dense before skipping starts.")] = 25,
+    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to calibrate on.")] = 16384,
+    eval_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to measure quality on.")] = 8192,
+    sequence_length: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens per sequence.")] = 256,
+    warm_up: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Generated tokens that run dense before skipping starts.")
+    ] = 25,
     window: Window = None,
     refresh_every: RefreshEvery = None,
     cold_s: ColdStart = None,
@@ -109,6 +127,7 @@ def command(
     loaded = options.load(
         model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code, offline=offline
     )
+    options.refuse_longer(loaded.model, sequence_length, "lower --sequence-length")
     with console.busy("Preparing text"):
         text, held_out = calibration_and_held_out(loaded, dataset, eval_dataset, settings, offline)
     _warn_of_shortfall("calibration", text)
@@ -116,7 +135,7 @@ def command(
     identity = model_info(loaded.model, id=loaded.id, revision=loaded.revision, gguf_sha256=loaded.gguf_sha256)
     finished = calibrate(loaded.model, identity, text, held_out, settings, console.track)
     _write(finished, paths, format)
-    console.hint(f"ffnskip bench {model} --profile {paths[0]}")
+    options.hint_command("bench", model, "--profile", paths[0])
 
 
 def _parse_targets(target: str) -> tuple[float, ...]:
@@ -138,14 +157,32 @@ def _paths(output: Path | None, model: str, targets: tuple[float, ...]) -> list[
     """Where each target's profile goes; checked now, because the run is long."""
     from ffnskip.errors import FfnskipError
 
-    folder = Path("profiles", Path(model.partition("@")[0]).stem.lower()) if output is None else output
-    if folder.suffix not in (".yaml", ".yml"):
-        return [folder / f"{ratio:{'.2f' if round(ratio, 2) == ratio else 'g'}}.yaml" for ratio in targets]
-    if len(targets) > 1:
-        raise FfnskipError(f"{folder} is one file, but there are {len(targets)} targets: name a folder with --output.")
-    if folder.is_dir():
-        raise FfnskipError(f"{folder} is a folder: name a .yaml file with --output.")
-    return [folder]
+    if output is None:
+        name = os.path.basename(os.path.abspath(model.partition("@")[0]))
+        output = Path("profiles", name.lower().removesuffix(".gguf"))
+    if output.suffix in (".yaml", ".yml"):
+        if len(targets) > 1:
+            raise FfnskipError(f"{output} is one file, but there are {len(targets)} targets: name a folder instead.")
+        paths = [output]
+    else:
+        paths = [output / f"{ratio:{'.2f' if round(ratio, 2) == ratio else 'g'}}.yaml" for ratio in targets]
+    for path in paths:
+        _refuse_unwritable(path)
+    return paths
+
+
+def _refuse_unwritable(path: Path) -> None:
+    from ffnskip.errors import FfnskipError
+
+    try:
+        if path.is_dir():
+            raise FfnskipError(f"{path} is a folder: name another --output.")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        writable = above.is_dir() and os.access(above, os.W_OK)
+    except OSError:  # such as a name that is too long
+        writable = False
+    if not writable:
+        raise FfnskipError(f"{path} cannot be written: name another --output.")
 
 
 def _warn_of_shortfall(which: str, text: Corpus) -> None:
@@ -158,7 +195,7 @@ def _warn_of_shortfall(which: str, text: Corpus) -> None:
 
 def _write(finished: list[Calibrated], paths: list[Path], format: Literal["table", "json", "md", "csv"]) -> None:
     from ffnskip.profile import save_profile
-    from ffnskip_cli.report.tables import print_json, render
+    from ffnskip_cli.report.tables import print_json, render, turned
 
     for calibrated, path in zip(finished, paths, strict=True):
         save_profile(calibrated.profile, path)
@@ -167,10 +204,12 @@ def _write(finished: list[Calibrated], paths: list[Path], format: Literal["table
         profiles = [c.profile.model_dump(mode="json", by_alias=True) for c in finished]
         found = [row | {"profile": profile} for row, profile in zip(rows, profiles, strict=True)]
         print_json({"schema": "ffnskip-calibrate/v1", "profiles": found})
+    elif format == "table":
+        render(*turned(rows, _columns()))
     else:
         render(rows, _columns(), format)
-    for calibrated in finished:
-        options.warn_if_over_budget(calibrated.profile)
+    for calibrated, path in zip(finished, paths, strict=True):
+        options.warn_if_over_budget(calibrated.profile, path)
 
 
 def _row(calibrated: Calibrated, path: Path) -> dict[str, object]:

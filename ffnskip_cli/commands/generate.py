@@ -28,10 +28,10 @@ def command(
         Path | None, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile; none: dense.")
     ] = None,
     threshold: options.Threshold = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to generate at most.")] = 128,
+    temperature: Annotated[float, typer.Option(metavar="X", min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")
+        float, typer.Option(metavar="X", min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")
     ] = 1.0,
     seed: options.Seed = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, no chat template.")] = False,
@@ -49,32 +49,43 @@ def command(
     from ffnskip.errors import FfnskipError
     from ffnskip.profile import load_profile
 
-    if compare and profile is None:
+    if profile is None and compare:
         raise FfnskipError("--compare needs a --profile to compare with the dense model.")
+    if profile is None and threshold is not None:
+        raise FfnskipError("--threshold needs a --profile whose threshold it replaces.")
     skip_profile = load_profile(profile) if profile is not None else None
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text:
-        raise FfnskipError("The prompt is empty.")
+    text = _prompt_text(prompt)
     with console.busy("Starting"):
         import ffnskip
 
+    sampling = ffnskip.Sampling(temperature, top_p, seed)
     loaded = options.load(
         model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code, offline=offline
     )
-    sampling = ffnskip.Sampling(temperature, top_p, seed)
-    writer = _Writer(loaded, _prompt_tokens(loaded, text, raw), max_new_tokens, sampling)
+    tokens = _prompt_tokens(loaded, text, raw)
+    options.refuse_longer(loaded.model, tokens.shape[1] + max_new_tokens, "shorten the prompt or --max-new-tokens")
+    writer = _Writer(loaded, tokens, max_new_tokens, sampling)
     if skip_profile is None:
         writer.write(_stream(loaded))
         return
-    options.warn_if_over_budget(skip_profile)
-    if not compare:
-        with ffnskip.apply(loaded.model, skip_profile, threshold=threshold) as applied:
-            writer.write(_stream(loaded), applied.stats)
-        return
-    dense = writer.write(None)
     with ffnskip.apply(loaded.model, skip_profile, threshold=threshold) as applied:
-        skipping = writer.write(None, applied.stats)
-    _side_by_side(dense, skipping)
+        options.warn_if_over_budget(skip_profile)
+        skipping = writer.write(None if compare else _stream(loaded), applied.stats)
+    if compare:
+        _side_by_side(writer.write(None), skipping)
+
+
+def _prompt_text(prompt: str) -> str:
+    from ffnskip.errors import FfnskipError
+
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        text.encode()  # what the shell hands over may be any bytes
+    except UnicodeError:
+        raise FfnskipError("The prompt is not UTF-8 text.") from None
+    if not text:
+        raise FfnskipError("The prompt is empty.")
+    return text
 
 
 class _Writer:

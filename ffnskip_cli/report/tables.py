@@ -49,6 +49,20 @@ def render(rows: Sequence[Row], columns: Sequence[Column], format: Format = "tab
             _print_csv(rows, columns)
 
 
+def turned(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[Row], list[Column]]:
+    """The same table with a line per column, for a few rows of more figures than a terminal is wide.
+
+    The first column's values, which must differ, become the header.
+    """
+    corner, *figures = columns
+    names = [corner.text(row) for row in rows]
+    lines: list[Row] = [
+        {"figure": figure.header, **{name: figure.text(row) for name, row in zip(names, rows, strict=True)}}
+        for figure in figures
+    ]
+    return lines, [Column("figure", corner.header), *(Column(name, name, ">") for name in names)]
+
+
 def print_json(document: object) -> None:
     """Print one JSON document to stdout; NaN and infinity, which JSON does not have, become null."""
     print(json.dumps(_finite(document), indent=2, allow_nan=False))

@@ -6,13 +6,14 @@ skipping a silent no-op, or damage the model in silence.
 
 from __future__ import annotations
 
+import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ffnskip.errors import UnsupportedModelError
+from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.identity import check_identity
 from ffnskip.layers import ffn_sites, watch
 from ffnskip.profile import Profile, load_profile
@@ -49,12 +50,17 @@ def apply(
 
     Raises:
         ProfileError: the profile cannot be read or belongs to another model.
+        FfnskipError: the mode is unknown, or the threshold is not finite.
         UnsupportedModelError: the model's FFNs cannot be wrapped, or the self-check failed.
     """
     if not isinstance(profile, Profile):
         profile = load_profile(profile)
     check_identity(profile, model)
+    if mode not in get_args(Mode):
+        raise FfnskipError(f"The mode must be one of {', '.join(get_args(Mode))}, not {mode!r}.")
     if threshold is not None:
+        if not math.isfinite(threshold):
+            raise FfnskipError(f"The threshold must be a finite number, not {threshold}.")
         profile = profile.model_copy(update={"skip": profile.skip.model_copy(update={"threshold": threshold})})
     if check:
         self_check(model, profile)

@@ -21,6 +21,8 @@ from ffnskip.errors import FfnskipError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+MIN_TEMPERATURE = 1e-4  # logits divided by less would overflow
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -31,8 +33,10 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0.0:
-            raise FfnskipError(f"The temperature must be 0 (greedy) or more, not {self.temperature}.")
+        if not (self.temperature == 0.0 or MIN_TEMPERATURE <= self.temperature < float("inf")):
+            raise FfnskipError(
+                f"The temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, not {self.temperature}."
+            )
         if not 0.0 < self.top_p <= 1.0:
             raise FfnskipError(f"top_p must be more than 0 and at most 1, not {self.top_p}.")
 

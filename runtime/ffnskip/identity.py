@@ -37,8 +37,15 @@ def config_sha256(config: PreTrainedConfig) -> str:
     """Hash of the architecture, 64 hex digits. Floats count to five digits: GGUF stores 1e-5 as 9.99999975e-6."""
     text_config = config.get_text_config()
     facts: dict[str, Any] = {name: getattr(text_config, name, None) for name in _ARCHITECTURE}
+    facts["head_dim"] = head_dim(text_config)
+    facts["rope_theta"] = (getattr(text_config, "rope_parameters", None) or {}).get("rope_theta")
     rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in facts.items() if v is not None}
     return hashlib.sha256(json.dumps(rounded, sort_keys=True).encode()).hexdigest()
+
+
+def head_dim(config: PreTrainedConfig) -> int:
+    """Channels per attention head; many configurations leave it to be derived."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def model_info(

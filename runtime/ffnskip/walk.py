@@ -66,8 +66,8 @@ class Walk:
             self._prompt_length = position[:, 0]  # the cache was filled before the profile was applied
         return position - self._prompt_length[:, None].to(position.device)
 
-    def skipping(self, layer: int, device: torch.device) -> Tensor:
-        """Which tokens skip this layer's FFN, ``[N]`` bool; they count as skipped from now on."""
+    def skipping(self, layer: int, device: torch.device) -> tuple[Tensor, int]:
+        """Which tokens skip this layer's FFN, ``[N]`` bool, and how many; they count as skipped from now on."""
         self._move(device)
         skipping = self._remaining > 0
         n_skipping = int(skipping.sum())
@@ -76,7 +76,7 @@ class Walk:
             self.stats.first_skipped[layer] += int((skipping & ~self._ever).sum())
             self._ever |= skipping
             self._remaining -= skipping.to(torch.int32)
-        return skipping
+        return skipping, n_skipping
 
     def observe(self, layer: int, h: Tensor, f: Tensor, rows: Tensor | None) -> None:
         """Compare the tokens whose FFN ran.

@@ -62,14 +62,14 @@ class SkippableFFN(nn.Module):
         return f if self._site.scale == 1.0 else f * self._site.scale
 
     def _run_unless_skipped(self, x: Tensor, h: Tensor) -> Tensor:
-        skipping = self._walk.skipping(self._index, x.device)
-        if not skipping.any():
+        skipping, n_skipping = self._walk.skipping(self._index, x.device)
+        if n_skipping == 0:
             f = self._run(x)
             self._walk.observe(self._index, h, self._added(f.flatten(0, -2)), None)
             return f
-        rows = (~skipping).nonzero().squeeze(1)
-        if not len(rows):
+        if n_skipping == len(skipping):
             return torch.zeros_like(x)
+        rows = (~skipping).nonzero().squeeze(1)
         f = self._run(x.flatten(0, -2)[None, rows])[0]
         self._walk.observe(self._index, h[rows], self._added(f), rows)
         output = f.new_zeros(x.shape)  # under autocast f is narrower than x

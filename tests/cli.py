@@ -1,0 +1,33 @@
+"""Running a command in a test."""
+
+import re
+
+from typer.testing import CliRunner, Result
+
+from ffnskip_cli.app import app
+
+PROGRESS = re.compile(r".* …|.*: \d+/\d+")
+
+
+def run(*arguments: object, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="ffnskip", input=stdin)
+
+
+def succeed(*arguments: object, stdin: str | bytes | None = None) -> Result:
+    result = run(*arguments, stdin=stdin)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def talk(result: Result) -> list[str]:
+    """What a command said on stderr, apart from its progress."""
+    return [line for line in result.stderr.splitlines() if not PROGRESS.fullmatch(line)]
+
+
+def mistake(*arguments: object, stdin: str | bytes | None = None) -> str:
+    """The sentence, and the only one, with which a command refuses its arguments."""
+    result = run(*arguments, stdin=stdin)
+    assert (result.exit_code, result.stdout) == (2, ""), result.exception
+    (line,) = talk(result)
+    assert line.startswith("Error: ")
+    return line.removeprefix("Error: ")
