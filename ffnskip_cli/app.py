@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from ffnskip_cli import console
-from ffnskip_cli.commands import apply, bench, calibrate, generate, inspect, validate
+from ffnskip_cli.commands import apply, bench, calibrate, diff, generate, inspect, validate
 
 USER_MISTAKE = 2
 
@@ -96,6 +96,7 @@ app.command("generate")(generate.command)
 app.command("bench")(bench.command)
 app.command("inspect")(inspect.command)
 app.command("validate")(validate.command)
+app.command("diff")(diff.command)
 
 
 def main() -> None:

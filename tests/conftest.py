@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli import succeed
 from pico import pico_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -72,6 +73,15 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "log.txt"
     path.write_text("\n\n".join("".join(draw.choices("abcdefgh ", k=1000)) for _ in range(64)))
     return path
+
+
+@pytest.fixture(scope="session")
+def plateau_profiles(plateau_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with profiles of that model: 0.05.yaml within the quality budget, 0.30.yaml over it. Warm-up is 4."""
+    folder = tmp_path_factory.mktemp("profiles")
+    sizes = ("--tokens", 1024, "--eval-tokens", 512, "--sequence-length", 64, "--warm-up", 4)
+    succeed("calibrate", plateau_folder, "--target", "0.05,0.3", "--dataset", text_file, "--output", folder, *sizes)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from ffnskip.errors import FfnskipError
 from ffnskip_cli import console
 from ffnskip_cli.app import Frame, app
 
-COMMANDS = ["calibrate", "apply", "generate", "bench", "inspect", "validate"]
+COMMANDS = ["calibrate", "apply", "generate", "bench", "inspect", "validate", "diff"]
 
 
 def run(*arguments: str) -> Result:
@@ -47,8 +47,9 @@ def test_help_is_shown_without_a_command_and_on_request(arguments: list[str]) ->
 
 
 def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
-    listed = [line.split()[0] for line in run("--help").stdout.partition("Commands:\n")[2].splitlines() if line.strip()]
-    assert listed == COMMANDS
+    lines = [line for line in run("--help").stdout.partition("Commands:\n")[2].splitlines() if line.strip()]
+    assert [line.split()[0] for line in lines] == COMMANDS
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)  # no sentence is cut off
 
 
 @pytest.mark.parametrize("command", COMMANDS)

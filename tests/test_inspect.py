@@ -131,6 +131,34 @@ def test_a_plot_is_written_besides_the_page(tmp_path: Path) -> None:
     assert result.stderr == f"Wrote {target}.\n"
 
 
+def test_panels_choose_what_is_plotted(tmp_path: Path) -> None:
+    target = tmp_path / "curve.svg"
+    assert inspect(tmp_path, "--plot", str(target), **FULL).exit_code == 0
+    assert "(a)" in target.read_text()
+    assert inspect(tmp_path, "--plot", str(target), "--panels", "kl", **FULL).exit_code == 0
+    assert "nats per token" in target.read_text()
+    assert "cold region" not in target.read_text()
+    assert inspect(tmp_path, "--plot", str(target), "--panels", "kl,similarity", **FULL).exit_code == 0
+    assert "cold region" in target.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--panels", "kl"], "--panels chooses what --plot draws: add --plot FILE."),
+        (["--panels", "", "--plot", "x.svg"], "no panel is called '': choose from similarity, ratio, kl, first-skip."),
+        (["--panels", "kl,all", "--plot", "x.svg"], "no panel is called 'all': choose from"),
+        (["--panels", "first-skip", "--plot", "x.svg"], "the profile has no data for the panel first-skip"),
+    ],
+)
+def test_panels_that_cannot_be_plotted_are_a_mistake_of_the_user(
+    tmp_path: Path, options: list[str], sentence: str
+) -> None:
+    result = inspect(tmp_path, *options, **FULL)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"Error: {sentence}")
+
+
 @pytest.mark.parametrize("options", [["--plot", "curve.jpg"], ["--plot", "missing/curve.png"]])
 def test_a_plot_that_cannot_be_written_is_a_mistake_of_the_user(tmp_path: Path, options: list[str]) -> None:
     result = inspect(tmp_path, *options, **FULL)

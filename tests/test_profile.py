@@ -58,6 +58,7 @@ def full_profile(**overrides: object) -> Profile:
         standard_error={"perplexity": 0.1, "kl": 1e-07},
         verdict="Not worth it: the perplexity rises from 7.04 to 1e16, and that's more than its 0.1 of noise.",
         within_budget=False,
+        first_skipped=(0.0, 0.1, 0.2, 0.3, 0.0, 0.0),
     )
     sections = {
         "calibration": CalibrationText(**TEXT, seed=0, dtype="bfloat16", on="text"),
@@ -190,6 +191,31 @@ def test_whole_numbers_are_fine_where_a_float_is_asked() -> None:
 def test_optional_keys_may_be_left_out() -> None:
     text = dump_profile(make_profile()).replace(", window: null, refresh_every: null", "")
     assert parse_profile(text.replace("  gguf_sha256: null\n", "")) == make_profile()
+
+
+def test_a_profile_from_before_first_skipped_is_read() -> None:
+    text = dump_profile(full_profile())
+    older = text.replace("  first_skipped: [0.0, 0.1, 0.2, 0.3, 0.0, 0.0]\n", "")
+    assert older != text
+    measured = parse_profile(older).measured
+    assert measured
+    assert measured.first_skipped is None
+
+
+@pytest.mark.parametrize(
+    ("written", "mistake"),
+    [
+        ("[0.1, 0.2]", "measured.first_skipped: must hold 6 numbers, one per layer, not 2"),
+        ("[]", "measured.first_skipped: must hold 6 numbers, one per layer, not 0"),
+        ("[0.0, 0.1, 1.2, 0.3, 0.0, 0.0]", "measured.first_skipped.2: must be less than or equal to 1, not 1.2"),
+        ("[0.0, 0.1, yes, 0.3, 0.0, 0.0]", 'measured.first_skipped.2: must be a number, not "yes"'),
+        ("0.5", "measured.first_skipped: must be a list, not 0.5"),
+    ],
+)
+def test_a_share_for_every_layer_or_none(written: str, mistake: str) -> None:
+    text = dump_profile(full_profile()).replace("[0.0, 0.1, 0.2, 0.3, 0.0, 0.0]", written)
+    with pytest.raises(ProfileError, match=f"^p.yaml: {re.escape(mistake)}"):
+        parse_profile(text, "p.yaml")
 
 
 def test_a_profile_cannot_be_changed() -> None:

@@ -1,19 +1,23 @@
-"""Tables, the curve of characters, and the plot."""
+"""Tables, the curve of characters, and the pictures."""
 
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from factories import make_profile
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 from ffnskip.errors import FfnskipError
 from ffnskip.profile import Profile, SimilarityCurve
 from ffnskip_cli.report.curve import draw
-from ffnskip_cli.report.plot import plot_similarity
+from ffnskip_cli.report.panels import TITLES, drawings
+from ffnskip_cli.report.plot import plot_profile
 from ffnskip_cli.report.tables import Column, print_json, render
 
 COLUMNS = [Column("name", "row"), Column("ratio", "skipped", ".1%"), Column("speed", "tok/s", ".2f")]
@@ -129,14 +133,41 @@ def test_extreme_similarities_keep_every_row_equally_wide(mean: list[float]) -> 
     assert len({len(row) for row in rows}) == 1
 
 
-SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+MEASURED = {
+    "target_ratio": 0.25,
+    "skip_ratio": 0.24,
+    "flops_saved": 0.1,
+    "never_skip_fraction": 0.4,
+    "perplexity_dense": 7.0,
+    "perplexity": 9.0,
+    "kl": 0.2,
+    "top1_agreement": 0.9,
+    "tokens": 800,
+    "standard_error": {"kl": 0.01, "skip_ratio": 0.02},
+    "verdict": "within the quality budget <of all>",
+    "within_budget": True,
+    "first_skipped": [0.0, 0.0, 0.1, 0.3, 0.2, 0.0],
+}
+CURVE = [[0.95, 0.3, 0.5], [0.97, 0.1, 0.1]]
+
+
+def full_profile(**overrides: Any) -> Profile:
+    return profile_with_curve(MEAN, **{"measured": MEASURED, "curve": CURVE, **overrides})
+
+
+def picture(folder: Path, profile: Profile, *panels: str, suffix: str = ".svg") -> str:
+    plot_profile(profile, folder / f"picture{suffix}", panels)
+    return (folder / f"picture{suffix}").read_text(encoding="utf-8")
+
+
+SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF", ".html": b"<!DOCTYPE html>"}
 
 
 @pytest.mark.parametrize("suffix", SIGNATURES)
-def test_a_plot_has_the_format_of_its_suffix_and_the_same_bytes_every_time(tmp_path: Path, suffix: str) -> None:
+def test_a_picture_has_the_format_of_its_suffix_and_the_same_bytes_every_time(tmp_path: Path, suffix: str) -> None:
     files = [tmp_path / f"{name}{suffix}" for name in ("first", "second")]
     for file in files:
-        plot_similarity(profile_with_curve(MEAN), file)
+        plot_profile(full_profile(), file)
     first, second = (file.read_bytes() for file in files)
     assert first.startswith(SIGNATURES[suffix])
     assert first == second
@@ -144,40 +175,166 @@ def test_a_plot_has_the_format_of_its_suffix_and_the_same_bytes_every_time(tmp_p
     assert sorted(tmp_path.iterdir()) == files
 
 
-def test_a_plot_names_its_axes_threshold_and_regions(tmp_path: Path) -> None:
-    plot_similarity(profile_with_curve(MEAN), tmp_path / "curve.svg")
-    svg = (tmp_path / "curve.svg").read_text()
-    for words in (
+LABELS = {
+    "similarity": (
         "decoder layer",
         "cos(h, h + FFN(h))",
         "threshold 0.9600",
         "cold region",
         "10–90 % of tokens",
         "0.95",
-    ):
-        assert words in svg
+    ),
+    "ratio": ("threshold of cos(h, h + FFN(h))", "skip ratio (% of FFNs)", "this profile, ± standard error"),
+    "kl": ("skip ratio (% of FFNs)", "KL divergence (nats per token)", "this profile, ± standard error"),
+    "first-skip": ("decoder layer of the first skipped FFN", "share of tokens (%)", "no FFN skipped: 40.0 %", "none"),
+}
+
+
+@pytest.mark.parametrize("panel", TITLES)
+def test_a_panel_alone_names_its_axes_with_units_and_what_it_shows(tmp_path: Path, panel: str) -> None:
+    svg = picture(tmp_path, full_profile(), panel)
+    assert [words for words in LABELS[panel] if words not in svg] == []
+    assert "(a)" not in svg
+
+
+def test_all_panels_are_drawn_together_in_one_order_whatever_the_order_asked_for(tmp_path: Path) -> None:
+    svg = picture(tmp_path, full_profile())
+    titles = [f"({letter}) {title}" for letter, title in zip("abcd", TITLES.values(), strict=True)]
+    assert [title for title in titles if title not in svg] == []
+    assert picture(tmp_path, full_profile(), "kl", "first-skip", "ratio", "similarity") == svg
+
+
+@pytest.mark.parametrize(
+    ("lacking", "panels"),
+    [
+        ({"curve": []}, ["similarity", "first-skip"]),
+        ({"measured": {**MEASURED, "first_skipped": None}}, ["similarity", "ratio", "kl"]),
+        ({"measured": None, "curve": []}, ["similarity"]),
+        ({"similarity": None}, ["ratio", "kl", "first-skip"]),
+    ],
+)
+def test_panels_that_a_profile_lacks_the_data_for_are_left_out(
+    tmp_path: Path, lacking: dict[str, Any], panels: list[str]
+) -> None:
+    profile = full_profile(**lacking)
+    assert list(drawings(profile)) == panels
+    svg = picture(tmp_path, profile)
+    assert [name for name, title in TITLES.items() if title in svg] == (panels if len(panels) > 1 else [])
+
+
+def drawn(panel: str, **overrides: Any) -> Any:
+    axes = Figure().subplots()
+    drawings(full_profile(**overrides))[panel](axes)
+    return axes
+
+
+def points(line: Any) -> list[tuple[float, float]]:
+    return [pytest.approx(point) for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("panel", "curve", "own"),
+    [
+        ("ratio", [(0.95, 30), (0.97, 10)], (0.96, 24)),
+        ("kl", [(30, 0.5), (10, 0.1)], (24, 0.2)),
+    ],
+)
+def test_the_curve_and_the_profiles_own_point_are_where_they_belong(
+    panel: str, curve: list[tuple[float, float]], own: tuple[float, float]
+) -> None:
+    line, own_point = drawn(panel).lines[:2]
+    assert curve == points(line)
+    assert [own] == points(own_point)
+
+
+@pytest.mark.parametrize(("errors", "bars"), [({"kl": 0.01, "skip_ratio": 0.02}, 2), ({"kl": 0.01}, 1), ({}, 0)])
+def test_error_bars_are_drawn_where_there_is_a_standard_error(errors: dict[str, float], bars: int) -> None:
+    axes = drawn("kl", measured={**MEASURED, "standard_error": errors})
+    assert len(axes.collections) == bars
+    assert ("± standard error" in axes.get_legend_handles_labels()[1][-1]) is (bars > 0)
+
+
+def test_bars_show_the_share_of_tokens_by_first_skipped_layer_and_of_those_that_skip_none() -> None:
+    bars, none = drawn("first-skip").containers
+    assert [bar.get_height() for bar in bars] == pytest.approx([0, 0, 10, 30, 20, 0])
+    assert none[0].get_height() == pytest.approx(40)
+    assert none[0].get_x() > bars[-1].get_x() + bars[-1].get_width()
+
+
+def test_pictures_hold_no_colour_but_grey(tmp_path: Path) -> None:
+    colours = set(re.findall("#([0-9a-f]{6})", picture(tmp_path, full_profile())))
+    assert len(colours) > 3
+    assert [colour for colour in colours if len({colour[:2], colour[2:4], colour[4:]}) > 1] == []
+    plot_profile(full_profile(), tmp_path / "picture.png")
+    pixels = imread(tmp_path / "picture.png")
+    assert (pixels[..., 0] == pixels[..., 1]).all()
+    assert (pixels[..., 0] == pixels[..., 2]).all()
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [{"threshold": 9.0}, {"threshold": -1.0}, {"cold_s": 0, "cold_e": 6}, {"mean": [1.0] * 6}, {"mean": [-0.9] * 6}],
+    [
+        {"threshold": 9.0},
+        {"threshold": -1.0},
+        {"cold_s": 0, "cold_e": 6},
+        {"mean": [1.0] * 6},
+        {"mean": [-0.9] * 6},
+        {"id": "org/$x$_{"},
+        {"curve": [[0.5, 0.0, -1e-7]], "measured": None},
+        {"curve": [[0.5, 0.0, 0.0], [0.5000000000000001, 1.0, 9.9]]},
+        {"measured": {**MEASURED, "kl": 0.0, "skip_ratio": 0.0, "first_skipped": [0.0] * 6}},
+    ],
 )
-def test_unusual_profiles_can_be_plotted(tmp_path: Path, overrides: dict[str, Any]) -> None:
-    plot_similarity(profile_with_curve(overrides.pop("mean", MEAN), **overrides), tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").stat().st_size > 0
+def test_unusual_profiles_can_be_drawn(tmp_path: Path, overrides: dict[str, Any]) -> None:
+    parts = {"measured": MEASURED, "curve": CURVE, **overrides}
+    plot_profile(profile_with_curve(parts.pop("mean", MEAN), **parts), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 0
 
 
-def test_what_cannot_be_plotted_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FfnskipError, match=r"name a file that ends with \.png, \.svg or \.pdf"):
-        plot_similarity(profile_with_curve(MEAN), tmp_path / "curve.jpg")
-    with pytest.raises(FfnskipError, match="no similarity curve"):
-        plot_similarity(make_profile(), tmp_path / "curve.png")
+def test_what_cannot_be_drawn_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FfnskipError, match=r"name a file that ends with \.png, \.svg, \.pdf or \.html"):
+        plot_profile(full_profile(), tmp_path / "curve.jpg")
+    with pytest.raises(FfnskipError, match="nothing to plot"):
+        plot_profile(make_profile(), tmp_path / "curve.png")
+    with pytest.raises(FfnskipError, match="no data for the panel kl"):
+        plot_profile(full_profile(curve=[]), tmp_path / "curve.png", ["similarity", "kl"])
+    with pytest.raises(FfnskipError, match="no panel is called 'speed': choose from similarity, ratio, kl, first-skip"):
+        plot_profile(full_profile(), tmp_path / "curve.png", ["speed"])
+    with pytest.raises(FfnskipError, match=r"too large to draw, -1\.7e\+308"):
+        plot_profile(full_profile(curve=[[0.5, 0.1, -1.7e308]]), tmp_path / "curve.png")
     with pytest.raises(FfnskipError, match="No such file or directory"):
-        plot_similarity(profile_with_curve(MEAN), tmp_path / "missing" / "curve.png")
+        plot_profile(full_profile(), tmp_path / "missing" / "curve.png")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(FfnskipError, match=r"pip install 'ffnskip\[plot\]'"):
-        plot_similarity(profile_with_curve(MEAN), tmp_path / "curve.png")
+        plot_profile(full_profile(), tmp_path / "curve.png")
+
+
+def test_a_page_holds_picture_figures_and_verdict_and_refers_to_nothing_outside(tmp_path: Path) -> None:
+    html = picture(tmp_path, full_profile(), suffix=".html")
+    for content in (
+        "<h1>Skip profile of org/tiny</h1>",
+        "<svg",
+        "± 0.0100",
+        "<td>24.00%</td>",
+        "Layers [1, 5) of 6 may",
+    ):
+        assert content in html
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\"'\s<]+", html)) <= namespaces
+    assert not re.search(r"<script|<link|<img|@import|url\((?!#)|<\?xml|<!DOCTYPE svg", html)
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_words_of_a_profile_are_text_on_its_page_and_never_markup(tmp_path: Path) -> None:
+    html = picture(tmp_path, full_profile(id="org/<script>&"), suffix=".html")
+    assert "<script" not in html
+    assert "org/&lt;script&gt;&amp;" in html
+    assert "Verdict: within the quality budget &lt;of all&gt;" in html
+
+
+def test_a_page_without_measured_figures_has_no_table(tmp_path: Path) -> None:
+    assert "<table" not in picture(tmp_path, full_profile(measured=None), suffix=".html")

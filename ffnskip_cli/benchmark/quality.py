@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ROWS = 256  # positions whose logits are widened to float32 at a time
+_MAX_NLL = 500.0  # nats per token; beyond it the perplexity, or its error, would be too large for a float
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Quality:
 
     @property
     def perplexity(self) -> Estimate:
-        """``exp(nll)``, its error by the delta method."""
+        """``exp(nll)``, 1e217 at most, its error by the delta method."""
         return _exp(self.nll)
 
     @property
@@ -82,9 +83,11 @@ def measure_quality(model: PreTrainedModel, profiles: Sequence[Profile], tokens:
         One Quality per profile.
 
     Raises:
-        FfnskipError: there are fewer than two sequences, or they end before the warm-up does.
+        FfnskipError: there are fewer than two sequences, or they end before the warm-up does, or the model computes
+            infinities.
     """
-    _check_size(profiles, tokens)
+    for profile in profiles:
+        check_size(tokens, profile.skip.warm_up)
     tables: list[list[list[float]]] = [[] for _ in profiles]  # per profile and sequence: means of the five figures
     totals = [SkipStats(profile.model.n_layers) for profile in profiles]
     for sequence in track(tokens, "measuring quality", len(tokens)):
@@ -100,15 +103,13 @@ def measure_quality(model: PreTrainedModel, profiles: Sequence[Profile], tokens:
     return [_quality(t, s, n * len(tokens)) for t, s, n in zip(tables, totals, per_sequence, strict=True)]
 
 
-def _check_size(profiles: Sequence[Profile], tokens: Tensor) -> None:
+def check_size(tokens: Tensor, warm_up: int) -> None:
+    """Raise FfnskipError when ``tokens [sequences, length]`` are too few to measure quality on."""
     sequences, length = tokens.shape
     if sequences < 2:
         raise FfnskipError("Quality needs at least two sequences of text for a standard error: ask for more tokens.")
-    for profile in profiles:
-        if profile.skip.warm_up > length - 2:
-            raise FfnskipError(
-                f"The warm-up of {profile.skip.warm_up} tokens leaves nothing to measure in sequences of {length}."
-            )
+    if warm_up > length - 2:
+        raise FfnskipError(f"The warm-up of {warm_up} tokens leaves nothing to measure in sequences of {length}.")
 
 
 def _compare(dense: Tensor, logits: Tensor, tokens: Tensor, warm_up: int) -> list[float]:
@@ -128,6 +129,8 @@ def _compare(dense: Tensor, logits: Tensor, tokens: Tensor, warm_up: int) -> lis
 
 def _quality(table: list[list[float]], stats: SkipStats, tokens: int) -> Quality:
     columns = torch.tensor(table, dtype=torch.float64).T
+    if not columns.isfinite().all():
+        raise FfnskipError("The model's predictions are not finite numbers: try another --dtype, such as float32.")
     n = columns.shape[1]
     errors = columns.std(dim=1) / math.sqrt(n)
     nll_dense, nll, kl, top1_agreement, skip_ratio = (
@@ -137,5 +140,5 @@ def _quality(table: list[list[float]], stats: SkipStats, tokens: int) -> Quality
 
 
 def _exp(nll: Estimate) -> Estimate:
-    value = math.exp(nll.mean)
+    value = math.exp(min(nll.mean, _MAX_NLL))
     return Estimate(value, value * nll.standard_error)

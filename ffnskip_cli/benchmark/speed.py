@@ -101,7 +101,7 @@ def hugging_face_way(model: PreTrainedModel) -> Way:
             prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
+            eos_token_id=None,
             do_sample=False,
             streamer=clock,
             pad_token_id=0,

@@ -11,7 +11,7 @@ from ffnskip.apply import self_check
 from ffnskip.errors import FfnskipError
 from ffnskip.profile import ModelInfo, Profile
 from ffnskip_cli.benchmark.flops import model_cost
-from ffnskip_cli.benchmark.quality import Quality, measure_quality
+from ffnskip_cli.benchmark.quality import Quality, check_size, measure_quality
 from ffnskip_cli.calibration import compile as step
 from ffnskip_cli.calibration.corpus import Corpus
 from ffnskip_cli.calibration.record import Record, record_generated, record_text
@@ -49,13 +49,17 @@ def calibrate(
         track: shows progress.
 
     Raises:
-        FfnskipError: the model cannot be wrapped, its curve has no plateau, or a target cannot be reached.
+        FfnskipError: the model cannot be wrapped or computes infinities, its curve has no plateau, a target cannot be
+            reached, or there is too little text.
     """
+    check_size(held_out.tokens, settings.warm_up)  # now, because the run is long
     record = _record(model, text.tokens, settings, track)
     past_warm_up = record.past(settings.warm_up)
     region = _region(past_warm_up, settings)
     draft = step.draft(identity, settings, region.cold_s, region.cold_e)
     self_check(model, draft)
+    for target in settings.targets:
+        solve_threshold(record, draft.skip, target)  # refuses what is out of reach before the long part
     verified = [verify(model, draft, record, target, track) for target in settings.targets]
     thresholds = _curve_thresholds(record, draft, settings.targets, verified)
     profiles = [with_threshold(draft, threshold) for threshold in thresholds]
@@ -77,8 +81,12 @@ def calibrate(
 
 def _record(model: PreTrainedModel, tokens: Tensor, settings: Settings, track: Track) -> Record:
     if settings.on == "text":
-        return record_text(model, tokens, track)
-    return record_generated(model, tokens[:, :PROMPT_TOKENS], GENERATED_TOKENS, track)
+        record = record_text(model, tokens, track)
+    else:
+        record = record_generated(model, tokens[:, :PROMPT_TOKENS], GENERATED_TOKENS, track)
+    if not record.similarities.isfinite().all():
+        raise FfnskipError("The model's activations are not finite numbers: try another --dtype, such as float32.")
+    return record
 
 
 def _region(similarities: Tensor, settings: Settings) -> Region:

@@ -89,6 +89,7 @@ def measured(target: float, quality: Quality, cost: ModelCost, sequence_length: 
         verdict=sentence,
         within_budget=within_budget,
         standard_error={name: _tidy(estimate.standard_error) for name, estimate in estimates.items()},
+        first_skipped=tuple(_tidy(count / quality.stats.tokens) for count in quality.stats.first_skipped),
         **{name: _tidy(estimate.mean) for name, estimate in estimates.items()},
     )
 

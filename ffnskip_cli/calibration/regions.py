@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ffnskip.errors import FfnskipError
 
-STEEP = 2.0  # a layer is steep when it turns the stream this many times as much as the median layer
+STEEP = 2.5  # a layer is steep when it turns the stream this many times as much as the median layer
 MARGIN = 1  # layers beside the steep ends that stay cold too
 
 

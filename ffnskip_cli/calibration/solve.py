@@ -9,8 +9,7 @@ from ffnskip.rules import may_skip, simulate
 from ffnskip_cli.calibration.record import Record
 
 ALWAYS, NEVER = -1.001, 1.001  # thresholds that every similarity passes, and that none does
-_HALVINGS = 30
-_DIGITS = 6  # of a threshold in a profile
+_STEPS = 10**6  # per unit: a threshold in a profile has six digits
 
 
 def simulated_ratio(record: Record, skip: Skip) -> float:
@@ -43,12 +42,12 @@ def solve_threshold(record: Record, skip: Skip, ratio: float) -> float:
             f"A skip ratio of {ratio:g} cannot be reached: layers {skip.cold_s} to {skip.cold_e - 1} allow at most "
             f"{most:.3f}, because every token runs at least the FFN that triggers it."
         )
-    low, high = ALWAYS, NEVER
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        reached = simulated_ratio(record, skip.model_copy(update={"threshold": middle})) >= ratio
+    low, high = round(ALWAYS * _STEPS), round(NEVER * _STEPS)  # whole steps, so that what is returned was simulated
+    while high - low > 1:
+        middle = (low + high) // 2
+        reached = simulated_ratio(record, skip.model_copy(update={"threshold": middle / _STEPS})) >= ratio
         low, high = (middle, high) if reached else (low, middle)
-    return round(low, _DIGITS)
+    return low / _STEPS
 
 
 def _allowed(record: Record, skip: Skip) -> Tensor:

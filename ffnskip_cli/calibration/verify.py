@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PROMISED = 0.01  # how far from the target a verified ratio may be
 GOOD_ENOUGH = 0.002  # where correcting stops
-_ROUNDS = 6
+_ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,13 @@ def measure_ratio(model: PreTrainedModel, profile: Profile, record: Record, trac
 def verify(model: PreTrainedModel, profile: Profile, record: Record, target: float, track: Track) -> Verified:
     """Correct the profile's threshold in closed loop.
 
-    Each round asks the simulation for the ratio at which the measured one should meet the target, on the straight line
-    between the closest measurements below and above it. Two points are known before the first: what skips never, and
-    what skips always, does so in the running model too.
+    Each round asks the simulation for another ratio, until the measured one is the target.
 
     Raises:
         FfnskipError: no round came within 0.01 of the target.
     """
-    most = highest_ratio(record, profile.skip)
-    (low, low_measured), (high, high_measured) = (0.0, 0.0), (most, most)
-    asked, best = target, Verified(profile.skip.threshold, float("inf"))
+    asked, bracket = target, _Bracket(target, highest_ratio(record, profile.skip))
+    best = Verified(profile.skip.threshold, float("inf"))
     for _ in range(_ROUNDS):
         threshold = solve_threshold(record, profile.skip, asked)
         measured = Verified(threshold, measure_ratio(model, with_threshold(profile, threshold), record, track))
@@ -66,17 +63,40 @@ def verify(model: PreTrainedModel, profile: Profile, record: Record, target: flo
             best = measured
         if abs(best.ratio - target) <= GOOD_ENOUGH:
             return best
-        if measured.ratio < target:
-            low, low_measured = asked, measured.ratio
-        else:
-            high, high_measured = asked, measured.ratio
-        asked = low + (high - low) * (target - low_measured) / (high_measured - low_measured)
+        asked = bracket.next(asked, measured.ratio - target)
     if abs(best.ratio - target) > PROMISED:
         raise FfnskipError(
-            f"A skip ratio of {target:g} cannot be reached: skipping changes the later similarities so much that the "
-            f"closest threshold, {best.threshold:g}, gives {best.ratio:.3f}."
+            f"A skip ratio of {target:g} cannot be reached: the closest threshold found, {best.threshold:g}, gives "
+            f"{best.ratio:.3f} in the running model; ask for that instead."
         )
     return best
+
+
+class _Bracket:
+    """What to ask the simulation for next: regula falsi with the Illinois rule (Dowell and Jarratt 1971).
+
+    The ends are the closest ratios asked for that gave too little and too much, each with its error, measured minus
+    target. Two are known before any measurement: a threshold that nothing passes skips nothing in the running model
+    too, and one that everything passes skips as much as in the simulation.
+    """
+
+    def __init__(self, target: float, most: float) -> None:
+        self._low, self._low_error = 0.0, -target
+        self._high, self._high_error = most, most - target
+        self._last_error = 0.0
+
+    def next(self, asked: float, error: float) -> float:
+        """Take in the error at `asked`, and return where the straight line between the ends has none."""
+        again = error * self._last_error > 0  # on the same side: pull the next one over by halving the other end
+        if error < 0:
+            self._low, self._low_error = asked, error
+            self._high_error *= 0.5 if again else 1.0
+        else:
+            self._high, self._high_error = asked, error
+            self._low_error *= 0.5 if again else 1.0
+        self._last_error = error
+        step = self._low_error * (self._high - self._low) / (self._high_error - self._low_error)
+        return min(self._low - step, self._high)  # rounding must not ask for more than there is
 
 
 def with_threshold(profile: Profile, threshold: float) -> Profile:

@@ -169,6 +169,8 @@ def _side_by_side(dense: str, skipping: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("dense", "ffnskip", expand=True)
+    table = Table(expand=True)
+    for column in ("dense", "ffnskip"):
+        table.add_column(column, ratio=1)
     table.add_row(Text(dense.strip()), Text(skipping.strip()))
     Console().print(table)

@@ -15,20 +15,31 @@ def command(
     profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The skip profile, a YAML file.")],
     format: Annotated[Literal["table", "json", "md"], typer.Option(help="How to print it.")] = "table",
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the similarity curve to a .png, .svg or .pdf.")
+        Path | None, typer.Option(metavar="FILE", help="Draw the profile to a .png, .svg, .pdf or .html file.")
+    ] = None,
+    panels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PANEL[,PANEL…]",
+            help="What to draw: similarity, ratio, kl, first-skip; default: all that the profile holds.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Show what a skip profile holds.
 
     Its model, rule and texts, what it saves and costs, and how much each layer's feed-forward block changes its input.
     """
+    from ffnskip.errors import FfnskipError
     from ffnskip.profile import load_profile
-    from ffnskip_cli.report.plot import plot_similarity
+    from ffnskip_cli.report.plot import plot_profile
     from ffnskip_cli.report.tables import print_json
 
+    if panels is not None and not plot:
+        raise FfnskipError("--panels chooses what --plot draws: add --plot FILE.")
     loaded = load_profile(profile)
     if plot:
-        plot_similarity(loaded, plot)
+        plot_profile(loaded, plot, panels.split(",") if panels is not None else ())
     if format == "json":
         print_json(loaded.model_dump(mode="json", by_alias=True))
     else:

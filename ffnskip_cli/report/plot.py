@@ -1,38 +1,80 @@
-"""The similarity of every layer as a figure."""
+"""A profile as a figure, or as a page that holds it."""
 
 from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffnskip.errors import FfnskipError
+from ffnskip_cli.report.page import page
+from ffnskip_cli.report.panels import TITLES, Drawing, drawings
 
 if TYPE_CHECKING:
-    from ffnskip.profile import Profile, SimilarityCurve, Skip
+    from ffnskip.profile import Profile
 
 # No date in the file, and ids that do not depend on chance: the same profile gives the same bytes.
-_METADATA: dict[str, dict[str, None]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+_METADATA: dict[str, dict[str, None]] = {
+    ".png": {},
+    ".svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    ".pdf": {"CreationDate": None},
+}
 _STYLE = ["default", {"svg.hashsalt": "ffnskip", "svg.fonttype": "none"}]
 
-_TICKS = (-1, -0.5, 0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999)
-_NEAREST_TO_ONE = 1e-4  # of 1 - cos; beyond it the logarithm would stretch the axis for nothing
+_LAYOUT = {1: "A", 2: "AB", 3: "AA;BC", 4: "AB;CD"}
+_LARGEST = 1e100  # a profile may hold any finite number, but axes whose length is infinite cannot be drawn
+_INCHES = {1: (8, 4.5), 2: (9.5, 4), 3: (9.5, 7.5), 4: (9.5, 7.5)}
 
 
-def plot_similarity(profile: Profile, path: str | os.PathLike[str]) -> None:
-    """Write the mean and the 10-90 % band of cos(h, h + FFN(h)) per decoder layer to a .png, .svg or .pdf file.
+def plot_profile(profile: Profile, path: str | os.PathLike[str], panels: Sequence[str] = ()) -> None:
+    """Draw a profile to a .png, .svg, .pdf or, with its figures beside the picture, .html file.
 
-    Layer 0 may be near 0 and the skip region between 0.94 and 0.98, so the axis is logarithmic in 1 - cos: every value
-    is in its true place, and what matters near 1 can be told apart. Raises FfnskipError if the suffix is another, the
-    profile has no curve, matplotlib is missing, or the file cannot be written.
+    Args:
+        profile: what to draw.
+        path: the file, complete or untouched when this returns or fails.
+        panels: names of `TITLES`; none means all that the profile has the data for.
+
+    Raises:
+        FfnskipError: the suffix is another, the profile lacks the data, matplotlib is missing, or the file cannot be
+            written.
     """
     target = Path(path)
     kind = target.suffix.lower()
-    if kind not in _METADATA:
-        raise FfnskipError(f"cannot plot to {target}: name a file that ends with .png, .svg or .pdf.")
-    if profile.similarity is None:
-        raise FfnskipError("the profile has no similarity curve to plot; calibrate the model again to record one.")
+    if kind != ".html" and kind not in _METADATA:
+        raise FfnskipError(f"cannot plot to {target}: name a file that ends with .png, .svg, .pdf or .html.")
+    chosen = _chosen(profile, panels)
+    _refuse_absurd(profile)
+    if kind == ".html":
+        data = page(profile, _figure(profile, chosen, ".svg").decode()).encode()
+    else:
+        data = _figure(profile, chosen, kind)
+    _write(target, data)
+
+
+def _chosen(profile: Profile, panels: Sequence[str]) -> dict[str, Drawing]:
+    available = drawings(profile)
+    for name in panels:
+        if name not in TITLES:
+            raise FfnskipError(f"no panel is called {name!r}: choose from {', '.join(TITLES)}.")
+        if name not in available:
+            raise FfnskipError(f"the profile has no data for the panel {name}; calibrate the model again to record it.")
+    if not available:
+        raise FfnskipError("the profile has nothing to plot; calibrate the model again to record a similarity curve.")
+    return {name: drawing for name, drawing in available.items() if not panels or name in panels}
+
+
+def _refuse_absurd(profile: Profile) -> None:
+    numbers = [profile.skip.threshold, *(number for point in profile.curve for number in point)]
+    if profile.measured:
+        numbers += [profile.measured.kl, *profile.measured.standard_error.values()]
+    largest = max(numbers, key=abs)
+    if abs(largest) > _LARGEST:
+        raise FfnskipError(f"the profile holds a number that is too large to draw, {largest:g}; correct it.")
+
+
+def _figure(profile: Profile, chosen: dict[str, Drawing], kind: str) -> bytes:
     try:
         from matplotlib import style
         from matplotlib.figure import Figure
@@ -40,50 +82,32 @@ def plot_similarity(profile: Profile, path: str | os.PathLike[str]) -> None:
         raise FfnskipError("plotting needs matplotlib: pip install 'ffnskip[plot]'.") from None
     data = io.BytesIO()
     with style.context(_STYLE):
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        _draw(figure.subplots(), profile.similarity, profile.skip)
-        figure.suptitle(profile.model.id)
+        figure = Figure(figsize=_INCHES[len(chosen)], layout="constrained")
+        places = figure.subplot_mosaic(_LAYOUT[len(chosen)])
+        for (letter, axes), (name, draw) in zip(places.items(), chosen.items(), strict=True):
+            draw(axes)
+            _legend(axes, f"({letter.lower()}) {TITLES[name]}" if len(chosen) > 1 else "")
+        figure.suptitle(profile.model.id, parse_math=False)
         figure.savefig(data, format=kind[1:], dpi=150, metadata=_METADATA[kind])
-    _write(target, data.getvalue())
+    return data.getvalue()
 
 
-def _draw(axes: Any, similarity: SimilarityCurve, skip: Skip) -> None:
-    n_layers = len(similarity.mean)
-    layers = range(n_layers)
-    axes.fill_between(layers, similarity.low, similarity.high, color="0.8", linewidth=0, label="10–90 % of tokens")
-    axes.plot(layers, similarity.mean, color="black", marker="o", markersize=4, label="mean")
-    label = "cold region: never skipped"
-    for start, end in ((0, skip.cold_s), (skip.cold_e, n_layers)):
-        if start < end:
-            axes.axvspan(start - 0.5, end - 0.5, facecolor="0.95", edgecolor="0.6", hatch="//", zorder=0, label=label)
-            label = "_one entry in the legend is enough"
-    values = [*similarity.low, *similarity.mean]
-    if -1 <= skip.threshold < 1:
-        axes.axhline(skip.threshold, color="black", linestyle="--", label=f"threshold {skip.threshold:.4f}")
-        values.append(skip.threshold)
-    _scale(axes, min(values), max(*values, *similarity.high))
-    axes.set_xlim(-0.5, n_layers - 0.5)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("decoder layer")
-    axes.set_ylabel("cos(h, h + FFN(h))")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
-
-
-def _scale(axes: Any, lowest: float, highest: float) -> None:
-    """Make the y axis logarithmic in 1 - cos, from a little below `lowest` to a little above `highest`."""
-    import numpy as np
-
-    def nines(cosine: Any) -> Any:
-        return -np.log10(np.maximum(1 - np.asarray(cosine), _NEAREST_TO_ONE))
-
-    axes.set_yscale("function", functions=(nines, lambda height: 1 - 10.0 ** -np.asarray(height)))
-    bottom, top = (1 - factor * max(1 - end, _NEAREST_TO_ONE) for end, factor in ((lowest, 1.15), (highest, 0.85)))
-    axes.set_ylim(bottom, top)
-    ticks = [tick for tick in _TICKS if bottom <= tick <= top]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.grid(axis="y", color="0.85", linewidth=0.6)
-    axes.set_axisbelow(True)
+def _legend(axes: Any, title: str) -> None:
+    """Put the legend above the axes, where it covers nothing, and the panel's title, if it has one, above that."""
+    if not title:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
+        return
+    entries = len(axes.get_legend_handles_labels()[0])
+    two_rows = {"ncols": -(-entries // 2), "fontsize": "small", "columnspacing": 1}
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1),
+        frameon=False,
+        title=title,
+        title_fontproperties={"weight": "bold"},
+        alignment="left",
+        **two_rows,
+    )
 
 
 def _write(target: Path, data: bytes) -> None:

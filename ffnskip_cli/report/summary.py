@@ -46,7 +46,7 @@ def sections(profile: Profile) -> Iterator[Section]:
     if profile.calibration or profile.evaluation:
         yield _texts(profile.calibration, profile.evaluation)
     if profile.measured:
-        yield _figures(profile.measured)
+        yield figures(profile.measured)
     if profile.curve:
         yield _curve(profile)
     yield Section("made with", [{"field": name, "value": version} for name, version in profile.made_with.items()])
@@ -60,14 +60,14 @@ def _texts(calibration: EvaluationText | None, evaluation: EvaluationText | None
     texts = {"calibration": calibration, "evaluation": evaluation}
     fields = {name: text.model_dump() if text else {} for name, text in texts.items()}
     rows: list[Row] = [
-        {"field": field, **{name: _short(values.get(field)) for name, values in fields.items()}}
+        {"field": field, **{name: short(values.get(field)) for name, values in fields.items()}}
         for field in {**fields["evaluation"], **fields["calibration"]}
     ]
     note = " ".join(_shortfall(name, text) for name, text in texts.items() if text)
     return Section("text", rows, (_FIELD, *(Column(name, name) for name in texts)), note.strip())
 
 
-def _short(value: object) -> object:
+def short(value: object) -> object:
     """Two full hashes side by side are wider than a terminal; who needs all digits finds them in the file."""
     if isinstance(value, str) and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", value):
         return f"{value[:16]}…"
@@ -81,7 +81,8 @@ def _shortfall(name: str, text: EvaluationText) -> str:
     return f"The {name} text yielded only {counts}, so what was measured on it is less certain."
 
 
-def _figures(measured: Measured) -> Section:
+def figures(measured: Measured) -> Section:
+    """The table of what was measured, with the verdict below it."""
     rows: list[Row] = []
     for name, spec in _FIGURES.items():
         error = measured.standard_error.get(name)

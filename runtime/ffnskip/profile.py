@@ -46,6 +46,7 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 # A list of the file is a tuple here: only the container is lax, its numbers stay strict.
 Cosines = Annotated[tuple[Annotated[float, Field(ge=-1, le=1)], ...], Field(strict=False, max_length=10_000)]
+Shares = Annotated[tuple[Ratio, ...], Field(strict=False, max_length=10_000)]
 
 
 class _Section(BaseModel):
@@ -169,6 +170,8 @@ class Measured(_Section):
     """One sentence that says whether the profile is worth using."""
     within_budget: bool
     """Whether kl and top1_agreement are within the quality budget that the verdict states."""
+    first_skipped: Shares | None = None
+    """Share of tokens whose first skipped FFN is this layer's, one value per layer."""
 
 
 class CurvePoint(NamedTuple):
@@ -205,9 +208,12 @@ class Profile(_Section):
             raise ValueError(f"skip.cold_e: must be at most model.n_layers ({n_layers}), not {skip.cold_e}")
         if skip.cold_s >= skip.cold_e:
             raise ValueError(f"skip.cold_s: must be less than skip.cold_e ({skip.cold_e}), not {skip.cold_s}")
-        for name, values in self.similarity or ():
+        per_layer = {f"similarity.{name}": values for name, values in self.similarity or ()}
+        if self.measured and self.measured.first_skipped is not None:
+            per_layer["measured.first_skipped"] = self.measured.first_skipped
+        for name, values in per_layer.items():
             if len(values) != n_layers:
-                raise ValueError(f"similarity.{name}: must hold {n_layers} numbers, one per layer, not {len(values)}")
+                raise ValueError(f"{name}: must hold {n_layers} numbers, one per layer, not {len(values)}")
         return self
 
 

@@ -1,0 +1,88 @@
+"""A profile's figure and figures as one HTML file that needs nothing else: no script, no font, no network."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from ffnskip_cli.report.summary import Section, figures
+
+if TYPE_CHECKING:
+    from ffnskip.profile import Measured, Profile
+
+# The picture has only greys, so inverting it fits a dark page; 92 % turns its white into the page's #141414.
+_CSS = """\
+:root { color-scheme: light dark; --paper: #fff; --ink: #000; --line: #bbb; }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
+figure { margin: 1.5rem 0; }
+figure svg { width: 100%; height: auto; }
+table { border-collapse: collapse; }
+caption { text-align: left; padding-bottom: .4rem; }
+th, td { padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left; }
+td, thead th + th { text-align: right; }
+td { font-variant-numeric: tabular-nums; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #141414; --ink: #ebebeb; --line: #555; }
+  figure svg { filter: invert(92%); }
+}"""
+
+
+def page(profile: Profile, svg: str) -> str:
+    """The page: the profile's rule in words, the picture, the measured figures and the verdict on them."""
+    title = escape(f"Skip profile of {profile.model.id}")
+    measured = _measured(profile.measured) if profile.measured else ""
+    return f"""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{_CSS}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p>{escape(_rule(profile))}</p>
+<figure role="img" aria-label="{title}">
+{svg[svg.index("<svg") :].strip()}
+</figure>
+{measured}</body>
+</html>
+"""
+
+
+def _rule(profile: Profile) -> str:
+    skip = profile.skip
+    return (
+        f"Layers [{skip.cold_s}, {skip.cold_e}) of {profile.model.n_layers} may skip their feed-forward block (FFN): "
+        f"rule {skip.rule}, threshold {skip.threshold:g}, after a warm-up of {skip.warm_up} tokens."
+    )
+
+
+def _measured(measured: Measured) -> str:
+    table = figures(measured)
+    head = "".join(f'<th scope="col">{escape(column.header)}</th>' for column in table.columns)
+    return f"""\
+<table>
+<caption>{escape(table.title.capitalize())}</caption>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{_rows(table)}
+</tbody>
+</table>
+<p>{escape(table.note)}</p>
+"""
+
+
+def _rows(table: Section) -> str:
+    name, *values = table.columns
+    return "\n".join(
+        f'<tr><th scope="row">{escape(name.text(row))}</th>'
+        + "".join(f"<td>{escape(column.text(row))}</td>" for column in values)
+        + "</tr>"
+        for row in table.rows
+    )

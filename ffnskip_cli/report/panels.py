@@ -1,0 +1,144 @@
+"""The panels of a profile's figure, each drawn on the axes it is given, in shades of grey only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ffnskip.profile import CurvePoint, Measured, Profile, SimilarityCurve, Skip
+
+Drawing = Callable[[Any], None]
+
+TITLES = {
+    "similarity": "How little each FFN changes its input",
+    "ratio": "What a threshold skips",
+    "kl": "What skipping costs",
+    "first-skip": "Where skipping begins",
+}
+
+_TICKS = (-1, -0.5, 0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999)
+_NEAREST_TO_ONE = 1e-4  # of 1 - cos; beyond it the logarithm would stretch the axis for nothing
+_CURVE = {"color": "0.45", "marker": "o", "markerfacecolor": "white", "markersize": 5, "label": "other thresholds"}
+_OWN = {"color": "black", "marker": "D", "markersize": 7, "linestyle": "none", "capsize": 3}
+
+
+def drawings(profile: Profile) -> dict[str, Drawing]:
+    """By name and in the order of `TITLES`, how to draw each panel that the profile has the data for."""
+    found: dict[str, Drawing] = {}
+    measured = profile.measured
+    if profile.similarity:
+        found["similarity"] = partial(_similarity, similarity=profile.similarity, skip=profile.skip)
+    if profile.curve:
+        curve = sorted(profile.curve)
+        found["ratio"] = partial(_ratio, curve=curve, threshold=profile.skip.threshold, measured=measured)
+        found["kl"] = partial(_kl, curve=curve, measured=measured)
+    if measured and measured.first_skipped is not None:
+        never = measured.never_skip_fraction
+        found["first-skip"] = partial(_first_skip, shares=measured.first_skipped, never=never, skip=profile.skip)
+    return found
+
+
+def _similarity(axes: Any, similarity: SimilarityCurve, skip: Skip) -> None:
+    """Mean and 10-90 % band of cos(h, h + FFN(h)) per decoder layer.
+
+    Layer 0 may be near 0 and the skip region between 0.94 and 0.98, so the axis is logarithmic in 1 - cos: every value
+    is in its true place, and what matters near 1 can be told apart.
+    """
+    n_layers = len(similarity.mean)
+    layers = range(n_layers)
+    axes.fill_between(layers, similarity.low, similarity.high, color="0.8", linewidth=0, label="10–90 % of tokens")
+    axes.plot(layers, similarity.mean, color="black", marker="o", markersize=4, label="mean")
+    _cold_regions(axes, skip, n_layers)
+    values = [*similarity.low, *similarity.mean]
+    if -1 <= skip.threshold < 1:
+        axes.axhline(skip.threshold, color="black", linestyle="--", label=f"threshold {skip.threshold:.4f}")
+        values.append(skip.threshold)
+    _nines_scale(axes, min(values), max(*values, *similarity.high))
+    axes.set_xlim(-0.5, n_layers - 0.5)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("decoder layer")
+    axes.set_ylabel("cos(h, h + FFN(h))")
+
+
+def _ratio(axes: Any, curve: Sequence[CurvePoint], threshold: float, measured: Measured | None) -> None:
+    """Skip ratio against threshold, the profile's own point marked."""
+    axes.plot([point.threshold for point in curve], [100 * point.skip_ratio for point in curve], **_CURVE)
+    if measured:
+        _own_point(axes, threshold, 100 * measured.skip_ratio, None, _percent(measured.standard_error, "skip_ratio"))
+    axes.ticklabel_format(axis="x", useOffset=False)
+    _floor_at_zero(axes)
+    axes.set_xlabel("threshold of cos(h, h + FFN(h))")
+    axes.set_ylabel("skip ratio (% of FFNs)")
+
+
+def _kl(axes: Any, curve: Sequence[CurvePoint], measured: Measured | None) -> None:
+    """KL divergence from the dense model against skip ratio, the profile's own point marked."""
+    axes.plot([100 * point.skip_ratio for point in curve], [point.kl for point in curve], **_CURVE)
+    if measured:
+        error = measured.standard_error
+        _own_point(axes, 100 * measured.skip_ratio, measured.kl, _percent(error, "skip_ratio"), error.get("kl"))
+    axes.set_xlim(left=0)
+    _floor_at_zero(axes)
+    axes.set_xlabel("skip ratio (% of FFNs)")
+    axes.set_ylabel("KL divergence (nats per token)")
+
+
+def _first_skip(axes: Any, shares: Sequence[float], never: float, skip: Skip) -> None:
+    """Share of tokens by the layer of their first skipped FFN; a bar of its own for those that skip none."""
+    n_layers = len(shares)
+    none = n_layers + max(1, n_layers // 15)
+    axes.bar(range(n_layers), [100 * share for share in shares], color="0.3", label="first skipped FFN")
+    never_label = f"no FFN skipped: {100 * never:.1f} %"
+    axes.bar(none, 100 * never, color="white", edgecolor="black", hatch="....", label=never_label)
+    _cold_regions(axes, skip, n_layers)
+    located = axes.xaxis.get_major_locator().tick_values(0, n_layers - 1)
+    ticks = sorted({int(tick) for tick in located if 0 <= tick < n_layers})
+    axes.set_xticks([*ticks, none], [*map(str, ticks), "none"])
+    axes.set_xlim(-0.5, none + 0.9)
+    _floor_at_zero(axes)
+    axes.set_xlabel("decoder layer of the first skipped FFN")
+    axes.set_ylabel("share of tokens (%)")
+
+
+def _cold_regions(axes: Any, skip: Skip, n_layers: int) -> None:
+    label = "cold region: never skipped"
+    for start, end in ((0, skip.cold_s), (skip.cold_e, n_layers)):
+        if start < end:
+            axes.axvspan(start - 0.5, end - 0.5, facecolor="0.95", edgecolor="0.6", hatch="//", zorder=0, label=label)
+            label = "_one entry in the legend is enough"
+
+
+def _own_point(axes: Any, x: float, y: float, x_error: float | None, y_error: float | None) -> None:
+    label = "this profile" if x_error is None and y_error is None else "this profile, ± standard error"
+    axes.errorbar(x, y, xerr=x_error, yerr=y_error, label=label, zorder=3, **_OWN)
+
+
+def _percent(errors: dict[str, float], name: str) -> float | None:
+    return 100 * errors[name] if name in errors else None
+
+
+def _floor_at_zero(axes: Any) -> None:
+    """Let the y axis start at zero, or else a small difference would look like a large one."""
+    if axes.dataLim.y0 >= 0:
+        axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color="0.85", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _nines_scale(axes: Any, lowest: float, highest: float) -> None:
+    """Make the y axis logarithmic in 1 - cos, from a little below `lowest` to a little above `highest`."""
+    import numpy as np
+
+    def nines(cosine: Any) -> Any:
+        return -np.log10(np.maximum(1 - np.asarray(cosine), _NEAREST_TO_ONE))
+
+    axes.set_yscale("function", functions=(nines, lambda height: 1 - 10.0 ** -np.asarray(height)))
+    bottom, top = (1 - factor * max(1 - end, _NEAREST_TO_ONE) for end, factor in ((lowest, 1.15), (highest, 0.85)))
+    axes.set_ylim(bottom, top)
+    ticks = [tick for tick in _TICKS if bottom <= tick <= top]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(axis="y", color="0.85", linewidth=0.6)
+    axes.set_axisbelow(True)

@@ -1,0 +1,88 @@
+"""`ffnskip apply`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from cli import mistake, succeed, talk
+
+from ffnskip.profile import load_profile
+
+
+def test_the_self_check_is_reported_and_every_layer_of_the_region_is_listed(
+    plateau_folder: Path, plateau_profiles: Path
+) -> None:
+    result = succeed("apply", plateau_folder, plateau_profiles / "0.05.yaml")
+    rows = [line.split() for line in result.stdout.splitlines()[2:] if line]
+    assert [row[0] for row in rows] == ["2", "3", "4", "5"]
+    said = talk(result)
+    assert said[0].startswith("Self-check passed: ")
+    assert "skip_ratio 0." in said[1]
+    assert said[2].startswith(f"Hint: ffnskip generate {plateau_folder} 'Once upon a time' --profile ")
+    assert len(said) == 3
+
+
+def test_json_is_one_document_whose_counts_agree(plateau_folder: Path, plateau_profiles: Path) -> None:
+    path = plateau_profiles / "0.30.yaml"
+    document = json.loads(succeed("apply", plateau_folder, path, "--format", "json").stdout)
+    assert document["schema"] == "ffnskip-apply/v1"
+    assert document["model"] == "plateau"
+    assert document["threshold"] == load_profile(path).skip.threshold
+    layers = document["layers"]
+    assert [layer["layer"] for layer in layers] == [2, 3, 4, 5]
+    assert 0.2 < document["skip_ratio"] < 0.4
+    assert sum(layer["skipped"] for layer in layers) / 8 == pytest.approx(document["skip_ratio"])
+    assert sum(layer["first_skipped"] for layer in layers) == pytest.approx(1 - document["never_skip_fraction"])
+
+
+@pytest.mark.parametrize(("threshold", "ratio", "never"), [("2.0", 0.0, 1.0), ("-1.0", 3 / 8, 0.0)])
+def test_the_threshold_can_be_replaced(
+    plateau_folder: Path, plateau_profiles: Path, threshold: str, ratio: float, never: float
+) -> None:
+    options = ("--threshold", threshold, "--format", "json")
+    document = json.loads(succeed("apply", plateau_folder, plateau_profiles / "0.05.yaml", *options).stdout)
+    assert document["threshold"] == float(threshold)
+    assert document["tokens"] > 0
+    assert (document["skip_ratio"], document["never_skip_fraction"]) == (ratio, never)
+
+
+def test_the_verdict_of_a_profile_over_budget_is_repeated(plateau_folder: Path, plateau_profiles: Path) -> None:
+    warnings = {
+        name: [line for line in talk(succeed("apply", plateau_folder, plateau_profiles / name)) if "Warning" in line]
+        for name in ("0.05.yaml", "0.30.yaml")
+    }
+    measured = load_profile(plateau_profiles / "0.30.yaml").measured
+    assert measured
+    assert warnings == {"0.05.yaml": [], "0.30.yaml": [f"Warning: This profile is {measured.verdict}."]}
+
+
+def test_a_profile_for_another_model_is_refused_by_the_field_that_differs(
+    plateau_folder: Path, plateau_profiles: Path, pico_folder: Path, tmp_path: Path
+) -> None:
+    path = plateau_profiles / "0.05.yaml"
+    assert mistake("apply", pico_folder, path) == (
+        "The profile is for another model: model.n_layers is 8 in the profile (plateau) and 2 in the model."
+    )
+    other = Path(shutil.copytree(plateau_folder, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert "model.config_sha256 is" in mistake("apply", other, path)
+
+
+def test_profiles_that_cannot_be_read(plateau_folder: Path, plateau_profiles: Path, tmp_path: Path) -> None:
+    missing, twice = tmp_path / "missing.yaml", tmp_path / "twice.yaml"
+    twice.write_text((plateau_profiles / "0.05.yaml").read_text() + "compensation: {kind: none}\n")
+    assert mistake("apply", plateau_folder, missing) == f"{missing}: cannot be read (No such file or directory)"
+    assert mistake("apply", plateau_folder, twice) == f"{twice}: compensation: the key appears twice; keep one"
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf", "-inf"])
+def test_a_threshold_that_is_not_finite(plateau_folder: Path, plateau_profiles: Path, threshold: str) -> None:
+    sentence = mistake("apply", plateau_folder, plateau_profiles / "0.05.yaml", "--threshold", threshold)
+    assert sentence == f"The threshold must be a finite number, not {threshold}."
+
+
+def test_a_model_that_is_not_there(plateau_profiles: Path, tmp_path: Path) -> None:
+    model = tmp_path / "none"
+    assert mistake("apply", model, plateau_profiles / "0.05.yaml") == f"no such file or folder: {model}"

@@ -1,0 +1,145 @@
+"""`ffnskip generate`."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from cli import mistake, succeed, talk
+from transformers import AutoTokenizer
+
+from ffnskip.profile import load_profile
+
+PROMPT = "a cab had"
+
+
+@pytest.fixture(scope="session")
+def chat_folder(plateau_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with a chat template."""
+    folder = Path(shutil.copytree(plateau_folder, tmp_path_factory.mktemp("models") / "chat"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def generated(*arguments: object, new_tokens: int = 24) -> str:
+    return succeed("generate", *arguments, "--max-new-tokens", new_tokens).stdout
+
+
+def test_text_goes_to_stdout_and_figures_to_stderr(plateau_folder: Path, plateau_profiles: Path) -> None:
+    options = ("--profile", plateau_profiles / "0.05.yaml", "--max-new-tokens", 24)
+    result = succeed("generate", plateau_folder, PROMPT, *options)
+    assert result.stdout.endswith("\n")
+    assert len(result.stdout) > 1
+    (figures,) = talk(result)
+    assert figures.startswith("ffnskip: 24 tokens, ")
+    assert "skip_ratio 0." in figures
+    assert "never_skip_fraction " in figures
+
+
+def test_without_a_profile_the_model_runs_dense(plateau_folder: Path) -> None:
+    result = succeed("generate", plateau_folder, PROMPT, "--max-new-tokens", 3)
+    assert talk(result)[0].startswith("dense: 3 tokens, ")
+    assert "skip_ratio" not in result.stderr
+
+
+def test_an_unreachable_threshold_gives_the_dense_text_and_a_low_one_does_not(
+    plateau_folder: Path, plateau_profiles: Path
+) -> None:
+    dense = generated(plateau_folder, PROMPT)
+    profile = ("--profile", plateau_profiles / "0.05.yaml")
+    assert generated(plateau_folder, PROMPT, *profile, "--threshold", 2) == dense
+    assert generated(plateau_folder, PROMPT, *profile, "--threshold", -1) != dense
+
+
+def test_compare_shows_both_texts_side_by_side(plateau_folder: Path, plateau_profiles: Path) -> None:
+    arguments = (plateau_folder, PROMPT, "--profile", plateau_profiles / "0.30.yaml")
+    result = succeed("generate", *arguments, "--compare", "--max-new-tokens", 24)
+    assert [line.split(":")[0] for line in talk(result)] == ["Warning", "ffnskip", "dense"]
+    cells = [line.split("│")[1:3] for line in result.stdout.split("\n") if line.startswith("│")]
+    dense, skipping = ("".join("".join(column).split()) for column in zip(*cells, strict=True))
+    assert dense != skipping
+    assert dense == "".join(generated(plateau_folder, PROMPT).split())
+    assert skipping == "".join(generated(*arguments).split())
+
+
+def test_a_prompt_can_come_from_stdin(plateau_folder: Path) -> None:
+    result = succeed("generate", plateau_folder, "-", "--max-new-tokens", 24, stdin=PROMPT)
+    assert result.stdout == generated(plateau_folder, PROMPT)
+
+
+def test_a_chat_model_gets_its_template_unless_raw(chat_folder: Path) -> None:
+    chat = generated(chat_folder, PROMPT)
+    raw = generated(chat_folder, PROMPT, "--raw")
+    assert chat == generated(chat_folder, f"user: {PROMPT}\nassistant:", "--raw")
+    assert chat != raw
+
+
+def test_raw_changes_nothing_where_there_is_no_template(plateau_folder: Path) -> None:
+    assert generated(plateau_folder, PROMPT, "--raw") == generated(plateau_folder, PROMPT)
+
+
+def test_a_seed_repeats_a_sample(plateau_folder: Path, plateau_profiles: Path) -> None:
+    sampled = (plateau_folder, PROMPT, "--temperature", 1, "--profile", plateau_profiles / "0.05.yaml", "--seed")
+    assert generated(*sampled, 1) == generated(*sampled, 1)
+    assert generated(*sampled, 1) != generated(*sampled, 2)
+
+
+def test_the_likeliest_token_alone_is_greedy(plateau_folder: Path) -> None:
+    sampled = generated(plateau_folder, PROMPT, "--temperature", 1, "--top-p", 1e-9)
+    assert sampled == generated(plateau_folder, PROMPT)
+
+
+def test_a_text_that_ends_in_its_warm_up_says_that_nothing_could_skip(
+    plateau_folder: Path, plateau_profiles: Path
+) -> None:
+    options = ("--profile", plateau_profiles / "0.05.yaml", "--max-new-tokens", 3)
+    (figures,) = talk(succeed("generate", plateau_folder, PROMPT, *options))
+    assert figures.endswith("skip_ratio 0.000, never_skip_fraction 1.000 (all tokens were warm-up)")
+
+
+def test_the_verdict_of_a_profile_over_budget_is_repeated(plateau_folder: Path, plateau_profiles: Path) -> None:
+    path = plateau_profiles / "0.30.yaml"
+    warning, _ = talk(succeed("generate", plateau_folder, PROMPT, "--profile", path, "--max-new-tokens", 3))
+    measured = load_profile(path).measured
+    assert measured
+    assert warning == f"Warning: This profile is {measured.verdict}."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "words"),
+    [
+        ("", [], "The prompt is empty."),
+        ("-", [], "The prompt is empty."),
+        (PROMPT, ["--compare"], "--compare needs a --profile"),
+        (PROMPT, ["--threshold", "0.9"], "--threshold needs a --profile"),
+        (PROMPT, ["--profile", "missing.yaml"], "missing.yaml: cannot be read"),
+        (PROMPT, ["--max-new-tokens", "510"], "The model takes at most 512 tokens, but this needs 519"),
+        (PROMPT, ["--temperature", "1e-30"], "The temperature must be 0 (greedy) or at least 0.0001"),
+        (PROMPT, ["--temperature", "inf"], "The temperature must be 0 (greedy) or at least 0.0001"),
+        (PROMPT, ["--temperature", "1", "--top-p", "0"], "top_p must be more than 0"),
+        (PROMPT, ["--dtype", "int4"], "unknown dtype 'int4'"),
+        (PROMPT, ["--device", "toaster"], "device 'toaster' cannot be used here"),
+        (PROMPT, ["--revision", "main"], "a revision goes only with a Hub id"),
+    ],
+)
+def test_wrong_arguments(plateau_folder: Path, prompt: str, options: list[str], words: str) -> None:
+    assert words in mistake("generate", plateau_folder, prompt, *options, stdin="")
+
+
+def test_a_prompt_that_is_not_text(plateau_folder: Path) -> None:
+    assert mistake("generate", plateau_folder, "-", stdin=b"caf\xe9") == "The prompt is not UTF-8 text."
+    assert mistake("generate", plateau_folder, b"caf\xe9".decode(errors="surrogateescape")) == (
+        "The prompt is not UTF-8 text."
+    )
+
+
+def test_a_profile_for_another_model_or_a_wrong_threshold(
+    plateau_folder: Path, plateau_profiles: Path, pico_folder: Path
+) -> None:
+    profile = ("--profile", plateau_profiles / "0.30.yaml")
+    assert "model.n_layers is 8" in mistake("generate", pico_folder, "a", *profile, "--max-new-tokens", 3)
+    assert "finite" in mistake("generate", plateau_folder, PROMPT, *profile, "--threshold", "nan")
