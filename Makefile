@@ -1,6 +1,8 @@
 # `make demo` and `make test` work on a fresh machine with Python >= 3.11 and make: both create .venv themselves.
 PYTHON ?= python3
 BIN := .venv/bin
+# Threads that wait by spinning take the cores from each other as soon as anything else runs on the machine.
+export OMP_WAIT_POLICY ?= PASSIVE
 FFNSKIP := $(BIN)/ffnskip
 DEMO := demo
 
@@ -24,7 +26,7 @@ demo: .venv/installed
 	@echo "== 1/4  Calibrate: one recording, three profiles =="
 	$(FFNSKIP) calibrate demo --dataset demo --target 0.05,0.10,0.15 --output $(DEMO)
 	@echo "== 2/4  Inspect the middle one =="
-	$(FFNSKIP) inspect $(DEMO)/0.10.yaml --plot $(DEMO)/similarity.svg
+	$(FFNSKIP) inspect $(DEMO)/0.10.yaml --plot $(DEMO)/profile.html
 	@echo "== 3/4  Generate, next to the dense model =="
 	$(FFNSKIP) generate demo "Explain in three sentences why the sky is blue." --profile $(DEMO)/0.05.yaml \
 	    --max-new-tokens 96 --compare

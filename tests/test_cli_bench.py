@@ -49,6 +49,7 @@ def test_json_is_one_document_without_a_gap_in_its_main_rows(
         "eval_tokens": 256,
         "prompt_tokens": 8,
         "new_tokens": 12,
+        "prompts": 2,
         "repetitions": 2,
     }
     assert [row["name"] for row in rows] == ["dense", "ffnskip", "hf-dense"]

@@ -8,7 +8,7 @@ import pytest
 from factories import make_profile
 from typer.testing import CliRunner, Result
 
-from ffnskip.profile import parse_profile, save_profile
+from ffnskip.profile import load_profile, parse_profile, save_profile
 from ffnskip_cli.app import app
 
 TEXT = {
@@ -140,6 +140,17 @@ def test_panels_choose_what_is_plotted(tmp_path: Path) -> None:
     assert "cold region" not in target.read_text()
     assert inspect(tmp_path, "--plot", str(target), "--panels", "kl,similarity", **FULL).exit_code == 0
     assert "cold region" in target.read_text()
+
+
+def test_a_profile_that_calibrate_made_has_the_data_for_every_panel(plateau_profiles: Path, tmp_path: Path) -> None:
+    file, target = plateau_profiles / "0.30.yaml", tmp_path / "all.svg"
+    measured = load_profile(file).measured
+    assert measured
+    assert measured.first_skipped
+    assert sum(measured.first_skipped) + measured.never_skip_fraction == pytest.approx(1, abs=1e-4)
+    result = CliRunner().invoke(app, ["inspect", str(file), "--plot", str(target)])
+    assert result.exit_code == 0
+    assert "(d) Where skipping begins" in target.read_text()
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,10 @@ def _with_errors(estimates: dict[str, Estimate]) -> dict[str, Any]:
 def _generated(text: Continuation | None) -> dict[str, Any]:
     if text is None:
         return {}
-    never = 1.0 if text.stats is None else text.stats.never_skip_fraction
+    if text.stats is None:
+        never = 1.0  # the dense model skips nothing
+    else:  # all tokens may have been warm-up, and then nothing was measured
+        never = text.stats.never_skip_fraction if text.stats.tokens else None
     return {"never_skip_fraction": never, "repetition": text.repetition}
 
 

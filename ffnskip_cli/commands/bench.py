@@ -101,6 +101,7 @@ def command(
         "eval_tokens": text.tokens_used,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
+        "prompts": min(prompts, len(text.tokens)),
         "repetitions": repetitions,
         "rows": run_suite(loaded.model, skip_profile, text.tokens, plan, console.track),
     }

@@ -24,8 +24,8 @@ _METADATA: dict[str, dict[str, None]] = {
 _STYLE = ["default", {"svg.hashsalt": "ffnskip", "svg.fonttype": "none"}]
 
 _LAYOUT = {1: "A", 2: "AB", 3: "AA;BC", 4: "AB;CD"}
-_LARGEST = 1e100  # a profile may hold any finite number, but axes whose length is infinite cannot be drawn
 _INCHES = {1: (8, 4.5), 2: (9.5, 4), 3: (9.5, 7.5), 4: (9.5, 7.5)}
+_LARGEST = 1e100  # a profile may hold any finite number, but axes whose length overflows cannot be drawn
 
 
 def plot_profile(profile: Profile, path: str | os.PathLike[str], panels: Sequence[str] = ()) -> None:
@@ -37,8 +37,8 @@ def plot_profile(profile: Profile, path: str | os.PathLike[str], panels: Sequenc
         panels: names of `TITLES`; none means all that the profile has the data for.
 
     Raises:
-        FfnskipError: the suffix is another, the profile lacks the data, matplotlib is missing, or the file cannot be
-            written.
+        FfnskipError: the suffix is another, the profile lacks the data or holds absurdly large numbers, matplotlib is
+            missing, or the file cannot be written.
     """
     target = Path(path)
     kind = target.suffix.lower()
