@@ -31,7 +31,7 @@ demo: .venv/installed
 	$(FFNSKIP) generate demo "Explain in three sentences why the sky is blue." --profile $(DEMO)/0.05.yaml \
 	    --max-new-tokens 96 --compare
 	@echo "== 4/4  Bench =="
-	$(FFNSKIP) bench demo --profile $(DEMO)/0.05.yaml --eval-tokens 4096 --new-tokens 96 --repetitions 3
+	$(FFNSKIP) bench demo --profile $(DEMO)/0.05.yaml --eval-tokens 4096 --new-tokens 64 --repetitions 3
 	@echo "Profiles and picture are in $(DEMO)/:" && ls $(DEMO)
 
 lint: .venv/installed

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROMISED = 0.01  # how far from the target a verified ratio may be
-GOOD_ENOUGH = 0.002  # where correcting stops
+GOOD_ENOUGH = 0.003  # where correcting stops
 _ROUNDS = 8
 
 
