@@ -22,8 +22,8 @@ from ffnskip.layers import ffn_sites
 from ffnskip.profile import dump_profile, parse_profile
 from ffnskip_cli.benchmark.flops import model_cost
 from ffnskip_cli.benchmark.quality import Estimate, Quality
+from ffnskip_cli.calibration.assemble import verdict
 from ffnskip_cli.calibration.calibrate import Calibrated, calibrate
-from ffnskip_cli.calibration.compile import verdict
 from ffnskip_cli.calibration.corpus import Corpus
 from ffnskip_cli.calibration.record import record_text
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Settings

@@ -142,7 +142,7 @@ def test_the_table_has_a_line_for_every_figure_and_a_column_for_every_row(bench:
     figures = {line[:15].strip(): line[15:].split() for line in lines[2:] if line}
     assert figures["skip ratio"][0] == "0.000"
     assert figures["tokens/s"] == ["–", "–"]
-    assert len(figures) == 11
+    assert len(figures) == 12
 
 
 def test_csv_and_markdown_have_a_line_for_every_row(bench: tuple[object, ...]) -> None:

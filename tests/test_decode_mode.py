@@ -288,3 +288,30 @@ def test_no_new_tokens_is_no_pass() -> None:
     with decisions(model_of()) as passes:
         assert not list(ffnskip.decode(model_of(), TEXT, max_new_tokens=0))
     assert not passes
+
+
+def test_rows_past_their_stop_token_are_not_counted() -> None:
+    model = model_of()
+    free = with_decode(model, TEXT)
+    stop = int(free[0, 0])
+    lengths = [next((step for step in range(NEW) if int(row[step]) == stop), NEW - 1) for row in free]
+    with ffnskip.apply(model, pico_profile(model, threshold=2.0, warm_up=3)) as applied:
+        with_decode(model, TEXT, stop_tokens=[stop])
+    assert min(lengths) == 0 < max(lengths)
+    assert applied.stats.tokens + applied.stats.warm_up_tokens == sum(lengths)
+    assert applied.stats.tokens == sum(max(length - 3, 0) for length in lengths)
+
+
+def test_a_sequence_whose_prompt_was_never_seen_starts_with_its_warm_up() -> None:
+    model = model_of()
+    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=2)) as applied:
+        with_decode(model, TEXT[:1])
+        past = DynamicCache(config=model.config)
+        applied.mode = "score"
+        with torch.inference_mode():
+            model(TEXT[:1], past_key_values=past)  # not as a prompt: the rule of decode mode learns nothing of it
+            applied.mode = "decode"
+            applied.reset_stats()
+            for token in TEXT[1, :4]:
+                model(token[None, None], past_key_values=past)
+    assert (applied.stats.warm_up_tokens, applied.stats.tokens) == (2, 2)

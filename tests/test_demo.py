@@ -110,5 +110,6 @@ def test_a_shared_profile_fits_the_demo_model(demo: LoadedModel, path: Path) -> 
     assert profile.measured
     assert path.name == f"{profile.measured.target_ratio:.2f}.yaml"
     assert path.parent.name == demo.id.partition("/")[2].lower()
+    assert abs(profile.measured.skip_ratio - profile.measured.target_ratio) <= 0.01
     with ffnskip.apply(demo.model, profile):
         pass

@@ -58,6 +58,9 @@ def test_the_hash_survives_a_round_trip_through_a_file(tmp_path: Any) -> None:
         ("rms_norm_eps", 1e-6),
         ("tie_word_embeddings", True),
         ("head_dim", 16),
+        ("num_experts", 8),
+        ("moe_intermediate_size", 8),
+        ("n_inner", 8),
         ("rope_parameters", {"rope_type": "default", "rope_theta": 5e5}),
     ],
 )

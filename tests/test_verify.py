@@ -13,7 +13,7 @@ from ffnskip import FfnskipError, Profile, SkipStats
 from ffnskip.layers import ffn_sites
 from ffnskip_cli.calibration.record import Record, record_generated, record_text
 from ffnskip_cli.calibration.solve import highest_ratio, simulated_ratio, solve_threshold
-from ffnskip_cli.calibration.verify import GOOD_ENOUGH, measure_ratio, verify, with_threshold
+from ffnskip_cli.calibration.verify import GOOD_ENOUGH, measure_ratio, verify
 from ffnskip_cli.track import silently
 
 TEXT = pico_tokens(40, batch=10)
@@ -47,7 +47,7 @@ def test_the_ratio_that_is_reported_is_the_running_models() -> None:
     model, profile = model_of("llama"), profile_of("llama", cold_s=1, cold_e=5, warm_up=3)
     found = verify(model, profile, recorded("llama"), 0.2, silently)
     assert found.ratio == pytest.approx(0.2, abs=GOOD_ENOUGH)
-    assert found.ratio == ratio_by_apply(model, with_threshold(profile, found.threshold), TEXT)
+    assert found.ratio == ratio_by_apply(model, profile.with_threshold(found.threshold), TEXT)
 
 
 @pytest.mark.parametrize("target", [0.1, 0.25, 0.4])
@@ -56,13 +56,13 @@ def test_the_threshold_is_corrected_where_the_simulation_is_far_off(name: str, t
     profile = profile_of(name, window=1)
     found = verify(model_of(name), profile, recorded(name), target, silently)
     assert found.ratio == pytest.approx(target, abs=0.01)
-    assert found.ratio == ratio_by_apply(model_of(name), with_threshold(profile, found.threshold), TEXT)
+    assert found.ratio == ratio_by_apply(model_of(name), profile.with_threshold(found.threshold), TEXT)
 
 
 def test_there_is_something_to_correct() -> None:
     """Else the test above proves nothing: where skipping turns later layers more, the simulation's threshold misses."""
     profile, record = profile_of("gpt2", window=1), recorded("gpt2")
-    simulated = with_threshold(profile, solve_threshold(record, profile.skip, 0.25))
+    simulated = profile.with_threshold(solve_threshold(record, profile.skip, 0.25))
     assert simulated_ratio(record, simulated.skip) == pytest.approx(0.25, abs=0.002)
     assert measure_ratio(model_of("gpt2"), simulated, record, silently) < 0.25 - 0.04
 

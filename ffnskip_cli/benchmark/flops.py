@@ -52,6 +52,10 @@ class ModelCost:
         """FLOPs of the skipped FFNs minus those of the similarity checks; negative when checking cost more."""
         return sum(stats.skipped) * self.ffn_flops - sum(stats.checked) * self.check_flops
 
+    def saved_share(self, stats: SkipStats, sequences: int, length: int) -> float:
+        """flops_saved of scored sequences, each taken as one decode of `length` tokens without a prompt."""
+        return self.saved_flops(stats) / (sequences * self.dense_flops(0, length))
+
     def ceiling(self, stats: SkipStats) -> float:
         """The speed-up at batch 1 if skipped weights cost nothing: bytes read dense / bytes read with the profile."""
         tokens = stats.tokens + stats.warm_up_tokens

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Way = Callable[[Tensor, int], "Run"]
-_REHEARSAL_TOKENS = 8
+_REHEARSAL_TOKENS = 8  # past warm-up, so that skipping is rehearsed too
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def hugging_face_way(model: PreTrainedModel) -> Way:
 
 
 def measure_speed(
-    ways: Mapping[str, Way], prompts: Tensor, new_tokens: int, repetitions: int, track: Track
+    ways: Mapping[str, Way], prompts: Tensor, new_tokens: int, repetitions: int, warm_up: int, track: Track
 ) -> dict[str, Speed]:
     """Time every way `repetitions` times, taking turns.
 
@@ -121,11 +121,12 @@ def measure_speed(
         prompts: ``[n, prompt]``; repetition r uses prompt r (mod n) in every way.
         new_tokens: tokens per run.
         repetitions: runs per way; a short one that is not counted goes first.
+        warm_up: the profile's.
         track: shows progress.
     """
     speeds = {name: Speed() for name in ways}
     for way in ways.values():
-        way(prompts[:1], _REHEARSAL_TOKENS)
+        way(prompts[:1], warm_up + _REHEARSAL_TOKENS)
     turns = [(r, name) for r in range(repetitions) for name in _turned(list(ways), r)]
     for repetition, name in track(turns, "measuring speed", len(turns)):
         row = repetition % len(prompts)

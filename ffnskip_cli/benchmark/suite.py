@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ffnskip.errors import FfnskipError
 from ffnskip.profile import Profile
 from ffnskip.stats import SkipStats
 from ffnskip_cli.benchmark.flops import ModelCost, model_cost
@@ -48,7 +49,14 @@ def run_suite(model: PreTrainedModel, profile: Profile, text: Tensor, plan: Plan
         text: ``[sequences, length]`` to score, and whose beginnings are the prompts.
         plan: what to measure.
         track: shows progress.
+
+    Raises:
+        FfnskipError: all generated tokens would be warm-up.
     """
+    if plan.parts & {"speed", "worst-case"} and plan.new_tokens <= profile.skip.warm_up + 1:
+        raise FfnskipError(
+            f"With a warm-up of {profile.skip.warm_up} none of {plan.new_tokens} new tokens could skip: generate more."
+        )
     cost = model_cost(model)
     prompts = text[:, : plan.prompt_tokens].to(model.device)
     quality = speeds = dense_text = skip_text = None
@@ -59,7 +67,7 @@ def run_suite(model: PreTrainedModel, profile: Profile, text: Tensor, plan: Plan
         skip_text = continue_prompts(model, profile, prompts[: plan.prompts], plan.new_tokens, track)
     if "speed" in plan.parts:
         ways = {"dense": dense_way(model), "ffnskip": profile_way(model, profile), "hf-dense": hugging_face_way(model)}
-        speeds = measure_speed(ways, prompts, plan.new_tokens, plan.repetitions, track)
+        speeds = measure_speed(ways, prompts, plan.new_tokens, plan.repetitions, profile.skip.warm_up, track)
     length = text.shape[1]
     rows = [
         _row("dense") | _dense_quality(quality, cost, length) | _generated(dense_text) | _timed(speeds, "dense", cost),
@@ -83,15 +91,18 @@ def _quality(quality: Quality | None, cost: ModelCost, length: int) -> dict[str,
     """Of the profile, on the scored text, each sequence taken as one decode without a prompt."""
     if quality is None:
         return {}
-    dense = cost.dense_flops(0, length)
-    saved = cost.saved_flops(quality.stats) / (quality.sequences * dense)
+    saved = cost.saved_share(quality.stats, quality.sequences, length)
     estimates = {
         "skip_ratio": quality.skip_ratio,
         "perplexity": quality.perplexity,
         "kl": quality.kl,
         "top1_agreement": quality.top1_agreement,
     }
-    return {"flops_per_token": dense / length * (1 - saved), "flops_saved": saved, **_with_errors(estimates)}
+    return {
+        "flops_per_token": cost.dense_flops(0, length) / length * (1 - saved),
+        "flops_saved": saved,
+        **_with_errors(estimates),
+    }
 
 
 def _dense_quality(quality: Quality | None, cost: ModelCost, length: int) -> dict[str, Any]:
@@ -111,10 +122,7 @@ def _with_errors(estimates: dict[str, Estimate]) -> dict[str, Any]:
 def _generated(text: Continuation | None) -> dict[str, Any]:
     if text is None:
         return {}
-    if text.stats is None:
-        never = 1.0  # the dense model skips nothing
-    else:  # all tokens may have been warm-up, and then nothing was measured
-        never = text.stats.never_skip_fraction if text.stats.tokens else None
+    never = 1.0 if text.stats is None else text.stats.never_skip_fraction
     return {"never_skip_fraction": never, "repetition": text.repetition}
 
 

@@ -12,13 +12,13 @@ from ffnskip.errors import FfnskipError
 from ffnskip.profile import ModelInfo, Profile
 from ffnskip_cli.benchmark.flops import model_cost
 from ffnskip_cli.benchmark.quality import Quality, check_size, measure_quality
-from ffnskip_cli.calibration import compile as step
+from ffnskip_cli.calibration import assemble
 from ffnskip_cli.calibration.corpus import Corpus
 from ffnskip_cli.calibration.record import Record, record_generated, record_text
 from ffnskip_cli.calibration.regions import Region, find_region
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Settings
 from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
-from ffnskip_cli.calibration.verify import Verified, verify, with_threshold
+from ffnskip_cli.calibration.verify import Verified, verify
 from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
@@ -56,21 +56,21 @@ def calibrate(
     record = _record(model, text.tokens, settings, track)
     past_warm_up = record.past(settings.warm_up)
     region = _region(past_warm_up, settings)
-    draft = step.draft(identity, settings, region.cold_s, region.cold_e)
+    draft = assemble.draft(identity, settings, region.cold_s, region.cold_e)
     self_check(model, draft)
     for target in settings.targets:
         solve_threshold(record, draft.skip, target)  # refuses what is out of reach before the long part
     verified = [verify(model, draft, record, target, track) for target in settings.targets]
     thresholds = _curve_thresholds(record, draft, settings.targets, verified)
-    profiles = [with_threshold(draft, threshold) for threshold in thresholds]
+    profiles = [draft.with_threshold(threshold) for threshold in thresholds]
     quality = dict(zip(thresholds, measure_quality(model, profiles, held_out.tokens, track), strict=True))
 
     described = draft.model_copy(
         update={
-            "calibration": step.calibration_text(text, settings, model.dtype),
-            "evaluation": step.evaluation_text(held_out),
-            "similarity": step.similarity_curve(past_warm_up),
-            "curve": tuple(step.curve_point(threshold, quality[threshold]) for threshold in thresholds),
+            "calibration": assemble.calibration_text(text, settings, model.dtype),
+            "evaluation": assemble.evaluation_text(held_out),
+            "similarity": assemble.similarity_curve(past_warm_up),
+            "curve": tuple(assemble.curve_point(threshold, quality[threshold]) for threshold in thresholds),
         }
     )
     return [
@@ -118,5 +118,7 @@ def _finish(
     model: PreTrainedModel, described: Profile, target: float, solution: Verified, quality: dict[float, Quality]
 ) -> Profile:
     assert described.evaluation is not None
-    found = step.measured(target, quality[solution.threshold], model_cost(model), described.evaluation.sequence_length)
-    return with_threshold(described, solution.threshold).model_copy(update={"measured": found})
+    found = assemble.measured(
+        target, quality[solution.threshold], model_cost(model), described.evaluation.sequence_length
+    )
+    return described.with_threshold(solution.threshold).model_copy(update={"measured": found})

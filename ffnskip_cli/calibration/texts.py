@@ -14,8 +14,6 @@ from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.sources.models import LoadedModel
 from ffnskip_cli.sources.text import TextSource, open_text
 
-_SELF_HELD_OUT_SEED = 1_000_000  # added to the seed: what the model writes next is as unseen as anything
-
 
 def calibration_and_held_out(
     loaded: LoadedModel, dataset: str, eval_dataset: str | None, settings: Settings, offline: bool
@@ -32,7 +30,7 @@ def calibration_and_held_out(
     Raises:
         FfnskipError: there is no such text, or not even one sequence of it.
     """
-    source = _open(dataset, loaded, settings.seed, offline)
+    source = _open(dataset, loaded, f"{settings.seed} calibration", offline)
     text = build_corpus(
         source,
         loaded.tokenizer,
@@ -69,7 +67,7 @@ def evaluation_text(
 
     Documents in `exclude` (by hash) are left out in any case.
     """
-    source = _open(name, loaded, seed + _SELF_HELD_OUT_SEED, offline)
+    source = _open(name, loaded, f"{seed} held-out", offline)
     held_out = source.dataset == calibrated_on and name != "self"
     return build_corpus(
         source,
@@ -98,5 +96,5 @@ def evaluation_name(profile: Profile) -> str:
     return f"{text.dataset}:{text.config or ''}:{text.split or ''}".rstrip(":")
 
 
-def _open(name: str, loaded: LoadedModel, seed: int, offline: bool) -> TextSource:
+def _open(name: str, loaded: LoadedModel, seed: str, offline: bool) -> TextSource:
     return open_text(name, offline=offline, generate=lambda: sample_documents(loaded.model, loaded.tokenizer, seed))

@@ -58,7 +58,7 @@ def verify(model: PreTrainedModel, profile: Profile, record: Record, target: flo
     best = Verified(profile.skip.threshold, float("inf"))
     for _ in range(_ROUNDS):
         threshold = solve_threshold(record, profile.skip, asked)
-        measured = Verified(threshold, measure_ratio(model, with_threshold(profile, threshold), record, track))
+        measured = Verified(threshold, measure_ratio(model, profile.with_threshold(threshold), record, track))
         if abs(measured.ratio - target) < abs(best.ratio - target):
             best = measured
         if abs(best.ratio - target) <= GOOD_ENOUGH:
@@ -97,8 +97,3 @@ class _Bracket:
         self._last_error = error
         step = self._low_error * (self._high - self._low) / (self._high_error - self._low_error)
         return min(self._low - step, self._high)  # rounding must not ask for more than there is
-
-
-def with_threshold(profile: Profile, threshold: float) -> Profile:
-    """The same profile with another threshold."""
-    return profile.model_copy(update={"skip": profile.skip.model_copy(update={"threshold": threshold})})

@@ -57,8 +57,12 @@ def command(
         with torch.inference_mode():
             loaded.model(tokens, use_cache=False)
     console.talk.print("Self-check passed: every FFN is wrapped; with skipping disabled the logits are identical.")
+    if applied.stats.tokens == 0:
+        warm_up = applied.profile.skip.warm_up
+        raise ffnskip.FfnskipError(f"The sample ends before the warm-up of {warm_up} tokens does: nothing to report.")
     _report(applied, format)
-    options.warn_if_over_budget(skip_profile)
+    if threshold is None:
+        options.warn_if_over_budget(skip_profile)
     options.hint_command("generate", model, "Once upon a time", "--profile", profile)
 
 
@@ -69,8 +73,8 @@ def _report(applied: Applied, format: Literal["table", "json", "md", "csv"]) -> 
     layers = [
         {
             "layer": layer,
-            "skipped": stats.skipped[layer] / max(stats.tokens, 1),
-            "first_skipped": stats.first_skipped[layer] / max(stats.tokens, 1),
+            "skipped": stats.skipped[layer] / stats.tokens,
+            "first_skipped": stats.first_skipped[layer] / stats.tokens,
         }
         for layer in range(skip.cold_s, skip.cold_e)
     ]

@@ -11,6 +11,7 @@ from ffnskip_cli.commands import options
 
 if TYPE_CHECKING:
     from ffnskip.profile import Profile
+    from ffnskip_cli.calibration.corpus import Corpus
     from ffnskip_cli.report.tables import Column
 
 NOISY = 0.25  # of the median; beyond it a difference of a few per cent between rows cannot be seen
@@ -88,7 +89,9 @@ def command(
             seed=seed if seed is not None else (calibration.seed if calibration else 0),
             offline=offline,
         )
-    options.warn_if_over_budget(loaded_profile)
+    if threshold is None:
+        options.warn_if_over_budget(loaded_profile)
+    _warn_if_text_changed(loaded_profile, text, seed, eval_dataset)
     plan = Plan(parts, prompt_tokens, new_tokens, repetitions, prompts)
     document: dict[str, Any] = {
         "schema": "ffnskip-bench/v1",
@@ -119,13 +122,23 @@ def _warn_if_noisy(rows: list[dict[str, Any]]) -> None:
         )
 
 
+def _warn_if_text_changed(profile: Profile, text: Corpus, seed: int | None, eval_dataset: str | None) -> None:
+    """Point out that a dataset has moved on since the profile was measured on it."""
+    then = profile.evaluation
+    if then is None or seed is not None or eval_dataset is not None:
+        return
+    same_size = (then.tokens_requested, then.sequence_length) == (text.tokens_requested, text.tokens.shape[1])
+    if same_size and then.text_sha256 != text.text_sha256:
+        console.warn(f"{then.dataset} holds other text now than when the profile was measured on it.")
+
+
 def _parse_parts(measure: str) -> frozenset[str]:
     from ffnskip.errors import FfnskipError
+    from ffnskip_cli.benchmark.suite import PARTS
 
-    known = ("quality", "speed", "worst-case")
     parts = frozenset(part.strip() for part in measure.split(","))
-    if unknown := parts - set(known):
-        raise FfnskipError(f"--measure cannot measure {sorted(unknown)[0]!r}: choose from {', '.join(known)}.")
+    if unknown := parts - set(PARTS):
+        raise FfnskipError(f"--measure cannot measure {sorted(unknown)[0]!r}: choose from {', '.join(PARTS)}.")
     return parts
 
 
@@ -158,6 +171,7 @@ def _columns() -> list[Column]:
         Column("flops_saved", "FLOPs saved", ".1%"),
         Column("never_skip_fraction", "never skip", ".1%"),
         Column("tokens_per_second", "tokens/s", ".1f"),
+        Column("decode_skip_ratio", "timed ratio", ".3f"),
         Column("speedup", "speed-up", ".2f"),
         Column("ceiling", "ceiling", ".2f"),
         Column("perplexity", "perplexity", ".2f"),

@@ -12,6 +12,7 @@ from ffnskip_cli import console
 from ffnskip_cli.commands import options
 
 if TYPE_CHECKING:
+    from ffnskip.profile import Profile
     from ffnskip_cli.calibration.calibrate import Calibrated
     from ffnskip_cli.calibration.corpus import Corpus
     from ffnskip_cli.report.tables import Column
@@ -148,7 +149,7 @@ def _parse_targets(target: str) -> tuple[float, ...]:
     for ratio in ratios:
         if not 0.0 < ratio < 1.0:
             raise FfnskipError(f"--target {ratio:g} is not a ratio between 0 and 1, such as 0.10.")
-    if len(set(ratios)) < len(ratios):
+    if len({f"{ratio:g}" for ratio in ratios}) < len(ratios):
         raise FfnskipError(f"--target {target} names a ratio twice.")
     return ratios
 
@@ -186,7 +187,9 @@ def _refuse_unwritable(path: Path) -> None:
 
 
 def _warn_of_shortfall(which: str, text: Corpus) -> None:
-    if text.tokens_used < text.tokens_requested - text.tokens.shape[1]:
+    from ffnskip_cli.calibration.assemble import evaluation_text
+
+    if evaluation_text(text).fell_short:
         console.warn(
             f"{text.tokens_requested} tokens of {which} text were asked for, and {text.dataset} has only "
             f"{text.tokens_used}."
@@ -209,7 +212,21 @@ def _write(finished: list[Calibrated], paths: list[Path], format: Literal["table
     else:
         render(rows, _columns(), format)
     for calibrated, path in zip(finished, paths, strict=True):
+        _warn_if_off_target(calibrated.profile, path)
         options.warn_if_over_budget(calibrated.profile, path)
+
+
+def _warn_if_off_target(profile: Profile, path: Path) -> None:
+    """The threshold is verified on the calibration text; on held-out text the ratio is another one."""
+    from ffnskip_cli.calibration.verify import PROMISED
+
+    found = profile.measured
+    assert found is not None
+    if abs(found.skip_ratio - found.target_ratio) > PROMISED:
+        console.warn(
+            f"{path} skips {found.skip_ratio:.3f} of the FFNs on the held-out text, not {found.target_ratio:g}: that "
+            "text is easier or harder, or too short to tell; more --tokens and --eval-tokens bring the two closer."
+        )
 
 
 def _row(calibrated: Calibrated, path: Path) -> dict[str, object]:

@@ -69,7 +69,8 @@ def command(
         writer.write(_stream(loaded))
         return
     with ffnskip.apply(loaded.model, skip_profile, threshold=threshold) as applied:
-        options.warn_if_over_budget(skip_profile)
+        if threshold is None:
+            options.warn_if_over_budget(skip_profile)
         skipping = writer.write(None if compare else _stream(loaded), applied.stats)
     if compare:
         _side_by_side(writer.write(None), skipping)

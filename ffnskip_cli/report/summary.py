@@ -75,7 +75,7 @@ def short(value: object) -> object:
 
 
 def _shortfall(name: str, text: EvaluationText) -> str:
-    if text.tokens_used >= text.tokens_requested:
+    if not text.fell_short:
         return ""
     counts = f"{text.tokens_used:,} of the {text.tokens_requested:,} tokens that were asked for"
     return f"The {name} text yielded only {counts}, so what was measured on it is less certain."

@@ -27,6 +27,7 @@ from ffnskip.errors import FfnskipError
 from ffnskip_cli.sources.cache import build_once, cache_dir, sha256_file
 from ffnskip_cli.sources.demo import DEMO_MODEL_SHA256, demo_model_file
 from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, reason
+from ffnskip_cli.sources.names import public_name
 
 DEMO_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DTYPES: dict[str, torch.dtype | str] = {
@@ -132,12 +133,12 @@ def _locate_local(name: str, offline: bool) -> _Located:
         return _Located(_dequantized(gguf, DEMO_MODEL_SHA256), DEMO_MODEL_ID, gguf_sha256=DEMO_MODEL_SHA256)
     path = Path(os.path.abspath(name))  # a symbolic link keeps its own name: files in the Hub's cache are links
     if path.is_dir():
-        return _Located(path, path.name)
+        return _Located(path, public_name(path))
     if path.suffix.lower() != ".gguf":
         raise FfnskipError(f"{name} is neither a folder nor a .gguf file: name the folder that holds config.json")
     with _one_sentence(name):
         sha256 = sha256_file(path)
-    return _Located(_dequantized(path, sha256), path.name, gguf_sha256=sha256)
+    return _Located(_dequantized(path, sha256), public_name(path), gguf_sha256=sha256)
 
 
 def _fetch(name: str, revision: str | None, trust_remote_code: bool, offline: bool) -> _Located:

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from ffnskip.errors import FfnskipError
 from ffnskip_cli.sources.demo import demo_text_file
 from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, reason
+from ffnskip_cli.sources.names import public_name
 
 Documents = Callable[[], Iterator[str]]
 
@@ -46,7 +47,7 @@ class TextSource:
 def open_text(spec: str, *, offline: bool = False, generate: Documents | None = None) -> TextSource:
     """Open the text that `spec` names; nothing but a Hub revision is read before `documents()` is called.
 
-    `spec` is `demo`, `demo:wiki`, `demo:c4`, `self` (the documents of `generate`, which must end), a local .txt, .jsonl
+    `spec` is `demo`, `demo:wiki`, `demo:c4`, `self` (the documents of `generate`), a local .txt, .jsonl
     or .parquet file, or `id[:config[:split]]` where id is wikitext, c4, gsm8k or any dataset of the Hugging Face Hub.
     Raises FfnskipError if there is no such text; so does reading the documents if they cannot be read.
     """
@@ -133,7 +134,7 @@ def _open_file(spec: str) -> TextSource:
             return group_paragraphs(_lines(path), _DOCUMENT_CHARACTERS)
         return _row_documents(_file_rows(path), path.name)
 
-    return TextSource(dataset=path.name, documents=_stripped(documents))
+    return TextSource(dataset=public_name(path), documents=_stripped(documents))
 
 
 def _lines(path: Path) -> Iterator[str]:

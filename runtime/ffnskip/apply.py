@@ -43,8 +43,10 @@ def apply(
     Args:
         model: a Hugging Face decoder. Its weights stay where they are.
         profile: a profile, or the path of one.
-        mode: `decode` for generation: the prompt and the first `warm_up` generated tokens run dense. `score` for full
-            forward passes: every position from `warm_up` on may skip, as if it had been generated.
+        mode: `decode` for generation: the prompt and the first `warm_up` generated tokens run dense. A pass over
+            several tokens counts as a prompt, so speculative decoding hardly skips, and a prompt must not be fed in
+            chunks that end with a single token. `score` for full forward passes: every position from `warm_up` on may
+            skip, as if it had been generated.
         threshold: replaces the profile's.
         check: prove on the model itself, with two short forward passes, that the profile does what it says.
 
@@ -61,7 +63,7 @@ def apply(
     if threshold is not None:
         if not math.isfinite(threshold):
             raise FfnskipError(f"The threshold must be a finite number, not {threshold}.")
-        profile = profile.model_copy(update={"skip": profile.skip.model_copy(update={"threshold": threshold})})
+        profile = profile.with_threshold(threshold)
     if check:
         self_check(model, profile)
     return Applied(model, profile, mode)

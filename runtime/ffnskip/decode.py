@@ -73,6 +73,8 @@ def decode(
     stop = torch.tensor(sorted(stop_tokens), dtype=torch.long, device=input_ids.device)
     cache = DynamicCache(config=model.config)
     tokens, mask = input_ids, attention_mask
+    if mask is None and len(input_ids) > 1:
+        mask = torch.ones_like(input_ids)  # rows that end before others are masked from then on, and not counted
     counting = torch.ones_like(input_ids) if mask is None else mask
     position = (counting.cumsum(-1) - 1).clamp(min=0)
     ended: Tensor | None = None
@@ -94,7 +96,7 @@ def decode(
             return
         tokens = following[:, None]
         if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
+            mask = torch.cat([mask, (~ended)[:, None].to(mask)], dim=1)
         position = position[:, -1:] + 1
 
 

@@ -27,9 +27,14 @@ _ARCHITECTURE = (
     "hidden_act",
     "rms_norm_eps",
     "layer_norm_eps",
+    "layer_norm_epsilon",
     "tie_word_embeddings",
     "num_local_experts",
+    "num_experts",
+    "n_routed_experts",
     "num_experts_per_tok",
+    "moe_intermediate_size",
+    "n_inner",
 )
 
 

@@ -120,6 +120,11 @@ class EvaluationText(_Section):
     sequence_length: Positive
     """Tokens per sequence."""
 
+    @property
+    def fell_short(self) -> bool:
+        """Whether the text had fewer whole sequences than were asked for."""
+        return self.tokens_used < self.tokens_requested // self.sequence_length * self.sequence_length
+
 
 class CalibrationText(EvaluationText):
     """The text that the similarities were recorded on, and how."""
@@ -200,6 +205,10 @@ class Profile(_Section):
     """Other thresholds, to move the ratio without a new calibration: lists of threshold, skip_ratio and kl."""
     made_with: Annotated[dict[Word, Word], AfterValidator(_sorted)]
     """Versions of the software, by package name."""
+
+    def with_threshold(self, threshold: float) -> "Profile":
+        """The same profile with another threshold."""
+        return self.model_copy(update={"skip": self.skip.model_copy(update={"threshold": threshold})})
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Profile":

@@ -26,6 +26,7 @@ class Walk:
         self.stats = SkipStats(n_layers)
         self._reach = reach(skip)
         self._prompt_length: Tensor | None = None  # [batch]
+        self._next: Tensor | None = None  # [batch], the positions that would go on with the same sequences
         self._clear()
 
     def _clear(self) -> None:
@@ -59,12 +60,13 @@ class Walk:
         """``[batch, sequence]``: how many generated tokens came before each; None for a pass over a prompt."""
         if self.mode == "score":
             return position
+        expected, self._next = self._next, position.amax(dim=1) + 1
         if position.shape[1] > 1 or not bool(position.any()):
-            self._prompt_length = position.amax(dim=1) + 1
+            self._prompt_length = self._next
             return None
-        if self._prompt_length is None or self._prompt_length.shape[0] != position.shape[0]:
-            self._prompt_length = position[:, 0]  # the cache was filled before the profile was applied
-        return position - self._prompt_length[:, None].to(position.device)
+        if self._prompt_length is None or expected is None or not torch.equal(expected, position[:, 0]):
+            self._prompt_length = position[:, 0]  # another sequence, whose prompt went through without the profile
+        return position - self._prompt_length[:, None]
 
     def skipping(self, layer: int, device: torch.device) -> tuple[Tensor, int]:
         """Which tokens skip this layer's FFN, ``[N]`` bool, and how many; they count as skipped from now on."""

@@ -1,4 +1,4 @@
-"""Step 6: compile what was found and measured into a profile."""
+"""Step 6: assemble the profile from what was found and measured."""
 
 from __future__ import annotations
 
@@ -73,7 +73,6 @@ def similarity_curve(similarities: Tensor) -> SimilarityCurve:
 def measured(target: float, quality: Quality, cost: ModelCost, sequence_length: int) -> Measured:
     """What the profile says about its own cost, with a verdict on it."""
     within_budget, sentence = verdict(quality)
-    dense = quality.sequences * cost.dense_flops(0, sequence_length)
     estimates = {
         "skip_ratio": quality.skip_ratio,
         "perplexity_dense": quality.perplexity_dense,
@@ -83,7 +82,7 @@ def measured(target: float, quality: Quality, cost: ModelCost, sequence_length: 
     }
     return Measured(
         target_ratio=target,
-        flops_saved=_tidy(cost.saved_flops(quality.stats) / dense),
+        flops_saved=_tidy(cost.saved_share(quality.stats, quality.sequences, sequence_length)),
         never_skip_fraction=_tidy(quality.stats.never_skip_fraction),
         tokens=quality.tokens,
         verdict=sentence,
