@@ -23,11 +23,12 @@ from ffnskip.profile import dump_profile, parse_profile
 from ffnskip_cli.benchmark.flops import model_cost
 from ffnskip_cli.benchmark.quality import Estimate, Quality
 from ffnskip_cli.calibration.assemble import verdict
-from ffnskip_cli.calibration.calibrate import Calibrated, calibrate
+from ffnskip_cli.calibration.calibrate import Calibrated, Calibration, calibrate
 from ffnskip_cli.calibration.corpus import Corpus
 from ffnskip_cli.calibration.record import record_text
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Settings
 from ffnskip_cli.calibration.texts import calibration_and_held_out
+from ffnskip_cli.calibration.verify import Verified, verify
 from ffnskip_cli.sources.models import load_model
 from ffnskip_cli.track import silently
 
@@ -51,6 +52,12 @@ def corpus(tokens: Tensor, name: str = "own") -> Corpus:
     return Corpus(tokens, "ab" * 32, tokens.numel() + 7, frozenset(), name, "en", "train", "f" * 40)
 
 
+def all_finished(calibration: Calibration) -> list[Calibrated]:
+    if calibration.refused:
+        raise FfnskipError(calibration.refused[0])
+    return calibration.finished
+
+
 def run(
     targets: tuple[float, ...] = TARGETS,
     text: Tensor = TEXT,
@@ -61,7 +68,7 @@ def run(
     model = model_of() if model is None else model
     chosen = Settings(targets, **{"sequence_length": text.shape[1], "warm_up": WARM_UP, **settings})
     identity = model_info(model, id="org/pico")
-    return calibrate(model, identity, corpus(text), corpus(held_out, "other"), chosen, silently)
+    return all_finished(calibrate(model, identity, corpus(text), corpus(held_out, "other"), chosen, silently))
 
 
 @cache
@@ -264,7 +271,7 @@ def calibrated_in(folder: Path, pico_folder: Path, seed: int = 0) -> str:
     text, held_out = calibration_and_held_out(loaded, str(folder / "text.jsonl"), None, settings, offline=True)
     assert not text.document_hashes & held_out.document_hashes
     identity = model_info(loaded.model, id=loaded.id, revision=loaded.revision, gguf_sha256=loaded.gguf_sha256)
-    (found,) = calibrate(loaded.model, identity, text, held_out, settings, silently)
+    (found,) = all_finished(calibrate(loaded.model, identity, text, held_out, settings, silently))
     return dump_profile(found.profile)
 
 
@@ -275,3 +282,19 @@ def test_a_profile_depends_on_the_seed_but_not_on_the_folder(tmp_path: Path, pic
     assert not any(part in dump for part in ("here", "there", str(tmp_path), tmp_path.name))
     skip, other = (parse_profile(text).skip for text in (dump, calibrated_in(here, pico_folder, seed=1)))
     assert skip.threshold != other.threshold
+
+
+def test_a_target_that_cannot_be_reached_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse_the_second(*args: Any) -> Verified:
+        if args[3] == TARGETS[1]:
+            raise FfnskipError("Out of reach.")
+        return verify(*args)
+
+    monkeypatch.setattr("ffnskip_cli.calibration.calibrate.verify", refuse_the_second)
+    model = model_of()
+    settings = Settings(TARGETS, sequence_length=TEXT.shape[1], warm_up=WARM_UP)
+    identity = model_info(model, id="pico")
+    result = calibrate(model, identity, corpus(TEXT), corpus(HELD_OUT, "other"), settings, silently)
+    reached = [target for target in TARGETS if target != TARGETS[1]]
+    assert [c.profile.measured.target_ratio for c in result.finished if c.profile.measured] == reached
+    assert result.refused == ["Out of reach."]

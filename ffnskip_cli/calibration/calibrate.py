@@ -35,9 +35,17 @@ class Calibrated:
     calibration_ratio: float
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What came of the targets: the profiles of those that could be reached, and a sentence for each that could not."""
+
+    finished: list[Calibrated]
+    refused: list[str]
+
+
 def calibrate(
     model: PreTrainedModel, identity: ModelInfo, text: Corpus, held_out: Corpus, settings: Settings, track: Track
-) -> list[Calibrated]:
+) -> Calibration:
     """Compile one profile per target.
 
     Args:
@@ -49,8 +57,8 @@ def calibrate(
         track: shows progress.
 
     Raises:
-        FfnskipError: the model cannot be wrapped or computes infinities, its curve has no plateau, a target cannot be
-            reached, or there is too little text.
+        FfnskipError: the model cannot be wrapped or computes infinities, its curve has no plateau, the region is too
+            small for a target, or there is too little text.
     """
     check_size(held_out.tokens, settings.warm_up)  # now, because the run is long
     record = _record(model, text.tokens, settings, track)
@@ -60,8 +68,10 @@ def calibrate(
     self_check(model, draft)
     for target in settings.targets:
         solve_threshold(record, draft.skip, target)  # refuses what is out of reach before the long part
-    verified = [verify(model, draft, record, target, track) for target in settings.targets]
-    thresholds = _curve_thresholds(record, draft, settings.targets, verified)
+    verified, refused = _verify_each(model, draft, record, settings.targets, track)
+    if not verified:
+        return Calibration([], refused)
+    thresholds = _curve_thresholds(record, draft, verified)
     profiles = [draft.with_threshold(threshold) for threshold in thresholds]
     quality = dict(zip(thresholds, measure_quality(model, profiles, held_out.tokens, track), strict=True))
 
@@ -73,10 +83,25 @@ def calibrate(
             "curve": tuple(assemble.curve_point(threshold, quality[threshold]) for threshold in thresholds),
         }
     )
-    return [
+    finished = [
         Calibrated(_finish(model, described, target, solution, quality), solution.ratio)
-        for target, solution in zip(settings.targets, verified, strict=True)
+        for target, solution in verified.items()
     ]
+    return Calibration(finished, refused)
+
+
+def _verify_each(
+    model: PreTrainedModel, draft: Profile, record: Record, targets: tuple[float, ...], track: Track
+) -> tuple[dict[float, Verified], list[str]]:
+    """The solution of each target, and why the others have none: one that fails must not cost the finished ones."""
+    verified: dict[float, Verified] = {}
+    refused = []
+    for target in targets:
+        try:
+            verified[target] = verify(model, draft, record, target, track)
+        except FfnskipError as error:
+            refused.append(str(error))
+    return verified, refused
 
 
 def _record(model: PreTrainedModel, tokens: Tensor, settings: Settings, track: Track) -> Record:
@@ -104,14 +129,12 @@ def _region(similarities: Tensor, settings: Settings) -> Region:
     return Region(cold_s, cold_e)
 
 
-def _curve_thresholds(
-    record: Record, draft: Profile, targets: tuple[float, ...], verified: list[Verified]
-) -> list[float]:
+def _curve_thresholds(record: Record, draft: Profile, verified: dict[float, Verified]) -> list[float]:
     """The verified thresholds and those of ratios around them, in ascending order of the ratio."""
     most = highest_ratio(record, draft.skip)
-    around = {target * factor for target in targets for factor in CURVE_AROUND}
+    around = {target * factor for target in verified for factor in CURVE_AROUND}
     thresholds = {solve_threshold(record, draft.skip, ratio) for ratio in around if ratio <= most}
-    return sorted(thresholds | {solution.threshold for solution in verified}, reverse=True)
+    return sorted(thresholds | {solution.threshold for solution in verified.values()}, reverse=True)
 
 
 def _finish(

@@ -107,6 +107,7 @@ def command(
     paths = _paths(output, model, targets)
 
     with console.busy("Starting"):
+        from ffnskip.errors import FfnskipError
         from ffnskip.identity import model_info
         from ffnskip_cli.calibration.calibrate import calibrate
         from ffnskip_cli.calibration.settings import Settings
@@ -134,9 +135,12 @@ def command(
     _warn_of_shortfall("calibration", text)
     _warn_of_shortfall("evaluation", held_out)
     identity = model_info(loaded.model, id=loaded.id, revision=loaded.revision, gguf_sha256=loaded.gguf_sha256)
-    finished = calibrate(loaded.model, identity, text, held_out, settings, console.track)
-    _write(finished, paths, format)
-    options.hint_command("bench", model, "--profile", paths[0])
+    result = calibrate(loaded.model, identity, text, held_out, settings, console.track)
+    if result.finished:
+        written = _write(result.finished, dict(zip(targets, paths, strict=True)), format)
+        options.hint_command("bench", model, "--profile", written[0])
+    if result.refused:
+        raise FfnskipError(" ".join(result.refused))
 
 
 def _parse_targets(target: str) -> tuple[float, ...]:
@@ -196,10 +200,14 @@ def _warn_of_shortfall(which: str, text: Corpus) -> None:
         )
 
 
-def _write(finished: list[Calibrated], paths: list[Path], format: Literal["table", "json", "md", "csv"]) -> None:
+def _write(
+    finished: list[Calibrated], path_of: dict[float, Path], format: Literal["table", "json", "md", "csv"]
+) -> list[Path]:
+    """Save the profiles, print what they hold, and return where they are."""
     from ffnskip.profile import save_profile
     from ffnskip_cli.report.tables import print_json, render, turned
 
+    paths = [path_of[c.profile.measured.target_ratio] for c in finished if c.profile.measured is not None]
     for calibrated, path in zip(finished, paths, strict=True):
         save_profile(calibrated.profile, path)
     rows = [_row(calibrated, path) for calibrated, path in zip(finished, paths, strict=True)]
@@ -214,6 +222,7 @@ def _write(finished: list[Calibrated], paths: list[Path], format: Literal["table
     for calibrated, path in zip(finished, paths, strict=True):
         _warn_if_off_target(calibrated.profile, path)
         options.warn_if_over_budget(calibrated.profile, path)
+    return paths
 
 
 def _warn_if_off_target(profile: Profile, path: Path) -> None:
