@@ -115,7 +115,10 @@ def command(
 def _warn_if_noisy(rows: list[dict[str, Any]]) -> None:
     speeds = [row["tokens_per_second"] for row in rows if row["tokens_per_second"]]
     spreads = [(speed["max"] - speed["min"]) / speed["median"] for speed in speeds]
-    if max(spreads, default=0.0) > NOISY:
+    impossible = [row["name"] for row in rows if row["speedup"] is not None and row["speedup"] > row["ceiling"] * 1.02]
+    if set(impossible) - {"hf-dense"}:
+        console.warn("The speed-up is above the ceiling, which only noise can do: repeat with more repetitions.")
+    elif max(spreads, default=0.0) > NOISY:
         console.warn(
             f"The runs of one row differ by up to {max(spreads):.0%} of their median: the machine is busy, so the "
             "speeds and the speed-up mean little. Repeat on a quiet machine or with more repetitions."

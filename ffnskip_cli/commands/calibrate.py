@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from ffnskip_cli.report.tables import Column
 
 Dataset = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="TEXT",
         help="Text to calibrate on: wikitext, c4, gsm8k, any Hub dataset (id[:config[:split]]), a local .txt, .jsonl "
-        "or .parquet file, demo (also demo:wiki, demo:c4), or self (sampled from the model).",
+        "or .parquet file, demo (also demo:wiki, demo:c4), or self (sampled from the model). Default: wikitext; demo "
+        "for the demo model.",
+        show_default=False,
     ),
 ]
 EvalDataset = Annotated[
@@ -73,7 +75,7 @@ ColdEnd = Annotated[
 def command(
     model: options.ModelName,
     target: Target,
-    dataset: Dataset = "wikitext",
+    dataset: Dataset = None,
     eval_dataset: EvalDataset = None,
     output: Output = None,
     on: Annotated[
@@ -113,6 +115,7 @@ def command(
         from ffnskip_cli.calibration.settings import Settings
         from ffnskip_cli.calibration.texts import calibration_and_held_out
 
+    dataset = dataset or ("demo" if model == "demo" else "wikitext")
     settings = Settings(
         targets=targets,
         tokens=tokens,
@@ -210,6 +213,7 @@ def _write(
     paths = [path_of[c.profile.measured.target_ratio] for c in finished if c.profile.measured is not None]
     for calibrated, path in zip(finished, paths, strict=True):
         save_profile(calibrated.profile, path)
+        console.talk.print(f"Wrote {path}.", markup=False)
     rows = [_row(calibrated, path) for calibrated, path in zip(finished, paths, strict=True)]
     if format == "json":
         profiles = [c.profile.model_dump(mode="json", by_alias=True) for c in finished]

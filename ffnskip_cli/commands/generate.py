@@ -159,9 +159,11 @@ def _say_how_it_went(times: list[float], stats: SkipStats | None) -> None:
     speed = f"{(len(times) - 1) / (times[-1] - times[0]):.1f} tokens/s" if len(times) > 1 else "too short to time"
     line = f"{'dense' if stats is None else 'ffnskip'}: {len(times)} tokens, {speed}"
     if stats is not None:
-        line += f", skip_ratio {stats.skip_ratio:.3f}, never_skip_fraction {stats.never_skip_fraction:.3f}"
         if stats.tokens == 0:
-            line += " (all tokens were warm-up)"
+            line += ", all of them warm-up: nothing could be skipped yet"
+        else:
+            line += f", skip_ratio {stats.skip_ratio:.3f}, never_skip_fraction {stats.never_skip_fraction:.3f}"
+            line += f" over {stats.tokens} tokens past warm-up"
     console.talk.print(line)
 
 
