@@ -1,7 +1,8 @@
 """Step 1, continued: the two texts of a calibration, one to calibrate on and one to measure quality on.
 
-They never overlap. Held-out documents are chosen by their content (`corpus`), so that a later `bench` finds the same
-held-out text again from nothing but the profile.
+In a calibration they never share a document. Held-out documents are chosen by their content (`corpus`), so that a later
+`bench` finds the same held-out text again from nothing but the profile. What it cannot know is which documents of
+another text, named with ``--eval-dataset``, were calibrated on.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def evaluation_text(
 ) -> Corpus:
     """Text to measure quality on: of the dataset `calibrated_on` its held-out part, of any other everything.
 
-    Documents in `exclude` (by hash) are left out in any case.
+    Documents in `exclude` (by hash) are left out in any case. The text `self` is sampled anew, from another seed.
     """
     source = _open(name, loaded, f"{seed} held-out", offline)
     held_out = source.dataset == calibrated_on and name != "self"
