@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ffnskip.profile import ModelInfo, Profile, Skip
+from ffnskip.profile import Profile
+from ffnskip.sections import ModelInfo, Skip
 
 
 def make_profile(**overrides: Any) -> Profile:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ffnskip.profile import Skip
+from ffnskip.sections import Skip
 
 
 class NaiveToken:

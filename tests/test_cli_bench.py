@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from cli import mistake, succeed, talk
 
-from ffnskip.profile import EvaluationText, load_profile
+from ffnskip.profile import load_profile
+from ffnskip.sections import EvaluationText
 from ffnskip_cli.calibration.texts import evaluation_name
 
 SMALL = ("--eval-tokens", 256, "--prompt-tokens", 8, "--new-tokens", 12, "--prompts", 2, "--repetitions", 2)

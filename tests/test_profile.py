@@ -17,19 +17,8 @@ from hypothesis import strategies as st
 
 from ffnskip import strict_yaml
 from ffnskip.errors import ProfileError
-from ffnskip.profile import (
-    CalibrationText,
-    CurvePoint,
-    EvaluationText,
-    Measured,
-    Profile,
-    SimilarityCurve,
-    dump_profile,
-    json_schema,
-    load_profile,
-    parse_profile,
-    save_profile,
-)
+from ffnskip.profile import Profile, dump_profile, json_schema, load_profile, parse_profile, save_profile
+from ffnskip.sections import CalibrationText, CurvePoint, EvaluationText, Measured, SimilarityCurve
 
 SCHEMA_FILE = Path(__file__).parent.parent / "profiles" / "schema.json"
 TEXT = {

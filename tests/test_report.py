@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from ffnskip.errors import FfnskipError
-from ffnskip.profile import Profile, SimilarityCurve
+from ffnskip.profile import Profile
+from ffnskip.sections import SimilarityCurve
 from ffnskip_cli.report.curve import draw
 from ffnskip_cli.report.panels import TITLES, drawings
 from ffnskip_cli.report.plot import plot_profile

@@ -12,8 +12,8 @@ from pico import N_LAYERS, decisions, feed, pico_model, pico_profile, pico_token
 from transformers import PreTrainedModel
 
 import ffnskip
-from ffnskip.profile import Skip
 from ffnskip.rules import may_skip, similarity, simulate
+from ffnskip.sections import Skip
 from ffnskip.walk import Mode
 
 

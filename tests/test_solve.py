@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffnskip import FfnskipError
-from ffnskip.profile import Skip
+from ffnskip.sections import Skip
 from ffnskip_cli.calibration.record import Record
 from ffnskip_cli.calibration.solve import highest_ratio, simulated_ratio, solve_threshold
 

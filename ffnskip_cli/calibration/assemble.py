@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffnskip.profile import (
+from ffnskip.profile import Profile
+from ffnskip.sections import (
     CalibrationText,
     Compensation,
     CurvePoint,
     EvaluationText,
     Measured,
     ModelInfo,
-    Profile,
     SimilarityCurve,
     Skip,
 )

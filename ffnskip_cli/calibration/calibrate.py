@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ffnskip.apply import self_check
 from ffnskip.errors import FfnskipError
-from ffnskip.profile import ModelInfo, Profile
+from ffnskip.profile import Profile
+from ffnskip.sections import ModelInfo
 from ffnskip_cli.benchmark.flops import model_cost
 from ffnskip_cli.benchmark.quality import Quality, check_size, measure_quality
 from ffnskip_cli.calibration import assemble

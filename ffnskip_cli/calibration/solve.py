@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ffnskip.errors import FfnskipError
-from ffnskip.profile import Skip
 from ffnskip.rules import may_skip, simulate
+from ffnskip.sections import Skip
 from ffnskip_cli.calibration.record import Record
 
 ALWAYS, NEVER = -1.001, 1.001  # thresholds that every similarity passes, and that none does

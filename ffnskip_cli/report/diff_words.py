@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ffnskip.profile import EvaluationText, Measured, ModelInfo, Profile, SimilarityCurve, Skip
+    from ffnskip.profile import Profile
+    from ffnskip.sections import EvaluationText, Measured, ModelInfo, SimilarityCurve, Skip
 
 _OPTIONAL = ("calibration", "evaluation", "similarity", "measured", "curve")
 _NAMING = {"dataset", "config", "split", "text_sha256", "tokens_requested"}  # of a text; said otherwise, or nothing new

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ffnskip_cli.report.summary import Section, figures
 
 if TYPE_CHECKING:
-    from ffnskip.profile import Measured, Profile
+    from ffnskip.profile import Profile
+    from ffnskip.sections import Measured
 
 # The picture has only greys, so inverting it fits a dark page; 92 % turns its white into the page's #141414.
 _CSS = """\

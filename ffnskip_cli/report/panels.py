@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ffnskip.profile import CurvePoint, Measured, Profile, SimilarityCurve, Skip
+    from ffnskip.profile import Profile
+    from ffnskip.sections import CurvePoint, Measured, SimilarityCurve, Skip
 
 Drawing = Callable[[Any], None]
 

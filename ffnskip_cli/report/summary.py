@@ -12,7 +12,8 @@ from ffnskip_cli.report.tables import Column, Row
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from ffnskip.profile import EvaluationText, Measured, Profile
+    from ffnskip.profile import Profile
+    from ffnskip.sections import EvaluationText, Measured
 
 _FIELD, _VALUE = Column("field", ""), Column("value", "")
 _PERCENT = ".2%"

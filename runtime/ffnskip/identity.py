@@ -11,7 +11,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ffnskip.errors import ProfileError
-from ffnskip.profile import ModelInfo, Profile
+from ffnskip.profile import Profile
+from ffnskip.sections import ModelInfo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

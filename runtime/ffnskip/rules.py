@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ffnskip.profile import Skip
+from ffnskip.sections import Skip
 
 
 def similarity(h: Tensor, f: Tensor) -> Tensor:

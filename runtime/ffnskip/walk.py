@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ffnskip.profile import Skip
 from ffnskip.rules import arm, may_skip, reach, similarity
+from ffnskip.sections import Skip
 from ffnskip.stats import SkipStats
 
 Mode = Literal["decode", "score"]
