@@ -18,7 +18,16 @@ from hypothesis import strategies as st
 from ffnskip import strict_yaml
 from ffnskip.errors import ProfileError
 from ffnskip.profile import Profile, dump_profile, json_schema, load_profile, parse_profile, save_profile
-from ffnskip.sections import CalibrationText, CurvePoint, EvaluationText, Measured, SimilarityCurve
+from ffnskip.sections import (
+    CalibrationText,
+    Candidate,
+    CurvePoint,
+    EvaluationText,
+    Measured,
+    Search,
+    SimilarityCurve,
+    WarmUpTrial,
+)
 
 SCHEMA_FILE = Path(__file__).parent.parent / "profiles" / "schema.json"
 TEXT = {
@@ -53,6 +62,15 @@ def full_profile(**overrides: object) -> Profile:
         "calibration": CalibrationText(**TEXT, seed=0, dtype="bfloat16", on="text"),
         "evaluation": EvaluationText(**TEXT),
         "similarity": SimilarityCurve(mean=(0.9,) * 6, low=(-1,) * 6, high=(1.0,) * 6),
+        "search": Search(
+            ratio=0.25,
+            tokens=2048,
+            candidates=(
+                Candidate(cold_s=1, cold_e=5, window=1, refresh_every=None, kl=0.04, standard_error=0.0),
+                Candidate(cold_s=1, cold_e=5, window=None, refresh_every=6, kl=0.4, standard_error=0.03),
+            ),
+            warm_up=(WarmUpTrial(warm_up=25, kl=0.04, standard_error=0.0, repetition=0.2),),
+        ),
         "measured": measured,
         "curve": (CurvePoint(0.99, 0.05, 0.01), CurvePoint(0.98, 0.25, 0.04)),
         "made_with": {"torch": "2.13", "ffnskip": "0.1.0"},

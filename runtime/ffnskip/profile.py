@@ -158,4 +158,6 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    from ffnskip import profile  # pydantic finds the docstrings of imported modules only
+
+    print(json.dumps(profile.json_schema(), indent=2, ensure_ascii=False))
