@@ -15,8 +15,16 @@ from typer.core import TyperGroup
 
 from ffnskip_cli import console
 from ffnskip_cli.commands import apply, bench, calibrate, diff, generate, inspect, validate
+from ffnskip_cli.memory import out_of_memory
 
 USER_MISTAKE = 2
+_MORE_ROOM = ["--dtype bfloat16", "--device-map auto"]
+_MEMORY_SAVERS = {  # what helps each command that runs a model when memory runs out
+    "calibrate": ["a smaller --sequence-length", *_MORE_ROOM],
+    "apply": _MORE_ROOM,
+    "generate": ["a shorter prompt", "a smaller --max-new-tokens", *_MORE_ROOM],
+    "bench": ["fewer --prompts", "a smaller --prompt-tokens", *_MORE_ROOM],
+}
 
 
 class Frame(TyperGroup):
@@ -33,6 +41,19 @@ class Frame(TyperGroup):
             code = USER_MISTAKE
         _flush()
         sys.exit(code)
+
+    def invoke(self, ctx: Any) -> Any:  # click's Context, or that of typer's own copy
+        """Run the subcommand; raises FfnskipError with advice of its own when memory runs out."""
+        try:
+            return super().invoke(ctx)
+        except Exception as failure:
+            savers = _MEMORY_SAVERS.get(ctx.invoked_subcommand or "")
+            if savers is None or not out_of_memory(failure):
+                raise
+            from ffnskip.errors import FfnskipError
+
+            advice = f"{', '.join(savers[:-1])} or {savers[-1]}"
+            raise FfnskipError(f"{ctx.invoked_subcommand} ran out of memory: try {advice}.") from failure
 
 
 def _explain(mistake: Exception) -> bool:

@@ -17,8 +17,14 @@ talk = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+def mute() -> None:
+    """Say nothing from now on but errors: another process of the same run does the talking."""
+    talk.quiet = True
+
+
 def error(sentence: str) -> None:
     """Say what went wrong."""
+    talk.quiet = False
     _say("Error", "bold red", sentence)
 
 

@@ -1,5 +1,6 @@
 """Pico models of many architectures, built in-process: 6 layers, hidden size 32, random weights from a fixed seed."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from ffnskip.identity import model_info
 from ffnskip.layers import ffn_sites, watch
 from ffnskip.profile import Profile
 from ffnskip.rules import similarity
+from ffnskip_cli.calibration.statistics import Source
 
 torch.set_num_threads(1)  # sharing products this small between threads costs far more than it gains
 
@@ -78,6 +80,14 @@ def pico_tokens(length: int, batch: int = 1, seed: int = 0) -> Tensor:
     """Random tokens ``[batch, length]``, none of them special."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (batch, length), generator=generator)
+
+
+def pico_source(model: PreTrainedModel) -> Source:
+    """What identifies a pico model in a recording; its weights are named by their sum."""
+    weights = hashlib.sha256(
+        str(sum(float(p.detach().double().sum()) for p in model.parameters())).encode()
+    ).hexdigest()
+    return Source(model_info(model, id="org/pico"), weights, "ab" * 32, str(model.dtype).removeprefix("torch."))
 
 
 def pico_profile(model: PreTrainedModel, **overrides: Any) -> Profile:

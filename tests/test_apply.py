@@ -13,6 +13,7 @@ from pico import (
     REFUSED,
     SUPPORTED,
     decisions,
+    dense_similarities,
     middle_threshold,
     pico_model,
     pico_profile,
@@ -24,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import ffnskip
 from ffnskip.layers import ffn_sites
 from ffnskip.profile import save_profile
+from ffnskip.sections import CurvePoint
 
 TEXT = pico_tokens(12, batch=2)
 
@@ -153,6 +155,29 @@ def test_a_profile_may_come_from_a_file_with_another_threshold(llama: PreTrained
         assert applied.profile.skip == profile.skip.model_copy(update={"threshold": 0.75})
     with ffnskip.apply(llama, str(tmp_path / "p.yaml")) as applied:
         assert applied.profile == profile
+
+
+def test_a_profile_can_be_moved_along_its_curve(llama: PreTrainedModel) -> None:
+    """The curve is measured here: between its points the model skips more than at one, less than at the other."""
+    similarities = dense_similarities(llama, TEXT)[:, 1:4]
+    profile = pico_profile(llama)
+    measured = []
+    for threshold in (float(similarities.quantile(share)) for share in (0.9, 0.1)):
+        with ffnskip.apply(llama, profile, mode="score", threshold=threshold) as applied:
+            logits(llama)
+        measured.append(CurvePoint(threshold, applied.stats.skip_ratio, 0.0))
+    less, more = measured
+    profile = pico_profile(llama, curve=measured)
+    target = (less.skip_ratio + more.skip_ratio) / 2
+    with ffnskip.apply(llama, profile, mode="score", target=target) as applied:
+        logits(llama)
+    assert applied.profile == profile.at_ratio(target)
+    assert less.skip_ratio < applied.stats.skip_ratio < more.skip_ratio
+
+
+def test_a_threshold_and_a_target_are_too_much(llama: PreTrainedModel) -> None:
+    with pytest.raises(ffnskip.FfnskipError, match="a threshold or a target, not both"):
+        ffnskip.apply(llama, pico_profile(llama), threshold=0.9, target=0.2)
 
 
 def test_mode_can_change_between_passes_and_counts_can_start_anew(llama: PreTrainedModel) -> None:

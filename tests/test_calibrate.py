@@ -11,22 +11,23 @@ from typing import Any
 import pytest
 import torch
 from naive import naive_forward
-from pico import HIDDEN, N_LAYERS, pico_model, pico_tokens
+from pico import HIDDEN, N_LAYERS, pico_model, pico_source, pico_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import ffnskip
 from ffnskip import FfnskipError, Profile, SkipStats
-from ffnskip.identity import model_info
 from ffnskip.layers import ffn_sites
 from ffnskip.profile import dump_profile, parse_profile
 from ffnskip_cli.benchmark.flops import model_cost
 from ffnskip_cli.benchmark.quality import Estimate, Quality
 from ffnskip_cli.calibration.assemble import verdict
 from ffnskip_cli.calibration.calibrate import Calibrated, Calibration, calibrate
+from ffnskip_cli.calibration.collect import Share, collect, identity_of, source_of
 from ffnskip_cli.calibration.corpus import Corpus
+from ffnskip_cli.calibration.ranks import Ranks
 from ffnskip_cli.calibration.record import record_text
-from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Settings
+from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal, Settings
 from ffnskip_cli.calibration.texts import calibration_and_held_out
 from ffnskip_cli.calibration.verify import Verified, verify
 from ffnskip_cli.sources.models import load_model
@@ -59,16 +60,24 @@ def all_finished(calibration: Calibration) -> list[Calibrated]:
 
 
 def run(
-    targets: tuple[float, ...] = TARGETS,
+    goals: tuple[float | Goal, ...] = TARGETS,
     text: Tensor = TEXT,
     held_out: Tensor = HELD_OUT,
     model: PreTrainedModel | None = None,
     **settings: Any,
 ) -> list[Calibrated]:
     model = model_of() if model is None else model
-    chosen = Settings(targets, **{"sequence_length": text.shape[1], "warm_up": WARM_UP, **settings})
-    identity = model_info(model, id="org/pico")
-    return all_finished(calibrate(model, identity, corpus(text), corpus(held_out, "other"), chosen, silently))
+    chosen = Settings(
+        tuple(goal if isinstance(goal, Goal) else Goal("target_ratio", goal) for goal in goals),
+        **{"tokens": text.numel(), "sequence_length": text.shape[1], "warm_up": WARM_UP, "candidates": 0, **settings},
+    )
+    return all_finished(calibrated_with(model, text, held_out, chosen))
+
+
+def calibrated_with(model: PreTrainedModel, text: Tensor, held_out: Tensor, settings: Settings) -> Calibration:
+    identity = identity_of(pico_source(model), corpus(text), settings)
+    statistics = collect(model, identity, text, Share(), Ranks(), silently)
+    return calibrate(model, statistics, corpus(held_out, "other"), settings, silently)
 
 
 @cache
@@ -154,7 +163,7 @@ def test_the_curve_is_one_for_all_targets_and_goes_through_every_profile() -> No
     assert first.curve == second.curve
     ratios = [point.skip_ratio for point in first.curve]
     assert ratios == sorted(ratios)
-    assert len(ratios) == 5  # 0.05, 0.1, 0.15, 0.2 and 0.3, once each although 0.1 is also half of 0.2
+    assert len(ratios) >= 8
     for profile in (first, second):
         assert profile.measured is not None
         point = (profile.skip.threshold, profile.measured.skip_ratio, profile.measured.kl)
@@ -164,7 +173,7 @@ def test_the_curve_is_one_for_all_targets_and_goes_through_every_profile() -> No
 def test_the_similarity_curve_is_that_of_the_tokens_past_warm_up() -> None:
     curve = calibrated()[0].profile.similarity
     assert curve is not None
-    past = record_text(model_of(), TEXT, silently).similarities[:, WARM_UP:].flatten(0, 1)
+    past = record_text(model_of(), TEXT).similarities[:, WARM_UP:].flatten(0, 1)
     ordered = past.sort(dim=0).values
     tenth, last_tenth = ordered[len(past) // 10], ordered[-len(past) // 10]
     assert curve.mean == pytest.approx(past.mean(dim=0).tolist(), rel=2e-5)
@@ -197,9 +206,9 @@ def test_pins_that_are_no_region_are_refused_in_one_sentence(cold_s: int | None,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": (0.1, 0.4)}, r"0\.4 cannot be reached: layers 2 to 4 allow at most 0\.333"),
+        ({"goals": (0.1, 0.4)}, r"0\.4 cannot be reached: layers 2 to 4 allow at most 0\.333"),
         ({"held_out": HELD_OUT[:1]}, "at least two sequences of text"),
-        ({"targets": (0.1, 1.0)}, "The target 1 is not a ratio between 0 and 1"),
+        ({"goals": (0.1, 1.0)}, "The target 1 is not a ratio between 0 and 1"),
         ({"warm_up": LENGTH - 1}, "--warm-up must be at most 22"),
         ({"on": "generated"}, "--sequence-length is 256"),
         ({"model": pico_model("opt")}, "no feed-forward module per layer"),
@@ -232,7 +241,7 @@ def test_the_verdict_follows_the_damage(ffn_scale: float, within: bool) -> None:
 )
 def test_the_verdict_names_what_is_over_budget(kl: float, agreement: float, broken: list[str]) -> None:
     zero = Estimate(0.0, 0.0)
-    quality = Quality(2, 2, zero, zero, Estimate(kl, 0.0), Estimate(agreement, 0.0), zero, SkipStats(N_LAYERS))
+    quality = Quality(2, 2, zero, zero, Estimate(kl, 0.0), Estimate(agreement, 0.0), zero, SkipStats(N_LAYERS), ())
     within, sentence = verdict(quality)
     assert within == (not broken)
     assert all(words in sentence for words in broken)
@@ -266,12 +275,21 @@ def calibrated_in(folder: Path, pico_folder: Path, seed: int = 0) -> str:
     (folder / "text.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     loaded = load_model(str(folder / "pico"))
     settings = Settings(
-        (0.2,), tokens=640, eval_tokens=256, sequence_length=32, warm_up=2, cold_s=0, cold_e=2, seed=seed
+        (Goal("target_ratio", 0.2),),
+        tokens=640,
+        eval_tokens=256,
+        sequence_length=32,
+        warm_up=2,
+        cold_s=0,
+        cold_e=2,
+        candidates=0,
+        seed=seed,
     )
-    text, held_out = calibration_and_held_out(loaded, str(folder / "text.jsonl"), None, settings, offline=True)
+    text, held_out = calibration_and_held_out(loaded, [str(folder / "text.jsonl")], [], settings, offline=True)
     assert not text.document_hashes & held_out.document_hashes
-    identity = model_info(loaded.model, id=loaded.id, revision=loaded.revision, gguf_sha256=loaded.gguf_sha256)
-    (found,) = all_finished(calibrate(loaded.model, identity, text, held_out, settings, silently))
+    identity = identity_of(source_of(loaded), text, settings)
+    statistics = collect(loaded.model, identity, text.tokens, Share(), Ranks(), silently)
+    (found,) = all_finished(calibrate(loaded.model, statistics, held_out, settings, silently))
     return dump_profile(found.profile)
 
 
@@ -291,10 +309,9 @@ def test_a_target_that_cannot_be_reached_does_not_cost_the_others(monkeypatch: p
         return verify(*args)
 
     monkeypatch.setattr("ffnskip_cli.calibration.calibrate.verify", refuse_the_second)
-    model = model_of()
-    settings = Settings(TARGETS, sequence_length=TEXT.shape[1], warm_up=WARM_UP)
-    identity = model_info(model, id="pico")
-    result = calibrate(model, identity, corpus(TEXT), corpus(HELD_OUT, "other"), settings, silently)
+    goals = tuple(Goal("target_ratio", target) for target in TARGETS)
+    settings = Settings(goals, sequence_length=LENGTH, warm_up=WARM_UP, candidates=0)
+    result = calibrated_with(model_of(), TEXT, HELD_OUT, settings)
     reached = [target for target in TARGETS if target != TARGETS[1]]
     assert [c.profile.measured.target_ratio for c in result.finished if c.profile.measured] == reached
     assert result.refused == ["Out of reach."]

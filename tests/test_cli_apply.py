@@ -47,6 +47,22 @@ def test_the_threshold_can_be_replaced(
     assert (document["skip_ratio"], document["never_skip_fraction"]) == (ratio, never)
 
 
+def test_a_target_gives_the_threshold_of_the_curve(plateau_folder: Path, plateau_profiles: Path) -> None:
+    path = plateau_profiles / "0.05.yaml"
+    result = succeed("apply", plateau_folder, path, "--target", 0.2, "--format", "json")
+    document = json.loads(result.stdout)
+    threshold, _, kl = load_profile(path).point_at(0.2)
+    assert document["threshold"] == threshold
+    assert document["skip_ratio"] == pytest.approx(0.2, abs=0.1)
+    assert any("At ratio 0.2 " in line and f"KL {kl:.3f}" in line for line in talk(result))
+
+
+def test_a_target_off_the_curve_or_beside_a_threshold(plateau_folder: Path, plateau_profiles: Path) -> None:
+    arguments = ("apply", plateau_folder, plateau_profiles / "0.05.yaml", "--target")
+    assert mistake(*arguments, 0.9).endswith("not to 0.9: calibrate for that target instead.")
+    assert mistake(*arguments, 0.1, "--threshold", 0.9) == "Give a threshold or a target, not both."
+
+
 def test_the_verdict_of_a_profile_over_budget_is_repeated(plateau_folder: Path, plateau_profiles: Path) -> None:
     warnings = {
         name: [line for line in talk(succeed("apply", plateau_folder, plateau_profiles / name)) if "Warning" in line]

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from cli import mistake, succeed, talk
 
-from ffnskip.profile import load_profile
-from ffnskip.sections import EvaluationText
-from ffnskip_cli.calibration.texts import evaluation_name
+from ffnskip.profile import load_profile, save_profile
+from ffnskip_cli.calibration.assemble import evaluation_text as evaluation_section
+from ffnskip_cli.calibration.texts import evaluation_text
+from ffnskip_cli.sources import text
+from ffnskip_cli.sources.models import load_model
 
 SMALL = ("--eval-tokens", 256, "--prompt-tokens", 8, "--new-tokens", 12, "--prompts", 2, "--repetitions", 2)
 QUALITY = {"skip_ratio", "flops_per_token", "flops_saved", "perplexity", "kl", "top1_agreement", "standard_error"}
@@ -98,6 +100,18 @@ def test_a_threshold_that_all_reach_skips_all_but_the_first_layer_of_the_region(
     assert row["never_skip_fraction"] == 0.0
 
 
+def test_a_target_moves_along_the_curve(bench: tuple[object, ...], plateau_profiles: Path) -> None:
+    profile = load_profile(plateau_profiles / "0.05.yaml")
+    point = profile.curve[-1]
+    options = ("--target", point.skip_ratio, "--measure", "quality", "--eval-tokens", 512)
+    document = measured(*bench, *options)
+    assert document["threshold"] == point.threshold
+    row = rows_of(document)["ffnskip"]
+    assert (row["skip_ratio"], row["kl"]) == pytest.approx((point.skip_ratio, point.kl), rel=1e-4)
+    (said,) = talk(succeed(*bench, *options))
+    assert said.startswith(f"At ratio {point.skip_ratio:g} the profile should cost KL {point.kl:.3f} ")
+
+
 def test_quality_is_that_of_the_profile_on_the_same_text(bench: tuple[object, ...], plateau_profiles: Path) -> None:
     options = ("--measure", "quality", "--eval-tokens", 512)
     rows = rows_of(measured(*bench, *options))
@@ -119,22 +133,32 @@ def test_the_text_of_the_profile_is_the_default(plateau_folder: Path, tmp_path: 
     assert rows_of(document)["ffnskip"]["kl"] == pytest.approx(profile.kl, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "config", "split", "name"),
-    [
-        ("demo", None, None, "demo"),
-        ("demo", "wiki", None, "demo:wiki"),
-        ("Salesforce/wikitext", "wikitext-2-raw-v1", "train", "Salesforce/wikitext:wikitext-2-raw-v1:train"),
-        ("org/own", None, "train", "org/own::train"),
-    ],
-)
-def test_a_text_is_found_again_by_what_the_profile_says(
-    plateau_profiles: Path, dataset: str, config: str | None, split: str | None, name: str
+def test_several_texts_are_mixed(bench: tuple[object, ...], text_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text()[::-1])
+    document = measured(*bench, "--eval-dataset", f"{other}=3", "--measure", "quality")
+    assert document["eval_dataset"] == f"{text_file} + {other}=3"
+    assert document["eval_tokens"] == 256
+
+
+def test_a_text_of_a_mixture_that_has_changed_is_pointed_out(
+    plateau_folder: Path, plateau_profiles: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(text, "demo_text_file", lambda part, offline: text_file)
+    loaded, size = load_model(str(plateau_folder)), {"tokens": 256, "sequence_length": 64, "seed": 0}
+    mixture = evaluation_section(
+        evaluation_text(loaded, ["demo:c4", "self"], calibrated_on=["log.txt"], offline=True, **size)
+    )
+    old, new = mixture.parts
+    changed = {"text_sha256": "ab" * 32, "parts": (old.model_copy(update={"text_sha256": "ab" * 32}), new)}
     profile = load_profile(plateau_profiles / "0.05.yaml")
-    assert profile.evaluation
-    fields = profile.evaluation.model_dump() | {"dataset": dataset, "config": config, "split": split}
-    assert evaluation_name(profile.model_copy(update={"evaluation": EvaluationText(**fields)})) == name
+    options = ("--eval-tokens", 256, "--prompt-tokens", 8, "--measure", "quality")
+    for update, said in ({}, []), (changed, ["demo"]):
+        evaluation = mixture.model_copy(update=update)
+        save_profile(profile.model_copy(update={"evaluation": evaluation}), tmp_path / "mixture.yaml")
+        result = succeed("bench", plateau_folder, "--profile", tmp_path / "mixture.yaml", *options)
+        warnings = [line for line in talk(result) if "holds other text now" in line]
+        assert [line.split()[1] for line in warnings] == said
 
 
 def test_the_table_has_a_line_for_every_figure_and_a_column_for_every_row(bench: tuple[object, ...]) -> None:
@@ -171,6 +195,10 @@ def test_the_verdict_of_a_profile_over_budget_is_repeated(bench: tuple[object, .
         (["--measure", ""], "--measure cannot measure ''"),
         (["--profile", "missing.yaml"], "missing.yaml: cannot be read"),
         (["--threshold", "nan"], "The threshold must be a finite number, not nan."),
+        (["--target", "0.9"], "not to 0.9: calibrate for that target instead."),
+        (["--target", "0.1", "--threshold", "0.9"], "Give a threshold or a target, not both."),
+        (["--eval-dataset", "self", "--eval-dataset", "self=2"], "the text self is named twice"),
+        (["--eval-dataset", "self=0"], "the weight '0' of self"),
         (["--eval-dataset", "missing.txt"], "no such file: missing.txt"),
         (["--eval-dataset", "c4"], "the dataset allenai/c4 is not in the local Hugging Face cache"),
         (["--eval-tokens", "63"], "63 tokens are less than one sequence of 64"),

@@ -1,15 +1,21 @@
 """The command line as a whole: help, exit codes, and what goes to stdout and what to stderr."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
+from cli import mistake
+from factories import make_profile
+from sentences import OUT_OF_MEMORY
 from typer.testing import CliRunner, Result
 
 from ffnskip.errors import FfnskipError
+from ffnskip.profile import save_profile
 from ffnskip_cli import console
 from ffnskip_cli.app import Frame, app
 
@@ -112,6 +118,34 @@ def test_a_mistake_of_the_user_is_its_sentence_and_exit_code_2() -> None:
     assert result.exit_code == 2
     assert result.stdout == "data\n"
     assert result.stderr == f"Error: {sentence}\n"
+
+
+@pytest.mark.parametrize("failure", OUT_OF_MEMORY)
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["calibrate", "m", "--target", "0.1", "--dataset", "demo"], "a smaller --sequence-length"),
+        (["apply", "m", "p.yaml"], ""),
+        (["generate", "m", "Hello"], "a shorter prompt, a smaller --max-new-tokens"),
+        (
+            ["bench", "m", "--profile", "p.yaml", "--eval-dataset", "demo"],
+            "fewer --prompts, a smaller --prompt-tokens",
+        ),
+    ],
+)
+def test_running_out_of_memory_is_a_sentence_that_names_what_to_turn(
+    arguments: list[str], advice: str, failure: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise failure
+
+    monkeypatch.chdir(tmp_path)
+    save_profile(make_profile(), tmp_path / "p.yaml")
+    monkeypatch.setattr("ffnskip_cli.commands.options.load", fail)
+    advice += ", " * bool(advice) + "--dtype bfloat16 or --device-map auto"
+    assert mistake(*arguments) == f"{arguments[0]} ran out of memory: try {advice}."
+    options = run(arguments[0], "--help").stdout
+    assert [name for name in re.findall(r"--[a-z-]+", advice) if name not in options] == []
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("a bug"), EOFError("a truncated file")])

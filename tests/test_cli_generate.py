@@ -7,7 +7,9 @@ import pytest
 from cli import mistake, succeed, talk
 from transformers import AutoTokenizer
 
-from ffnskip.profile import load_profile
+from ffnskip.profile import load_profile, save_profile
+from ffnskip.sections import CurvePoint
+from ffnskip_cli.budget import MAX_KL
 
 PROMPT = "a cab had"
 
@@ -109,6 +111,56 @@ def test_the_verdict_of_a_profile_over_budget_is_repeated(plateau_folder: Path, 
     assert warning == f"Warning: This profile is {measured.verdict}."
 
 
+def test_a_target_moves_along_the_curve_and_says_what_it_should_cost(
+    plateau_folder: Path, plateau_profiles: Path
+) -> None:
+    path = plateau_profiles / "0.05.yaml"
+    for point in load_profile(path).curve:
+        arguments = (plateau_folder, PROMPT, "--profile", path, "--max-new-tokens", 24)
+        moved = succeed("generate", *arguments, "--target", point.skip_ratio)
+        assert moved.stdout == generated(*arguments, "--threshold", point.threshold)
+        expected, figures = talk(moved)
+        assert expected == (
+            f"At ratio {point.skip_ratio:g} the profile should cost KL {point.kl:.3f} nats per token, by its curve."
+        )
+        assert figures.startswith("ffnskip: ")
+
+
+@pytest.mark.parametrize("own_target", ["0.05", "0.30"])
+def test_a_target_whose_kl_is_over_budget_is_warned_of(
+    plateau_folder: Path, plateau_profiles: Path, tmp_path: Path, own_target: str
+) -> None:
+    profile = load_profile(plateau_profiles / f"{own_target}.yaml")
+    curve = (CurvePoint(0.99, 0.1, MAX_KL - 0.1), CurvePoint(0.9, 0.3, MAX_KL + 0.3))
+    save_profile(profile.model_copy(update={"curve": curve}), tmp_path / "p.yaml")
+    options = ("--profile", tmp_path / "p.yaml", "--target", 0.2, "--max-new-tokens", 3)
+    warning, _ = talk(succeed("generate", plateau_folder, PROMPT, *options))
+    assert warning == (
+        "Warning: At ratio 0.2 this profile is over the quality budget: by its curve KL 0.350 is over 0.250 nats per "
+        "token; expect visibly worse text."
+    )
+
+
+def test_a_verdict_that_rests_on_more_than_kl_holds_for_higher_targets_too(
+    plateau_folder: Path, plateau_profiles: Path
+) -> None:
+    path = plateau_profiles / "0.30.yaml"
+    measured = load_profile(path).measured
+    assert measured
+    arguments = ("generate", plateau_folder, PROMPT, "--profile", path, "--max-new-tokens", 3, "--target")
+    _, warning, _ = talk(succeed(*arguments, measured.skip_ratio))
+    assert warning == f"Warning: Already at ratio {measured.skip_ratio:g} this profile is {measured.verdict}."
+    assert "Warning" not in succeed(*arguments, measured.skip_ratio / 2).stderr
+
+
+def test_a_target_beyond_the_curve_is_refused_before_the_model_is_loaded(plateau_profiles: Path) -> None:
+    arguments = ("generate", "no/such-model", PROMPT, "--profile", plateau_profiles / "0.05.yaml")
+    assert mistake(*arguments, "--target", 0.9).endswith("not to 0.9: calibrate for that target instead.")
+    assert mistake(*arguments, "--target", "nan") == "The target ratio must be a finite number, not nan."
+    both = ("--target", 0.1, "--threshold", 0.9)
+    assert mistake(*arguments, *both) == "Give a threshold or a target, not both."
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "words"),
     [
@@ -116,6 +168,7 @@ def test_the_verdict_of_a_profile_over_budget_is_repeated(plateau_folder: Path, 
         ("-", [], "The prompt is empty."),
         (PROMPT, ["--compare"], "--compare needs a --profile"),
         (PROMPT, ["--threshold", "0.9"], "--threshold needs a --profile"),
+        (PROMPT, ["--target", "0.1"], "--target needs a --profile"),
         (PROMPT, ["--profile", "missing.yaml"], "missing.yaml: cannot be read"),
         (PROMPT, ["--max-new-tokens", "510"], "The model takes at most 512 tokens, but this needs 519"),
         (PROMPT, ["--temperature", "1e-30"], "The temperature must be 0 (greedy) or at least 0.0001"),

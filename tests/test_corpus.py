@@ -2,7 +2,8 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count
+from itertools import accumulate, count
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,14 +13,14 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ffnskip_cli.calibration import corpus
-from ffnskip_cli.calibration.corpus import Corpus, Part, build_corpus
+from ffnskip_cli.calibration.corpus import Corpus, Ingredient, Part, build_corpus, build_mixture
 from ffnskip_cli.sources.text import TextSource
 
 BOS, EOS = 256, 257
 
 
-def source_of(documents: list[str], *, shuffled: bool = False) -> TextSource:
-    return TextSource(dataset="own", split="train", documents=lambda: iter(documents), shuffled=shuffled)
+def source_of(documents: list[str], *, shuffled: bool = False, dataset: str = "own") -> TextSource:
+    return TextSource(dataset=dataset, split="train", documents=lambda: iter(documents), shuffled=shuffled)
 
 
 def some_documents(n: int, seed: int = 0) -> list[str]:
@@ -33,6 +34,22 @@ def digest(document: str) -> bytes:
 
 def build(source: TextSource, tokenizer: PreTrainedTokenizerFast, part: Part = "all", **options: int) -> Corpus:
     return build_corpus(source, tokenizer, **{"tokens": 256, "sequence_length": 16, "seed": 0, **options}, part=part)
+
+
+def mix(tokenizer: PreTrainedTokenizerFast, *ingredients: Ingredient, **options: Any) -> Corpus:
+    return build_mixture(ingredients, tokenizer, **{"tokens": 256, "sequence_length": 16, "seed": 0, **options})
+
+
+def letters(letter: str, weight: float = 1.0, n: int = 100, part: Part = "all") -> Ingredient:
+    """A text in which the bytes of each document are one letter and its number."""
+    return Ingredient(source_of([f"{number:03}" + 20 * letter for number in range(n)], dataset=letter), part, weight)
+
+
+def first_letters(tokenizer: PreTrainedTokenizerFast, packed: Corpus) -> str:
+    """The letter of each sequence, which must be only one."""
+    found = ["".join(sorted({*tokenizer.decode(row)} & {*"abc"})) for row in packed.tokens]
+    assert {len(letter) for letter in found} == {1}
+    return "".join(found)
 
 
 @pytest.fixture
@@ -197,3 +214,122 @@ def test_long_documents_cause_no_warning(
     logging.set_verbosity_warning()
     build(source_of(["long " * 100]), tokenizer, tokens=496)
     assert not caplog.records
+
+
+def test_a_single_text_is_no_mixture(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    source = source_of(some_documents(100))
+    alone = build(source, byte_tokenizer, tokens=250)
+    packed = mix(byte_tokenizer, Ingredient(source, "all", weight=3.0), tokens=250)
+    assert torch.equal(packed.tokens, alone.tokens)
+    assert replace(packed, tokens=alone.tokens) == alone
+
+
+@pytest.mark.parametrize(
+    ("weights", "n_sequences", "shares"),
+    [
+        ((1, 1), 16, (8, 8)),
+        ((3, 1), 16, (12, 4)),
+        ((1, 1, 1), 16, (6, 5, 5)),
+        ((0.5, 0.1, 0.2), 11, (7, 1, 3)),
+        ((1e308, 1e308), 2, (1, 1)),
+    ],
+)
+def test_weights_share_out_the_sequences(
+    byte_tokenizer: PreTrainedTokenizerFast, weights: tuple[float, ...], n_sequences: int, shares: tuple[int, ...]
+) -> None:
+    ingredients = [letters(letter, weight) for letter, weight in zip("abc", weights, strict=False)]
+    packed = mix(byte_tokenizer, *ingredients, tokens=16 * n_sequences + 5)
+    found = first_letters(byte_tokenizer, packed)
+    assert tuple(found.count(letter) for letter in "abc"[: len(shares)]) == shares
+    assert tuple(part.tokens_used for part in packed.parts) == tuple(16 * share for share in shares)
+    assert (packed.tokens_requested, packed.tokens_used) == (16 * n_sequences + 5, 16 * n_sequences)
+
+
+def test_a_text_without_a_sequence_in_the_mixture(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    ingredients = (letters("a"), letters("b", weight=0.01))
+    assert "b gets none of the 16 sequences" in sentence(lambda: mix(byte_tokenizer, *ingredients))
+
+
+def test_a_mixture_keeps_the_origin_of_its_parts(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    web = replace(letters("a").source, config="en", revision="f" * 40)
+    packed = mix(byte_tokenizer, Ingredient(web, "all", 3.0), letters("b"))
+    assert (packed.dataset, packed.config, packed.split, packed.revision) == ("mixture", None, None, None)
+    assert [(part.dataset, part.config, part.split, part.revision, part.weight) for part in packed.parts] == [
+        ("a", "en", "train", "f" * 40, 3.0),
+        ("b", None, "train", None, 1.0),
+    ]
+    alone = build(web, byte_tokenizer, tokens=192), build(letters("b").source, byte_tokenizer, tokens=64)
+    assert [part.text_sha256 for part in packed.parts] == [corpus.text_sha256 for corpus in alone]
+    assert packed.document_hashes == alone[0].document_hashes | alone[1].document_hashes
+
+
+def test_the_hash_of_a_mixture_is_over_its_parts_and_their_weights(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    hashes = {
+        mix(byte_tokenizer, letters(letter, weight), letters("b")).text_sha256
+        for letter, weight in [("a", 1.0), ("a", 1.01), ("c", 1.0)]
+    }
+    assert len(hashes) == 3
+    assert mix(byte_tokenizer, letters("a"), letters("b")).text_sha256 in hashes
+
+
+def test_every_prefix_and_every_other_sequence_is_a_mixture(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    packed = mix(byte_tokenizer, letters("a", 3.0, n=500), letters("b", n=500), tokens=16 * 200)
+    order = first_letters(byte_tokenizer, packed)
+    in_prefix = accumulate(letter == "b" for letter in order)
+    assert all(abs(found - length / 4) <= 1 for length, found in enumerate(in_prefix, 1))
+    assert 15 < order[::2].count("b") < 35
+
+
+def test_the_seed_orders_a_mixture(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    one, same, other = (mix(byte_tokenizer, letters("a"), letters("b"), seed=seed, tokens=1024) for seed in (1, 1, 2))
+    assert torch.equal(one.tokens, same.tokens)
+    assert one.text_sha256 == same.text_sha256
+    assert first_letters(byte_tokenizer, one) != first_letters(byte_tokenizer, other)
+
+
+def test_a_document_of_two_texts_is_used_once(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    both = letters("a", n=20)
+    more = Ingredient(source_of([*both.source.documents(), *letters("b", n=20).source.documents()]), "all")
+    packed = mix(byte_tokenizer, both, more, tokens=16 * 1000)
+    used = (20 * 24 - 1) // 16 * 16  # 23 bytes and a separator each, but none at the end
+    assert [part.tokens_used for part in packed.parts] == [used, used]
+    assert len(packed.document_hashes) == 40
+
+
+def test_a_short_text_contributes_what_it_has(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    packed = mix(byte_tokenizer, letters("a", n=2), letters("b"), tokens=16 * 20)
+    assert [part.tokens_used for part in packed.parts] == [32, 160]
+    assert (packed.tokens_requested, packed.tokens_used) == (320, 192)
+
+
+def test_held_out_documents_of_a_mixture_are_in_no_part_of_the_calibration(
+    byte_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    documents = [some_documents(200), some_documents(200, seed=1)]
+    documents[1] += documents[0][:100]
+    calibration, held_out = (
+        mix(byte_tokenizer, *(Ingredient(source_of(texts), part) for texts in documents), tokens=10**6)
+        for part in get_args(Part)[:2]
+    )
+    assert not calibration.document_hashes & held_out.document_hashes
+    assert len(calibration.document_hashes | held_out.document_hashes) == 400
+
+
+def test_excluded_documents_stay_out_of_every_part(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    exclude = frozenset(digest(next(letters(letter).source.documents())) for letter in "ab")
+    packed = mix(byte_tokenizer, letters("a"), letters("b"), tokens=10**6, exclude=exclude)
+    assert len(packed.document_hashes) == 198
+    assert not packed.document_hashes & exclude
+
+
+def test_tokens_are_read_only_as_far_as_a_share_needs(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    read: list[int] = []
+
+    def endless() -> Iterator[str]:
+        for number in count():
+            read.append(number)
+            yield f"document {number:091}"
+
+    source = TextSource(dataset="self", documents=endless, shuffled=True)
+    mix(byte_tokenizer, Ingredient(source, "all"), letters("b", weight=3.0), tokens=1600)
+    assert len(read) == 4

@@ -7,20 +7,24 @@ from typing import Any
 import pytest
 import torch
 from cli import succeed, talk
+from torch import Tensor
 
 import ffnskip
 from ffnskip.profile import load_profile
 from ffnskip_cli.calibration.corpus import build_corpus
-from ffnskip_cli.calibration.record import record_generated, record_text
+from ffnskip_cli.calibration.record import Record, record_generated, record_text
 from ffnskip_cli.calibration.regions import Region, find_region
 from ffnskip_cli.sources.models import LoadedModel, load_model
 from ffnskip_cli.sources.text import open_text
-from ffnskip_cli.track import silently
 
 pytestmark = pytest.mark.demo
 
 SHARED = Path(__file__).parents[1] / "profiles"
 WARM_UP = 25
+
+
+def mean_curve(record: Record) -> Tensor:
+    return torch.stack([layer.mean() for layer in record.layers(WARM_UP)])
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +91,8 @@ def test_text_and_generated_tokens_have_the_same_similarity_curve(demo: LoadedMo
     """
     size = {"tokens": 2048, "sequence_length": 256, "seed": 0}
     text = build_corpus(open_text("demo"), demo.tokenizer, part="calibration", **size)
-    read = record_text(demo.model, text.tokens, silently).past(WARM_UP).mean(dim=0)
-    written = record_generated(demo.model, text.tokens[:, :128], 64, silently).past(WARM_UP).mean(dim=0)
+    read = mean_curve(record_text(demo.model, text.tokens))
+    written = mean_curve(record_generated(demo.model, text.tokens[:, :128], 64))
     assert find_region(read) == find_region(written) == Region(2, 28)
     assert torch.allclose(read[2:28], written[2:28], rtol=0, atol=0.025)
     assert torch.allclose(read, written, rtol=0, atol=0.05)

@@ -44,6 +44,9 @@ FULL = {
     "similarity": {"mean": [0.1, 0.8, 0.8, 0.8, 0.8, 0.2], "low": [0.0] * 6, "high": [1.0] * 6},
     "curve": [[0.95, 0.1, 0.2], [0.9, 0.2, 0.4]],
 }
+CANDIDATE = {"cold_s": 1, "cold_e": 5, "window": None, "refresh_every": None, "kl": 0.2, "standard_error": 0.0}
+TRIAL = {"warm_up": 2, "kl": 0.1, "standard_error": 0.0, "repetition": 0.2}
+SEARCH = {"ratio": 0.1, "tokens": 2048, "candidates": [CANDIDATE, {**CANDIDATE, "window": 1}], "warm_up": [TRIAL]}
 
 
 def profile(**overrides: Any) -> Profile:
@@ -126,7 +129,7 @@ def test_a_change_that_rounding_hides_is_left_to_the_table() -> None:
 def test_a_change_of_the_verdict_is_said(before: bool, after: bool, verdict: str) -> None:
     old = profile(measured={**MEASURED, "within_budget": before, "verdict": "over it: A"})
     new = profile(measured={**MEASURED, "within_budget": after, "verdict": "over it: B", "target_ratio": 0.2})
-    assert sentences(old, new)[1] == "The target rose from 0.1 to 0.2."
+    assert sentences(old, new)[1] == "The goal was ratio 0.1, and is ratio 0.2."
     assert verdict in sentences(old, new)
 
 
@@ -167,6 +170,66 @@ def test_each_kind_of_change_has_its_sentence(overrides: dict[str, Any], sentenc
     assert said(**overrides) == [sentence]
 
 
+@pytest.mark.parametrize(
+    "goal",
+    [{"max_kl": 0.25}, {"max_perplexity_increase": 0.05}],
+)
+def test_goals_of_different_kinds_can_be_compared(goal: dict[str, Any]) -> None:
+    new = profile(measured={**MEASURED, "target_ratio": None, **goal})
+    words = new.measured.goal if new.measured else ""
+    assert sentences(profile(), new)[1] == f"The goal was ratio 0.1, and is {words}."
+    assert rows(profile(), new) == {
+        "measured.target_ratio": ("0.1", None, None),
+        f"measured.{next(iter(goal))}": (None, str(next(iter(goal.values()))), None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence", "changed"),
+    [
+        (
+            {"candidates": [CANDIDATE], "ratio": 0.2},
+            "The searches behind them differ: 2 rules at ratio 0.1 on 2,048 tokens and 1 warm-up → "
+            "1 rule at ratio 0.2 on 2,048 tokens and 1 warm-up.",
+            {"search.ratio": ("0.1", "0.2", "+0.1"), "search.candidates": ("2 values", "1 values", "1 gone, 0 new")},
+        ),
+        (
+            {"warm_up": [{**TRIAL, "kl": 0.3}]},
+            "The searches behind them differ: both tried 2 rules at ratio 0.1 on 2,048 tokens and 1 warm-up.",
+            {"search.warm_up": ("1 values", "1 values", "1 gone, 1 new")},
+        ),
+    ],
+)
+def test_another_search_is_one_sentence_and_a_row_for_each_list(
+    found: dict[str, Any], sentence: str, changed: dict[str, tuple[Any, Any, Any]]
+) -> None:
+    old, new = profile(search=SEARCH), profile(search={**SEARCH, **found})
+    assert sentences(old, new)[1:] == [sentence]
+    assert rows(old, new) == changed
+
+
+def test_a_search_that_only_one_has_is_a_sentence_and_its_lists_are_counted() -> None:
+    new = profile(search=SEARCH)
+    assert sentences(profile(), new)[1:] == ["Only B has the section `search`."]
+    assert rows(profile(), new)["search.candidates"] == (None, "2 values", "0 gone, 2 new")
+
+
+def test_mixtures_are_compared_by_the_names_of_their_parts() -> None:
+    parts = [
+        {**{name: TEXT[name] for name in ("config", "split", "revision")}, "dataset": name, "weight": 1.0}
+        | {"text_sha256": "f" * 64, "tokens_used": 1024}
+        for name in ("wikitext", "c4")
+    ]
+    evaluation = {**TEXT, "dataset": "mixture", "split": None, "text_sha256": "f" * 64, "parts": parts}
+    text, *_ = said(evaluation=evaluation)
+    assert text == "B was measured on another text: wikitext:train → a mixture of wikitext:train and c4:train."
+    assert rows(profile(), profile(evaluation=evaluation))["evaluation.parts"] == (
+        "0 values",
+        "2 values",
+        "0 gone, 2 new",
+    )
+
+
 def test_figures_of_different_texts_come_after_a_warning() -> None:
     evaluation = {**TEXT, "text_sha256": "f" * 64}
     text, warning, headline, *_ = said(evaluation=evaluation, measured={**MEASURED, "kl": 0.3})
@@ -201,7 +264,7 @@ def test_every_field_that_differs_is_a_row_in_the_order_of_the_file() -> None:
         "skip.window": (None, "4", None),
         "similarity.low": ("6 values", "6 values", "-0.25 at layer 2"),
         "measured.kl": ("0.2", "0.3", "+0.1"),
-        "measured.verdict": ("within the quality budget", f"{'x' * 39}…", None),
+        "measured.verdict": ("within the quality budg…", f"{'x' * 23}…", None),
         "measured.within_budget": ("true", "false", None),
         "measured.first_skipped": (None, "6 values", None),
         "curve": ("2 values", "3 values", "1 gone, 2 new"),

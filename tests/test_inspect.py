@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from ffnskip.profile import load_profile, parse_profile, save_profile
 from ffnskip_cli.app import app
+from ffnskip_cli.report.explain import explain
 
 TEXT = {
     "dataset": "wikitext",
@@ -53,6 +54,9 @@ def inspect(folder: Path, *options: str, **overrides: Any) -> Result:
 def test_the_page_holds_every_section_in_reading_order(tmp_path: Path) -> None:
     result = inspect(tmp_path, **FULL)
     assert (result.exit_code, result.stderr) == (0, "")
+    sentences = explain(make_profile(**FULL))
+    assert result.stdout.splitlines()[: len(sentences) + 1] == [*sentences, ""]
+    tables = result.stdout.removeprefix("\n".join(sentences))
     landmarks = [
         "model\n",
         "org/tiny",
@@ -61,12 +65,11 @@ def test_the_page_holds_every_section_in_reading_order(tmp_path: Path) -> None:
         "text\n",
         "wikitext",
         "measured on 8,192 tokens\n",
-        "Verdict: Worth it | mostly.",
         "other thresholds\n",
         "made with\n",
         "Similarity cos(h, h + FFN(h)) by layer",
     ]
-    places = [result.stdout.find(landmark) for landmark in landmarks]
+    places = [tables.find(landmark) for landmark in landmarks]
     assert -1 not in places
     assert places == sorted(places)
 
@@ -84,6 +87,52 @@ def test_figures_come_with_their_standard_errors_and_texts_side_by_side(tmp_path
     assert cells(page, "config") == ["wikitext-2-raw-v1", "–"]
     assert cells(page, "seed") == ["7", "–"]
     assert cells(page, "0.9910") == ["5.00%", "0.0100"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "row"),
+    [
+        ({"target_ratio": 0.25}, ["target_ratio", "25.00%", "–"]),
+        ({"max_kl": 0.25}, ["max_kl", "0.2500", "–"]),
+        ({"max_perplexity_increase": 0.05}, ["max_perplexity_increase", "5.00%", "–"]),
+    ],
+)
+def test_the_goal_is_the_first_of_the_figures_and_the_only_one(
+    tmp_path: Path, goal: dict[str, float], row: list[str]
+) -> None:
+    page = inspect(tmp_path, measured={**MEASURED, "target_ratio": None, **goal}).stdout
+    rows = [line.split() for line in page.partition("measured on 8,192 tokens\n")[2].splitlines()]
+    assert rows[2] == row
+    assert rows[3][0] == "skip_ratio"
+
+
+def test_what_was_tried_is_shown_best_first_with_the_chosen_marked(tmp_path: Path) -> None:
+    rule = {"cold_s": 1, "cold_e": 5, "window": None, "refresh_every": None, "kl": 0.4, "standard_error": 0.03}
+    trials = [{"warm_up": n, "kl": kl, "standard_error": 0.01, "repetition": 0.2} for n, kl in ((0, 0.5), (2, 0.3))]
+    candidates = [rule, {**rule, "window": 1, "refresh_every": 6, "kl": 0.2, "standard_error": 0.0}]
+    search = {"ratio": 0.1, "tokens": 2048, "candidates": candidates, "warm_up": trials}
+    page = inspect(tmp_path, window=1, refresh_every=6, search=search).stdout
+    tried = page.partition("rules tried at a ratio of 0.1 on 2,048 tokens\n")[2].splitlines()
+    assert [line.split() for line in tried[2:4]] == [
+        ["[1,", "5)", "1", "6", "0.2000", "0.0000", "chosen"],
+        ["[1,", "5)", "–", "–", "0.4000", "0.0300"],
+    ]
+    warm_ups = page.partition("warm-ups tried\n")[2].splitlines()
+    assert [line.split() for line in warm_ups[2:4]] == [
+        ["2", "0.3000", "0.0100", "20.00%", "chosen"],
+        ["0", "0.5000", "0.0100", "20.00%"],
+    ]
+
+
+def test_the_parts_of_a_mixture_have_a_table_of_their_own(tmp_path: Path) -> None:
+    names = ("config", "split", "revision", "text_sha256")
+    part = {**{name: TEXT[name] for name in names}, "weight": 2.0, "tokens_used": 1024}
+    parts = [{**part, "dataset": dataset} for dataset in ("wikitext", "c4")]
+    page = inspect(tmp_path, evaluation={**TEXT, "dataset": "mixture", "parts": parts}).stdout
+    rows = page.partition("parts of the evaluation text\n")[2].splitlines()[2:4]
+    same = ["wikitext-2-raw-v1", "train", "abababababababab…", "0123456789abcdef…", "2.0", "1024"]
+    assert [row.split() for row in rows] == [["wikitext", *same], ["c4", *same]]
+    assert "[]" not in page
 
 
 def test_cold_regions_are_marked_in_the_curve(tmp_path: Path) -> None:
@@ -117,6 +166,7 @@ def test_json_is_the_profile_itself(tmp_path: Path) -> None:
 
 def test_markdown_has_headings_tables_and_the_curve_as_code(tmp_path: Path) -> None:
     lines = inspect(tmp_path, "--format", "md", **FULL).stdout.splitlines()
+    assert [f"- {sentence}" for sentence in explain(make_profile(**FULL))] == lines[: lines.index("")]
     assert "## measured on 8,192 tokens" in lines
     assert "| perplexity | 7.310 | ± 0.052 |" in lines
     assert lines.count("```") == 2

@@ -5,7 +5,7 @@ import gguf
 import huggingface_hub
 import pytest
 import torch
-from sentences import sentence
+from sentences import OUT_OF_MEMORY, sentence
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -16,7 +16,7 @@ from transformers import (
 
 from ffnskip_cli.sources import demo
 from ffnskip_cli.sources.cache import sha256_file
-from ffnskip_cli.sources.models import LoadedModel, load_model
+from ffnskip_cli.sources.models import LoadedModel, load_model, pick_device
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -53,11 +53,49 @@ def test_dtype(pico_folder: Path, dtype: str) -> None:
         ({"device": "toaster"}, "'toaster' cannot be used"),
         ({"device": "meta"}, "'meta' cannot be used"),
         ({"device": "cuda:99"}, "'cuda:99' cannot be used"),
+        ({"device_map": "spread"}, "use one of auto, balanced, sequential"),
+        ({"device_map": "auto", "device": "cpu"}, "leave --device cpu out"),
         ({"revision": "main"}, "goes only with a Hub id"),
     ],
 )
 def test_wrong_options(pico_folder: Path, options: dict[str, str], words: str) -> None:
     assert words in sentence(lambda: load_model(str(pico_folder), **options))
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    ("rank", "n_devices", "device"),
+    [(None, 2, "cuda"), ("0", 2, "cuda:0"), ("1", 2, "cuda:1"), ("5", 4, "cuda:1"), ("1", 1, "cuda"), ("x", 2, "cuda")],
+)
+def test_each_process_of_torchrun_takes_its_own_cuda_device(
+    monkeypatch: pytest.MonkeyPatch, name: str, rank: str | None, n_devices: int, device: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: n_devices)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert pick_device(name) == torch.device(device)
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("cuda:0") == torch.device("cuda:0")
+
+
+def test_auto_is_the_cpu_where_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("failure", OUT_OF_MEMORY)
+def test_a_model_too_large_for_the_memory(
+    pico_folder: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("ffnskip_cli.sources.models.AutoModelForCausalLM.from_pretrained", fail)
+    message = sentence(lambda: load_model(str(pico_folder)))
+    assert message.endswith("pico does not fit into memory: try --dtype bfloat16, --device-map auto or --device cpu")
 
 
 @pytest.mark.parametrize(

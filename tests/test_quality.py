@@ -104,7 +104,7 @@ def test_counts_are_those_of_all_sequences() -> None:
 
 def test_long_sequences_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measured(middle())
-    monkeypatch.setattr(module, "_ROWS", 5)
+    monkeypatch.setattr(module, "ROWS", 5)
     parts = measured(middle())
     for name in FIGURES:
         assert getattr(parts, name).mean == pytest.approx(getattr(whole, name).mean, rel=1e-6)

@@ -8,9 +8,7 @@ from pico import N_LAYERS, pico_model, pico_tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ffnskip_cli.calibration import record as module
 from ffnskip_cli.calibration.record import Record, record_generated, record_text
-from ffnskip_cli.track import silently
 
 PROMPT, NEW = 6, 12
 
@@ -42,7 +40,7 @@ def by_hand(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_text_is_recorded_token_by_token_and_layer_by_layer(dtype: torch.dtype) -> None:
     model, tokens = pico_model(dtype=dtype), pico_tokens(20, batch=3)
-    record = record_text(model, tokens, silently)
+    record = record_text(model, tokens)
     assert torch.equal(record.sequences, tokens)
     assert record.prompt_tokens == 0
     assert record.similarities.dtype == torch.float32
@@ -53,18 +51,17 @@ def test_text_is_recorded_token_by_token_and_layer_by_layer(dtype: torch.dtype) 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "phi"])
 def test_recording_while_generating_sees_what_one_pass_over_the_same_tokens_sees(name: str) -> None:
     model = pico_model(name)
-    generated = record_generated(model, pico_tokens(PROMPT, batch=4), NEW, silently)
-    teacher_forced = record_text(model, generated.sequences, silently)
+    generated = record_generated(model, pico_tokens(PROMPT, batch=4), NEW)
+    teacher_forced = record_text(model, generated.sequences)
     assert generated.similarities.shape == (4, NEW, N_LAYERS)
     assert generated.prompt_tokens == PROMPT
     assert torch.allclose(generated.similarities, teacher_forced.similarities[:, PROMPT:], rtol=0, atol=2e-6)
     assert not torch.allclose(generated.similarities, teacher_forced.similarities[:, PROMPT - 1 : -1], atol=1e-3)
 
 
-def test_generated_sequences_are_the_prompts_and_their_greedy_continuations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_GENERATE_ROWS", 2)
+def test_generated_sequences_are_the_prompts_and_their_greedy_continuations() -> None:
     model, prompts = pico_model(dtype=torch.float64), pico_tokens(PROMPT, batch=5)
-    sequences = record_generated(model, prompts, NEW, silently).sequences
+    sequences = record_generated(model, prompts, NEW).sequences
     assert torch.equal(sequences[:, :PROMPT], prompts)
     with torch.inference_mode():
         greedy = model(sequences).logits.argmax(dim=-1)
@@ -72,13 +69,15 @@ def test_generated_sequences_are_the_prompts_and_their_greedy_continuations(monk
 
 
 def test_the_warm_up_is_left_out_of_each_sequence() -> None:
-    similarities = torch.rand(2, 5, N_LAYERS)
-    past = Record(torch.zeros(2, 8), similarities).past(3)
-    assert torch.equal(past, torch.cat([similarities[0, 3:], similarities[1, 3:]]))
+    similarities = torch.rand(70, 5, N_LAYERS)
+    record = Record(torch.zeros(70, 8), similarities)
+    past = torch.cat([sequence[3:] for sequence in similarities])
+    assert torch.equal(torch.cat([chunk.flatten(0, 1) for chunk in record.chunks(3)]), past)
+    assert torch.equal(torch.stack(list(record.layers(3)), dim=1), past)
 
 
 def test_a_recorded_model_is_left_as_it_was() -> None:
     model, tokens = pico_model(), pico_tokens(4)
-    record_text(model, tokens, silently)
-    record_generated(model, tokens, 2, silently)
+    record_text(model, tokens)
+    record_generated(model, tokens, 2)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ffnskip.errors import FfnskipError
 from ffnskip.profile import Profile
 from ffnskip.sections import SimilarityCurve
 from ffnskip_cli.report.curve import draw
+from ffnskip_cli.report.explain import explain
 from ffnskip_cli.report.panels import TITLES, drawings
 from ffnskip_cli.report.plot import plot_profile
 from ffnskip_cli.report.tables import Column, print_json, render
@@ -321,9 +323,10 @@ def test_a_page_holds_picture_figures_and_verdict_and_refers_to_nothing_outside(
         "<svg",
         "± 0.0100",
         "<td>24.00%</td>",
-        "Layers [1, 5) of 6 may",
+        *(f"<li>{escape(sentence)}</li>" for sentence in explain(full_profile())),
     ):
         assert content in html
+    assert html.rindex("</li>") < html.index("<svg")
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r"https?://[^\"'\s<]+", html)) <= namespaces
     assert not re.search(r"<script|<link|<img|@import|url\((?!#)|<\?xml|<!DOCTYPE svg", html)
@@ -335,6 +338,24 @@ def test_words_of_a_profile_are_text_on_its_page_and_never_markup(tmp_path: Path
     assert "<script" not in html
     assert "org/&lt;script&gt;&amp;" in html
     assert "Verdict: within the quality budget &lt;of all&gt;" in html
+
+
+def test_a_page_has_a_table_of_what_was_searched(tmp_path: Path) -> None:
+    tried = {"cold_s": 1, "cold_e": 5, "window": None, "refresh_every": None, "kl": 0.2, "standard_error": 0.0}
+    html = picture(tmp_path, full_profile(search={"ratio": 0.1, "tokens": 64, "candidates": [tried]}), suffix=".html")
+    assert "<caption>Rules tried at a ratio of 0.1 on 64 tokens</caption>" in html
+    row = "<td>–</td><td>–</td><td>0.2000</td><td>0.0000</td><td>chosen</td>"
+    assert f'<tr><th scope="row">[1, 5)</th>{row}</tr>' in html
+
+
+@pytest.mark.parametrize("goal", [{"max_kl": 0.25}, {"max_perplexity_increase": 0.05}])
+@pytest.mark.parametrize("suffix", [".svg", ".html"])
+def test_a_profile_with_another_goal_than_a_ratio_is_drawn_alike(
+    tmp_path: Path, goal: dict[str, float], suffix: str
+) -> None:
+    content = picture(tmp_path, full_profile(measured={**MEASURED, "target_ratio": None, **goal}), suffix=suffix)
+    assert [title for title in TITLES.values() if title not in content] == []
+    assert ('<th scope="row">target_ratio</th>' in content, next(iter(goal)) in content) == (False, suffix == ".html")
 
 
 def test_a_page_without_measured_figures_has_no_table(tmp_path: Path) -> None:

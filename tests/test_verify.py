@@ -27,7 +27,7 @@ def model_of(name: str) -> PreTrainedModel:
 
 @cache
 def recorded(name: str) -> Record:
-    return record_text(model_of(name), TEXT, silently)
+    return record_text(model_of(name), TEXT)
 
 
 def profile_of(name: str, **options: int) -> Profile:
@@ -80,7 +80,7 @@ def test_every_ratio_up_to_nearly_the_highest_is_found(window: int) -> None:
 
 def test_prompts_of_generated_records_are_dense_and_warm_up_comes_behind_them() -> None:
     model = model_of("llama")
-    record = record_generated(model, TEXT[:4, :7], 10, silently)
+    record = record_generated(model, TEXT[:4, :7], 10)
     profile = profile_of("llama", cold_s=1, cold_e=5, warm_up=3, threshold=-1.0)
     ran: list[int] = []
     ffn = ffn_sites(model)[2].layer.get_submodule("mlp")
@@ -105,7 +105,7 @@ def test_a_ratio_beyond_the_region_is_refused_in_one_sentence() -> None:
 def test_a_ratio_that_no_threshold_gives_is_refused_in_one_sentence() -> None:
     """All tokens are equal here, so that they skip together and every ratio is a multiple of 1 / 6."""
     model, profile = model_of("llama"), profile_of("llama")
-    record = record_text(model, torch.full((2, 20), 7), silently)
+    record = record_text(model, torch.full((2, 20), 7))
     assert verify(model, profile, record, 2 / 6, silently).ratio == 2 / 6
     with pytest.raises(FfnskipError, match=r"^A skip ratio of 0\.25 cannot be [^\n]+ gives 0\.(167|333) [^\n]+\.$"):
         verify(model, profile, record, 0.25, silently)

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ffnskip.errors import FfnskipError
+from ffnskip.layers import input_device
 from ffnskip.profile import Profile
 from ffnskip.stats import SkipStats
 from ffnskip.wrap import Applied
+from ffnskip_cli.journal import Journal
 from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_ROWS = 256  # positions whose logits are widened to float32 at a time
+ROWS = 256  # positions whose logits are widened to float32 at a time
+_KL = 2  # which of the five figures of a sequence it is
 _MAX_NLL = 500.0  # nats per token; beyond it the perplexity, or its error, would be too large for a float
 
 
@@ -47,6 +51,7 @@ class Quality:
         top1_agreement: share of positions at which both models would greedily say the same.
         skip_ratio: skipped FFN blocks / (n_layers x tokens past warm-up).
         stats: what was skipped, in counts.
+        kl_by_sequence: the means that `kl` is the mean of, to compare profiles pair by pair.
     """
 
     sequences: int
@@ -57,6 +62,7 @@ class Quality:
     top1_agreement: Estimate
     skip_ratio: Estimate
     stats: SkipStats
+    kl_by_sequence: tuple[float, ...]
 
     @property
     def perplexity(self) -> Estimate:
@@ -69,15 +75,26 @@ class Quality:
         return _exp(self.nll_dense)
 
 
-@torch.inference_mode()
-def measure_quality(model: PreTrainedModel, profiles: Sequence[Profile], tokens: Tensor, track: Track) -> list[Quality]:
+def measure_quality(
+    model: PreTrainedModel,
+    profiles: Sequence[Profile],
+    tokens: Tensor,
+    track: Track,
+    *,
+    what: str = "measuring quality",
+    first: int | None = None,
+    journal: Journal | None = None,
+) -> list[Quality]:
     """Score `tokens` with the dense model once and with each profile.
 
     Args:
         model: the untouched model.
-        profiles: for this model, of one `warm_up` and `sequence_length`; only their rule settings matter.
+        profiles: for this model; only their rule settings matter.
         tokens: ``[sequences, length]``.
         track: shows progress.
+        what: what to call this in the progress.
+        first: position of the first prediction that counts; by default each profile's warm-up.
+        journal: remembers the figures of each sequence.
 
     Returns:
         One Quality per profile.
@@ -86,38 +103,55 @@ def measure_quality(model: PreTrainedModel, profiles: Sequence[Profile], tokens:
         FfnskipError: there are fewer than two sequences, or they end before the warm-up does, or the model computes
             infinities.
     """
-    for profile in profiles:
-        check_size(tokens, profile.skip.warm_up)
+    journal = journal or Journal()
+    firsts = [profile.skip.warm_up if first is None else first for profile in profiles]
+    for position in firsts:
+        check_size(tokens, position)
     tables: list[list[list[float]]] = [[] for _ in profiles]  # per profile and sequence: means of the five figures
     totals = [SkipStats(profile.model.n_layers) for profile in profiles]
-    for sequence in track(tokens, "measuring quality", len(tokens)):
-        batch = sequence[None].to(model.device)
-        dense = model(batch, use_cache=False).logits[0]
-        for profile, table, total in zip(profiles, tables, totals, strict=True):
-            with Applied(model, profile, "score") as applied:
-                logits = model(batch, use_cache=False).logits[0]
-            figures = _compare(dense, logits, batch[0], profile.skip.warm_up)
-            table.append([*figures, applied.stats.skip_ratio])
-            total.add(applied.stats)
-    per_sequence = [tokens.shape[1] - 1 - profile.skip.warm_up for profile in profiles]
+    settings = [profile.skip.model_dump() for profile in profiles]
+    for sequence in track(tokens, what, len(tokens)):
+        scores = journal.remember(
+            ["quality", settings, firsts, sequence.tolist()], partial(_score, model, profiles, sequence.long(), firsts)
+        )
+        for (figures, counts), table, total in zip(scores, tables, totals, strict=True):
+            stats = SkipStats(**counts)
+            table.append([*figures, stats.skip_ratio])
+            total.add(stats)
+    per_sequence = [tokens.shape[1] - 1 - position for position in firsts]
     return [_quality(t, s, n * len(tokens)) for t, s, n in zip(tables, totals, per_sequence, strict=True)]
 
 
-def check_size(tokens: Tensor, warm_up: int) -> None:
-    """Raise FfnskipError when ``tokens [sequences, length]`` are too few to measure quality on."""
+def check_size(tokens: Tensor, first: int) -> None:
+    """Raise FfnskipError when ``tokens [sequences, length]`` are too few to measure quality on from `first` on."""
     sequences, length = tokens.shape
     if sequences < 2:
         raise FfnskipError("Quality needs at least two sequences of text for a standard error: ask for more tokens.")
-    if warm_up > length - 2:
-        raise FfnskipError(f"The warm-up of {warm_up} tokens leaves nothing to measure in sequences of {length}.")
+    if first > length - 2:
+        raise FfnskipError(f"The warm-up of {first} tokens leaves nothing to measure in sequences of {length}.")
 
 
-def _compare(dense: Tensor, logits: Tensor, tokens: Tensor, warm_up: int) -> list[float]:
-    """Means over positions ``warm_up .. length - 2`` of nll_dense, nll, kl, agreement. Logits ``[length, vocab]``."""
+@torch.inference_mode()
+def _score(
+    model: PreTrainedModel, profiles: Sequence[Profile], sequence: Tensor, firsts: Sequence[int]
+) -> list[tuple[list[float], dict[str, Any]]]:
+    """The figures of one ``sequence [length]`` with each profile, and what was skipped in it."""
+    batch = sequence[None].to(input_device(model))
+    dense = model(batch, use_cache=False).logits[0]
+    scores = []
+    for profile, first in zip(profiles, firsts, strict=True):
+        with Applied(model, profile, "score") as applied:
+            logits = model(batch, use_cache=False).logits[0]
+        scores.append((_compare(dense, logits, batch[0], first), asdict(applied.stats)))
+    return scores
+
+
+def _compare(dense: Tensor, logits: Tensor, tokens: Tensor, first: int) -> list[float]:
+    """Means over positions ``first .. length - 2`` of nll_dense, nll, kl, agreement. Logits ``[length, vocab]``."""
     sums = torch.zeros(4, dtype=torch.float64)
-    positions = range(warm_up, len(tokens) - 1)
-    for start in range(positions.start, positions.stop, _ROWS):
-        rows = slice(start, min(start + _ROWS, positions.stop))
+    positions = range(first, len(tokens) - 1)
+    for start in range(positions.start, positions.stop, ROWS):
+        rows = slice(start, min(start + ROWS, positions.stop))
         targets = tokens[rows.start + 1 : rows.stop + 1, None]
         p, q = (x[rows].float().log_softmax(dim=-1) for x in (dense, logits))
         kl = (p.exp() * (p - q)).sum(dim=-1)
@@ -136,7 +170,8 @@ def _quality(table: list[list[float]], stats: SkipStats, tokens: int) -> Quality
     nll_dense, nll, kl, top1_agreement, skip_ratio = (
         Estimate(float(mean), float(error)) for mean, error in zip(columns.mean(dim=1), errors, strict=True)
     )
-    return Quality(n, tokens, nll_dense, nll, kl, top1_agreement, skip_ratio, stats)
+    by_sequence = tuple(columns[_KL].tolist())
+    return Quality(n, tokens, nll_dense, nll, kl, top1_agreement, skip_ratio, stats, by_sequence)
 
 
 def _exp(nll: Estimate) -> Estimate:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ffnskip.errors import FfnskipError
+from ffnskip.layers import input_device
 from ffnskip.profile import Profile
 from ffnskip.stats import SkipStats
 from ffnskip_cli.benchmark.flops import ModelCost, model_cost
@@ -58,7 +59,7 @@ def run_suite(model: PreTrainedModel, profile: Profile, text: Tensor, plan: Plan
             f"With a warm-up of {profile.skip.warm_up} none of {plan.new_tokens} new tokens could skip: generate more."
         )
     cost = model_cost(model)
-    prompts = text[:, : plan.prompt_tokens].to(model.device)
+    prompts = text[:, : plan.prompt_tokens].to(input_device(model))
     quality = speeds = dense_text = skip_text = None
     if "quality" in plan.parts:
         (quality,) = measure_quality(model, [profile], text, track)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ffnskip.decode import decode
+from ffnskip.layers import input_device
 from ffnskip.profile import Profile
 from ffnskip.stats import SkipStats
 from ffnskip.wrap import Applied
@@ -69,5 +70,5 @@ def repetition(tokens: list[int]) -> float:
 
 
 def _continue(model: PreTrainedModel, prompts: Tensor, new_tokens: int) -> Tensor:
-    steps = list(decode(model, prompts.to(model.device), max_new_tokens=new_tokens))
+    steps = list(decode(model, prompts.to(input_device(model)), max_new_tokens=new_tokens))
     return torch.stack(steps, dim=1).cpu()

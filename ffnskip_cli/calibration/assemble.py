@@ -2,60 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from ffnskip.profile import Profile
 from ffnskip.sections import (
     CalibrationText,
+    Candidate,
     Compensation,
     CurvePoint,
     EvaluationText,
     Measured,
     ModelInfo,
+    Search,
     SimilarityCurve,
     Skip,
+    WarmUpTrial,
 )
 from ffnskip_cli.benchmark.flops import ModelCost
 from ffnskip_cli.benchmark.quality import Quality
+from ffnskip_cli.budget import MAX_KL, MIN_TOP1_AGREEMENT
 from ffnskip_cli.calibration.corpus import Corpus
-from ffnskip_cli.calibration.settings import Settings
-
-# The budget of a usable profile. Beyond it the text that the model writes changes for the worse, visibly.
-MAX_KL = 0.25  # nats per token
-MIN_TOP1_AGREEMENT = 0.80
+from ffnskip_cli.calibration.record import Record
+from ffnskip_cli.calibration.search import Scored
+from ffnskip_cli.calibration.settings import Goal, Settings
 
 _DIGITS = 5  # significant; the standard errors are far larger than what is cut off
 _PERCENTILES = (0.1, 0.9)
 
 
-def draft(model: ModelInfo, settings: Settings, cold_s: int, cold_e: int) -> Profile:
-    """A profile that has its rule settings but neither a solved threshold nor measurements yet."""
+def draft(model: ModelInfo, skip: Skip) -> Profile:
+    """A profile that has a rule but neither a solved threshold nor measurements yet."""
     return Profile(
         schema="ffnskip/v1",
         model=model,
-        skip=Skip(
-            rule="cosine",
-            cold_s=cold_s,
-            cold_e=cold_e,
-            threshold=1.0,
-            warm_up=settings.warm_up,
-            window=settings.window,
-            refresh_every=settings.refresh_every,
-        ),
+        skip=skip,
         compensation=Compensation(kind="none"),
         made_with={name: version(name).partition("+")[0] for name in ("ffnskip", "torch", "transformers")},
     )
 
 
-def calibration_text(corpus: Corpus, settings: Settings, dtype: torch.dtype) -> CalibrationText:
+def calibration_text(corpus: Corpus, settings: Settings, dtype: str) -> CalibrationText:
     """What the profile says about the text that it was calibrated on."""
-    return CalibrationText(
-        **_text_fields(corpus), seed=settings.seed, dtype=str(dtype).removeprefix("torch."), on=settings.on
-    )
+    return CalibrationText(**_text_fields(corpus), seed=settings.seed, dtype=dtype, on=settings.on)
 
 
 def evaluation_text(corpus: Corpus) -> EvaluationText:
@@ -63,14 +53,39 @@ def evaluation_text(corpus: Corpus) -> EvaluationText:
     return EvaluationText(**_text_fields(corpus))
 
 
-def similarity_curve(similarities: Tensor) -> SimilarityCurve:
-    """Mean and band over tokens of ``similarities [tokens, n_layers]``."""
-    layers = similarities.double().unbind(dim=1)  # one at a time: torch.quantile takes 2**24 numbers at most
-    low, high = (tuple(_tidy(float(layer.quantile(share))) for layer in layers) for share in _PERCENTILES)
-    return SimilarityCurve(mean=tuple(_tidy(float(layer.mean())) for layer in layers), low=low, high=high)
+def similarity_curve(record: Record, warm_up: int) -> SimilarityCurve:
+    """Mean and band over the recorded tokens past `warm_up`."""
+    mean: list[float] = []
+    low: list[float] = []
+    high: list[float] = []
+    for layer in record.layers(warm_up):  # one at a time: torch.quantile takes 2**24 numbers at most
+        wide = layer.double()
+        mean.append(_tidy(float(wide.mean())))
+        for values, share in zip((low, high), _PERCENTILES, strict=True):
+            values.append(_tidy(float(wide.quantile(share))))
+    return SimilarityCurve(mean=tuple(mean), low=tuple(low), high=tuple(high))
 
 
-def measured(target: float, quality: Quality, cost: ModelCost, sequence_length: int) -> Measured:
+def search_evidence(ratio: float, tokens: int, scored: Sequence[Scored], trials: Sequence[WarmUpTrial]) -> Search:
+    """What the profile says about how its rule was chosen; of `scored` the first is the chosen one."""
+    candidates = []
+    for candidate in scored:
+        _, error = candidate.lead_over(scored[0])
+        candidates.append(
+            Candidate(
+                **candidate.skip.model_dump(include={"cold_s", "cold_e", "window", "refresh_every"}),
+                kl=_tidy(float(candidate.kl.mean())),
+                standard_error=_tidy(error),
+            )
+        )
+    warm_up = [
+        trial.model_copy(update={name: _tidy(getattr(trial, name)) for name in ("kl", "standard_error", "repetition")})
+        for trial in trials
+    ]
+    return Search(ratio=_tidy(ratio), tokens=tokens, candidates=tuple(candidates), warm_up=tuple(warm_up))
+
+
+def measured(goal: Goal, quality: Quality, cost: ModelCost, sequence_length: int) -> Measured:
     """What the profile says about its own cost, with a verdict on it."""
     within_budget, sentence = verdict(quality)
     estimates = {
@@ -81,7 +96,7 @@ def measured(target: float, quality: Quality, cost: ModelCost, sequence_length: 
         "top1_agreement": quality.top1_agreement,
     }
     return Measured(
-        target_ratio=target,
+        **{goal.kind: goal.value},
         flops_saved=_tidy(cost.saved_share(quality.stats, quality.sequences, sequence_length)),
         never_skip_fraction=_tidy(quality.stats.never_skip_fraction),
         tokens=quality.tokens,
@@ -121,6 +136,7 @@ def _text_fields(corpus: Corpus) -> dict[str, Any]:
         "tokens_requested": corpus.tokens_requested,
         "tokens_used": corpus.tokens_used,
         "sequence_length": corpus.tokens.shape[1],
+        "parts": corpus.parts,
     }
 
 

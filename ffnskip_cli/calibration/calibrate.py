@@ -1,148 +1,160 @@
-"""The whole calibration: corpus -> record -> regions -> solve -> verify -> profile."""
+"""From a recording to profiles: choose the rule, solve and verify the thresholds, measure what they cost."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 from ffnskip.apply import self_check
 from ffnskip.errors import FfnskipError
 from ffnskip.profile import Profile
-from ffnskip.sections import ModelInfo
 from ffnskip_cli.benchmark.flops import model_cost
 from ffnskip_cli.benchmark.quality import Quality, check_size, measure_quality
 from ffnskip_cli.calibration import assemble
+from ffnskip_cli.calibration.choose import choose_rule
 from ffnskip_cli.calibration.corpus import Corpus
-from ffnskip_cli.calibration.record import Record, record_generated, record_text
-from ffnskip_cli.calibration.regions import Region, find_region
-from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Settings
+from ffnskip_cli.calibration.limit import largest_within
+from ffnskip_cli.calibration.record import Record
+from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
+from ffnskip_cli.calibration.statistics import Statistics
 from ffnskip_cli.calibration.verify import Verified, verify
+from ffnskip_cli.journal import Journal
 from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CURVE_AROUND = (0.5, 1.5)  # points of the curve beside the targets, in multiples of each
+CURVE_POINTS = 8  # besides those of the goals
+CURVE_REACH = 0.3  # the ratio that a curve reaches at least, if the region allows
+TIGHTENINGS = 3  # of a limit that held on the calibration text but not on the held-out one
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A finished profile and the ratio that its threshold had on the calibration text."""
+    """A finished profile, what it was made for, and the ratio that its threshold had on the calibration text."""
 
+    goal: Goal
     profile: Profile
     calibration_ratio: float
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What came of the targets: the profiles of those that could be reached, and a sentence for each that could not."""
+    """What came of the goals: the profiles of those that were reached, and a sentence for each that was not."""
 
     finished: list[Calibrated]
     refused: list[str]
 
 
 def calibrate(
-    model: PreTrainedModel, identity: ModelInfo, text: Corpus, held_out: Corpus, settings: Settings, track: Track
+    model: PreTrainedModel,
+    statistics: Statistics,
+    held_out: Corpus,
+    settings: Settings,
+    track: Track,
+    journal: Journal | None = None,
 ) -> Calibration:
-    """Compile one profile per target.
+    """Compile one profile per goal. All of them have one rule and differ in the threshold.
 
     Args:
         model: the dense model.
-        identity: what the profiles will say about it.
-        text: calibration text, in sequences of ``settings.sequence_length``.
+        statistics: the whole recording of the calibration text.
         held_out: text of which nothing was calibrated on, for quality.
         settings: the choices.
         track: shows progress.
+        journal: remembers what was measured.
 
     Raises:
-        FfnskipError: the model cannot be wrapped or computes infinities, its curve has no plateau, the region is too
-            small for a target, or there is too little text.
+        FfnskipError: the model cannot be wrapped, its curve has no plateau, the region is too small for a target, or
+            there is too little text.
     """
-    check_size(held_out.tokens, settings.warm_up)  # now, because the run is long
-    record = _record(model, text.tokens, settings, track)
-    past_warm_up = record.past(settings.warm_up)
-    region = _region(past_warm_up, settings)
-    draft = assemble.draft(identity, settings, region.cold_s, region.cold_e)
+    journal = journal or Journal()
+    check_size(held_out.tokens, 0 if settings.warm_up == "auto" else settings.warm_up)  # now, as the run is long
+    draft = choose_rule(model, statistics, settings, track, journal)
+    check_size(held_out.tokens, draft.skip.warm_up)
     self_check(model, draft)
-    for target in settings.targets:
-        solve_threshold(record, draft.skip, target)  # refuses what is out of reach before the long part
-    verified, refused = _verify_each(model, draft, record, settings.targets, track)
-    if not verified:
-        return Calibration([], refused)
-    thresholds = _curve_thresholds(record, draft, verified)
-    profiles = [draft.with_threshold(threshold) for threshold in thresholds]
-    quality = dict(zip(thresholds, measure_quality(model, profiles, held_out.tokens, track), strict=True))
-
     described = draft.model_copy(
         update={
-            "calibration": assemble.calibration_text(text, settings, model.dtype),
+            "calibration": statistics.identity.text,
             "evaluation": assemble.evaluation_text(held_out),
-            "similarity": assemble.similarity_curve(past_warm_up),
-            "curve": tuple(assemble.curve_point(threshold, quality[threshold]) for threshold in thresholds),
+            "similarity": assemble.similarity_curve(statistics.record, draft.skip.warm_up),
         }
     )
-    finished = [
-        Calibrated(_finish(model, described, target, solution, quality), solution.ratio)
-        for target, solution in verified.items()
-    ]
-    return Calibration(finished, refused)
+    return _Solver(model, statistics.record, held_out, described, track, journal).solve(settings.goals)
 
 
-def _verify_each(
-    model: PreTrainedModel, draft: Profile, record: Record, targets: tuple[float, ...], track: Track
-) -> tuple[dict[float, Verified], list[str]]:
-    """The solution of each target, and why the others have none: one that fails must not cost the finished ones."""
-    verified: dict[float, Verified] = {}
-    refused = []
-    for target in targets:
-        try:
-            verified[target] = verify(model, draft, record, target, track)
-        except FfnskipError as error:
-            refused.append(str(error))
-    return verified, refused
+class _Solver:
+    """Solves one rule for several goals.
 
+    Args:
+        model: the dense model.
+        record: of the calibration text.
+        held_out: text for the measurements that the profiles report.
+        draft: the profile but for its threshold, its measurements and its curve.
+        track: shows progress.
+        journal: remembers the measurements.
+    """
 
-def _record(model: PreTrainedModel, tokens: Tensor, settings: Settings, track: Track) -> Record:
-    if settings.on == "text":
-        record = record_text(model, tokens, track)
-    else:
-        record = record_generated(model, tokens[:, :PROMPT_TOKENS], GENERATED_TOKENS, track)
-    if not record.similarities.isfinite().all():
-        raise FfnskipError("The model's activations are not finite numbers: try another --dtype, such as float32.")
-    return record
+    def __init__(
+        self, model: PreTrainedModel, record: Record, held_out: Corpus, draft: Profile, track: Track, journal: Journal
+    ) -> None:
+        self._model = model
+        self._record = record
+        self._held_out = held_out
+        self._draft = draft
+        self._track = track
+        self._journal = journal
+        self._measured: dict[float, Quality] = {}  # by threshold, on the held-out text
 
+    def solve(self, goals: Iterable[Goal]) -> Calibration:
+        """Find each goal's threshold; one that has none must not cost the others theirs."""
+        found: dict[Goal, Verified] = {}
+        refused = []
+        for goal in goals:
+            try:
+                found[goal] = self._reach(goal)
+            except FfnskipError as error:
+                refused.append(str(error))
+        if found:
+            self._measure({*self._grid(found.values()), *(solution.threshold for solution in found.values())})
+        ascending = sorted(self._measured, reverse=True)
+        curve = tuple(assemble.curve_point(threshold, self._measured[threshold]) for threshold in ascending)
+        described = self._draft.model_copy(update={"curve": curve})
+        finished = [
+            Calibrated(goal, self._finish(described, goal, solution.threshold), solution.ratio)
+            for goal, solution in found.items()
+        ]
+        return Calibration(finished, refused)
 
-def _region(similarities: Tensor, settings: Settings) -> Region:
-    """The region that the settings pin, or that the curve proposes."""
-    cold_s, cold_e, n_layers = settings.cold_s, settings.cold_e, similarities.shape[1]
-    if cold_s is None or cold_e is None:
-        found = find_region(similarities.mean(dim=0))
-        cold_s = found.cold_s if cold_s is None else cold_s
-        cold_e = found.cold_e if cold_e is None else cold_e
-    if not 0 <= cold_s < cold_e <= n_layers:
-        raise FfnskipError(
-            f"The skip region [{cold_s}, {cold_e}) is not one: --cold-s must be less than --cold-e, and both lie "
-            f"within the model's {n_layers} layers."
-        )
-    return Region(cold_s, cold_e)
+    def _reach(self, goal: Goal) -> Verified:
+        if goal.kind == "target_ratio":
+            return verify(self._model, self._draft, self._record, goal.value, self._track, self._journal)
+        limit = goal.value
+        for _ in range(TIGHTENINGS):
+            solution = largest_within(self._model, self._draft, self._record, goal, limit, self._track, self._journal)
+            self._measure({solution.threshold})
+            cost = goal.cost(self._measured[solution.threshold])
+            if cost <= goal.value:
+                return solution
+            limit *= goal.value / cost
+        raise FfnskipError(f"No threshold was found that gives {goal} on the held-out text, too: allow more.")
 
+    def _grid(self, solutions: Iterable[Verified]) -> set[float]:
+        """Thresholds at even steps of the ratio, well beyond those asked for: the curve to move along later."""
+        most = highest_ratio(self._record, self._draft.skip)
+        reach = min(most, max(CURVE_REACH, *(2 * solution.ratio for solution in solutions)))
+        ratios = [reach * step / CURVE_POINTS for step in range(1, CURVE_POINTS + 1)]
+        return {solve_threshold(self._record, self._draft.skip, ratio) for ratio in ratios}
 
-def _curve_thresholds(record: Record, draft: Profile, verified: dict[float, Verified]) -> list[float]:
-    """The verified thresholds and those of ratios around them, in ascending order of the ratio."""
-    most = highest_ratio(record, draft.skip)
-    around = {target * factor for target in verified for factor in CURVE_AROUND}
-    thresholds = {solve_threshold(record, draft.skip, ratio) for ratio in around if ratio <= most}
-    return sorted(thresholds | {solution.threshold for solution in verified.values()}, reverse=True)
+    def _measure(self, thresholds: set[float]) -> None:
+        new = sorted(thresholds - self._measured.keys(), reverse=True)
+        profiles = [self._draft.with_threshold(threshold) for threshold in new]
+        qualities = measure_quality(self._model, profiles, self._held_out.tokens, self._track, journal=self._journal)
+        self._measured |= dict(zip(new, qualities, strict=True))
 
-
-def _finish(
-    model: PreTrainedModel, described: Profile, target: float, solution: Verified, quality: dict[float, Quality]
-) -> Profile:
-    assert described.evaluation is not None
-    found = assemble.measured(
-        target, quality[solution.threshold], model_cost(model), described.evaluation.sequence_length
-    )
-    return described.with_threshold(solution.threshold).model_copy(update={"measured": found})
+    def _finish(self, described: Profile, goal: Goal, threshold: float) -> Profile:
+        length = self._held_out.tokens.shape[1]
+        measured = assemble.measured(goal, self._measured[threshold], model_cost(self._model), length)
+        return described.with_threshold(threshold).model_copy(update={"measured": measured})

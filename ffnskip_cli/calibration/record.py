@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,14 +10,18 @@ import torch
 from torch import Tensor
 
 from ffnskip.decode import decode
-from ffnskip.layers import decoder, watch
+from ffnskip.layers import decoder, input_device, watch
 from ffnskip.rules import similarity
-from ffnskip_cli.track import Track
+from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, On
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_GENERATE_ROWS = 16  # sequences that are generated side by side
+# Sequences that are recorded together. What is generated depends in its last bits on what is generated beside it, so
+# these groups are the same on every machine and never split.
+BLOCK: dict[On, int] = {"text": 1, "generated": 16}
+
+_CHUNK = 64  # sequences that are looked at together, so that no copy of a long recording is ever made
 
 
 @dataclass(frozen=True)
@@ -36,44 +41,50 @@ class Record:
         """Tokens at the start of each sequence that were not recorded because they were the prompt."""
         return self.sequences.shape[1] - self.similarities.shape[1]
 
-    def past(self, warm_up: int) -> Tensor:
-        """The similarities past the first `warm_up` recorded tokens, ``[tokens, n_layers]``."""
-        return self.similarities[:, warm_up:].flatten(0, 1)
+    def chunks(self, warm_up: int) -> Iterator[Tensor]:
+        """The similarities past the first `warm_up` recorded tokens, some ``[sequences, tokens, n_layers]`` a time."""
+        return iter(self.similarities[:, warm_up:].split(_CHUNK))
+
+    def layers(self, warm_up: int) -> Iterator[Tensor]:
+        """The same layer by layer, ``[tokens]`` each."""
+        return (layer.flatten() for layer in self.similarities[:, warm_up:].unbind(dim=-1))
+
+
+def record_block(model: PreTrainedModel, sequences: Tensor, on: On) -> Record:
+    """Record one block of ``sequences [n, length]``: on themselves, or on what the model writes from their starts."""
+    if on == "text":
+        return record_text(model, sequences)
+    return record_generated(model, sequences[:, :PROMPT_TOKENS], GENERATED_TOKENS)
 
 
 @torch.inference_mode()
-def record_text(model: PreTrainedModel, sequences: Tensor, track: Track) -> Record:
-    """One teacher-forced pass over ``sequences [n, length]``; every token counts as generated. The fast way."""
+def record_text(model: PreTrainedModel, sequences: Tensor) -> Record:
+    """One teacher-forced pass for each of ``sequences [n, length]``; every token counts as generated. The fast way."""
     body, seen = decoder(model), _Seen()
     rows = []
     with watch(model, seen):
-        for sequence in track(sequences, "recording similarities", len(sequences)):
-            body(sequence[None].to(model.device), use_cache=False)
+        for sequence in sequences:
+            body(sequence[None].to(input_device(model)), use_cache=False)
             rows.append(seen.take())
     return Record(sequences, torch.cat(rows))
 
 
 @torch.inference_mode()
-def record_generated(model: PreTrainedModel, prompts: Tensor, new_tokens: int, track: Track) -> Record:
+def record_generated(model: PreTrainedModel, prompts: Tensor, new_tokens: int) -> Record:
     """Let the model continue ``prompts [n, prompt]`` greedily by `new_tokens`, as the paper did, and record those.
 
     The last generated token is never fed back, so ``new_tokens + 1`` are generated and the last is dropped.
     """
     seen = _Seen()
-    sequences, rows = [], []
-    batches = prompts.split(_GENERATE_ROWS)
-    for batch in track(batches, "generating and recording similarities", len(batches)):
-        tokens, similarities = [batch.to(model.device)], []
-        with watch(model, seen):
-            for step, following in enumerate(decode(model, tokens[0], max_new_tokens=new_tokens + 1)):
-                similarity_of_input = seen.take()
-                if step > 0:  # step 0 ran the prompt
-                    similarities.append(similarity_of_input)
-                if step < new_tokens:
-                    tokens.append(following[:, None])
-        sequences.append(torch.cat(tokens, dim=1).cpu())
-        rows.append(torch.cat(similarities, dim=1))
-    return Record(torch.cat(sequences), torch.cat(rows))
+    tokens, similarities = [prompts.to(input_device(model))], []
+    with watch(model, seen):
+        for step, following in enumerate(decode(model, tokens[0], max_new_tokens=new_tokens + 1)):
+            similarity_of_input = seen.take()
+            if step > 0:  # step 0 ran the prompt
+                similarities.append(similarity_of_input)
+            if step < new_tokens:
+                tokens.append(following[:, None])
+    return Record(torch.cat(tokens, dim=1).cpu(), torch.cat(similarities, dim=1))
 
 
 class _Seen:
@@ -83,7 +94,7 @@ class _Seen:
         self._layers: dict[int, Tensor] = {}
 
     def __call__(self, layer: int, h: Tensor, f: Tensor) -> None:
-        self._layers[layer] = similarity(h, f).cpu()
+        self._layers[layer] = similarity(h, f).float().cpu()
 
     def take(self) -> Tensor:
         """``[batch, sequence, n_layers]`` of the pass that has just ended."""

@@ -11,6 +11,7 @@ import torch
 
 from ffnskip.decode import Sampling, decode
 from ffnskip.errors import FfnskipError
+from ffnskip.layers import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ def sample_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     if start is None:
         raise FfnskipError("The tokenizer has no start-of-text token to sample text from: name another --dataset.")
     end = {tokenizer.eos_token_id} - {None, start}
-    prompts = torch.full((_ROWS, 1), start, device=model.device)
+    prompts = torch.full((_ROWS, 1), start, device=input_device(model))
     for batch in itertools.count():
         sampling = Sampling(temperature=1.0, seed=random.Random(f"{seed} {batch}").getrandbits(62))
         steps = list(decode(model, prompts, max_new_tokens=_LENGTH, sampling=sampling, stop_tokens=end))

@@ -1,13 +1,68 @@
 """What a calibration is asked to do."""
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ffnskip.errors import FfnskipError
 
+if TYPE_CHECKING:
+    from ffnskip_cli.benchmark.quality import Quality
+
+On = Literal["text", "generated"]
+Free = Literal["auto"]  # a setting that the calibration chooses by what it does to quality
+
 PROMPT_TOKENS = GENERATED_TOKENS = 128  # of the paper's calibration, for `on="generated"`
+DEFAULT_WARM_UP = 25  # where nothing better is known; the paper's Figure 5 levels off there
 
 _LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a profile is to reach: a skip_ratio, or the largest one that stays within a limit on what it costs.
+
+    Attributes:
+        kind: the field of `ffnskip.sections.Measured` that records it.
+        value: the ratio; the limit on KL in nats per token; the limit on perplexity / perplexity_dense - 1.
+    """
+
+    kind: Literal["target_ratio", "max_kl", "max_perplexity_increase"]
+    value: float
+
+    def __post_init__(self) -> None:
+        if self.kind == "target_ratio" and not 0.0 < self.value < 1.0:
+            raise FfnskipError(f"The target {self.value:g} is not a ratio between 0 and 1, such as 0.10.")
+        if not 0.0 < self.value < math.inf:
+            raise FfnskipError(f"The limit {self.value:g} is not a number above 0.")
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "target_ratio":
+                return f"a skip ratio of {self.value:g}"
+            case "max_kl":
+                return f"a KL of at most {self.value:g}"
+            case _:
+                return f"a perplexity at most {100 * self.value:g}% above dense"
+
+    @property
+    def file_name(self) -> str:
+        """Of its profile in a folder of them: `0.10.yaml`, `kl-0.05.yaml`, `perplexity-2pct.yaml`."""
+        match self.kind:
+            case "target_ratio":
+                return f"{self.value:{'.2f' if round(self.value, 2) == self.value else 'g'}}.yaml"
+            case "max_kl":
+                return f"kl-{self.value:g}.yaml"
+            case _:
+                return f"perplexity-{100 * self.value:g}pct.yaml"
+
+    def cost(self, quality: Quality) -> float:
+        """What is held against the limit."""
+        if self.kind == "max_kl":
+            return quality.kl.mean
+        return quality.perplexity.mean / quality.perplexity_dense.mean - 1.0
 
 
 @dataclass(frozen=True)
@@ -15,39 +70,54 @@ class Settings:
     """The choices of one calibration run.
 
     Attributes:
-        targets: skip_ratios to compile a profile for, each from the same recording.
+        goals: what to compile a profile for, each from the same recording.
         tokens, eval_tokens: how much text to calibrate on, and how much to measure quality on.
         sequence_length: tokens per sequence.
-        warm_up, window, refresh_every: the rule's settings (see `ffnskip.profile.Skip`).
-        cold_s, cold_e: the skip region; None where the similarity curve decides.
+        warm_up, window, refresh_every: the rule's settings (see `ffnskip.sections.Skip`), or auto.
+        cold_s, cold_e: the skip region; None where the calibration chooses.
+        candidates: how many regions, windows and refreshes to try at most; 0 takes what the curve proposes.
         on: record on the text itself, or on what the model generates from 128-token prompts.
         seed: order of the documents.
     """
 
-    targets: tuple[float, ...]
+    goals: tuple[Goal, ...]
     tokens: int = 16384
     eval_tokens: int = 8192
     sequence_length: int = 256
-    warm_up: int = 25
-    window: int | None = None
-    refresh_every: int | None = None
+    warm_up: int | Free = "auto"
+    window: int | Free | None = "auto"
+    refresh_every: int | Free | None = "auto"
     cold_s: int | None = None
     cold_e: int | None = None
-    on: Literal["text", "generated"] = "text"
+    candidates: int = 16
+    on: On = "text"
     seed: int = 0
 
+    @property
+    def recorded_tokens(self) -> int:
+        """Tokens of each sequence that are recorded: all of a text; of a decode those that were generated."""
+        return recorded_tokens(self.on, self.sequence_length)
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is a region, window or refresh to choose, and candidates to choose from."""
+        free = "auto" in (self.window, self.refresh_every) or None in (self.cold_s, self.cold_e)
+        return free and self.candidates > 0
+
     def __post_init__(self) -> None:
-        for target in self.targets:
-            if not 0.0 < target < 1.0:
-                raise FfnskipError(f"The target {target:g} is not a ratio between 0 and 1, such as 0.10.")
-        largest = max(self.tokens, self.eval_tokens, self.window or 0, self.refresh_every or 0)
+        numbers = (self.tokens, self.eval_tokens, self.window, self.refresh_every)
+        largest = max(number for number in numbers if isinstance(number, int))
         if largest > _LARGEST:
             raise FfnskipError(f"{largest} is larger than any number in a profile: ask for less.")
-        recorded = self.sequence_length if self.on == "text" else GENERATED_TOKENS
-        if self.warm_up > recorded - 2:
+        if self.warm_up != "auto" and self.warm_up > self.recorded_tokens - 2:
             raise FfnskipError(
                 f"A warm-up of {self.warm_up} tokens leaves nothing to calibrate on: --warm-up must be at most "
-                f"{recorded - 2} here."
+                f"{self.recorded_tokens - 2} here."
             )
         if self.on == "generated" and self.sequence_length != PROMPT_TOKENS + GENERATED_TOKENS:
             raise FfnskipError("With --on generated the --sequence-length is 256: prompts of 128 tokens, then 128 new.")
+
+
+def recorded_tokens(on: On, sequence_length: int) -> int:
+    """Tokens of each sequence that are recorded."""
+    return sequence_length if on == "text" else GENERATED_TOKENS

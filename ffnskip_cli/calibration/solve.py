@@ -1,7 +1,6 @@
 """Step 4: solve the threshold for a target ratio by simulating the rule on the recorded similarities."""
 
 import torch
-from torch import Tensor
 
 from ffnskip.errors import FfnskipError
 from ffnskip.rules import may_skip, simulate
@@ -14,8 +13,14 @@ _STEPS = 10**6  # per unit: a threshold in a profile has six digits
 
 def simulated_ratio(record: Record, skip: Skip) -> float:
     """The skip_ratio that the rule has on the record: skipped FFNs / (n_layers x tokens past warm-up)."""
-    skipped = simulate(record.past(skip.warm_up), _allowed(record, skip), skip)
-    return float(skipped.double().mean())
+    skipped = blocks = 0
+    recorded = record.similarities.shape[1]
+    allowed = may_skip(torch.arange(skip.warm_up, recorded), skip)
+    for similarities in record.chunks(skip.warm_up):
+        tokens = similarities.flatten(0, 1)
+        skipped += int(simulate(tokens, allowed.repeat(len(similarities)), skip).sum())
+        blocks += tokens.numel()
+    return skipped / blocks
 
 
 def highest_ratio(record: Record, skip: Skip) -> float:
@@ -48,9 +53,3 @@ def solve_threshold(record: Record, skip: Skip, ratio: float) -> float:
         reached = simulated_ratio(record, skip.model_copy(update={"threshold": middle / _STEPS})) >= ratio
         low, high = (middle, high) if reached else (low, middle)
     return low / _STEPS
-
-
-def _allowed(record: Record, skip: Skip) -> Tensor:
-    sequences, recorded = record.similarities.shape[:2]
-    index = torch.arange(skip.warm_up, recorded)
-    return may_skip(index, skip).repeat(sequences)

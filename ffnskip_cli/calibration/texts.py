@@ -1,49 +1,71 @@
 """Step 1, continued: the two texts of a calibration, one to calibrate on and one to measure quality on.
 
-In a calibration they never share a document. Held-out documents are chosen by their content (`corpus`), so that a later
-`bench` finds the same held-out text again from nothing but the profile. What it cannot know is which documents of
-another text, named with ``--eval-dataset``, were calibrated on.
+Each may be a mixture of several, by weight. In a calibration they never share a document. Held-out documents are chosen
+by their content (`corpus`), so that a later `bench` finds the same held-out text again from nothing but the profile.
+What it cannot know is which documents of another text, named with ``--eval-dataset``, were calibrated on.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from ffnskip.errors import FfnskipError
-from ffnskip.profile import Profile
-from ffnskip_cli.calibration.corpus import Corpus, build_corpus
+from ffnskip.sections import CalibrationText, EvaluationText, TextPart
+from ffnskip_cli.calibration.corpus import Corpus, Ingredient, build_mixture
 from ffnskip_cli.calibration.self_text import sample_documents
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.sources.models import LoadedModel
-from ffnskip_cli.sources.text import TextSource, open_text
+from ffnskip_cli.sources.text import Documents, TextSource, open_text
+
+if TYPE_CHECKING:
+    from ffnskip_cli.calibration.statistics import Identity
+
+_MOST = 100  # parts that a profile allows
+
+
+def check_names(names: Sequence[str], offline: bool) -> None:
+    """Refuse names that cannot be texts, and texts named twice, without a model and without reading any text.
+
+    Raises:
+        FfnskipError: there is no such file, demo part or dataset, a weight is wrong, or a text is named twice.
+    """
+    _open_all(names, generate=lambda: iter(()), offline=offline)
 
 
 def calibration_and_held_out(
-    loaded: LoadedModel, dataset: str, eval_dataset: str | None, settings: Settings, offline: bool
+    loaded: LoadedModel, datasets: Sequence[str], eval_datasets: Sequence[str], settings: Settings, offline: bool
 ) -> tuple[Corpus, Corpus]:
     """Build both texts.
 
     Args:
         loaded: whose tokenizer packs them, and who writes the text named `self`.
-        dataset: name of the calibration text.
-        eval_dataset: name of the held-out text; None for the held-out part of `dataset`.
+        datasets: names of the calibration texts, each with ``=weight`` or of weight 1.
+        eval_datasets: names of the held-out texts, likewise; none for the held-out part of `datasets`.
         settings: sizes and seed.
         offline: use only what is cached.
 
     Raises:
-        FfnskipError: there is no such text, or not even one sequence of it.
+        FfnskipError: there is no such text, or not even one sequence of it, or it is named twice.
     """
-    source = _open(dataset, loaded, f"{settings.seed} calibration", offline)
-    text = build_corpus(
-        source,
+    sources = _open_all(datasets, _sampled(loaded, f"{settings.seed} calibration"), offline)
+    text = build_mixture(
+        [
+            Ingredient(source, "all" if source.dataset == "self" else "calibration", weight)
+            for source, weight in sources
+        ],
         loaded.tokenizer,
         tokens=settings.tokens,
         sequence_length=settings.sequence_length,
         seed=settings.seed,
-        part="all" if dataset == "self" else "calibration",
     )
     held_out = evaluation_text(
         loaded,
-        eval_dataset or dataset,
-        calibrated_on=source.dataset,
+        eval_datasets or datasets,
+        calibrated_on=[source.dataset for source, _ in sources],
         tokens=settings.eval_tokens,
         sequence_length=settings.sequence_length,
         seed=settings.seed,
@@ -53,49 +75,117 @@ def calibration_and_held_out(
     return text, held_out
 
 
+def held_out_of(
+    loaded: LoadedModel,
+    identity: Identity,
+    datasets: Sequence[str],
+    eval_datasets: Sequence[str],
+    settings: Settings,
+    offline: bool,
+) -> Corpus:
+    """The held-out text for a recording, as `calibration_and_held_out` builds it.
+
+    `datasets` may be empty where none of the recorded texts is a local file: the recording has their names.
+    """
+    return evaluation_text(
+        loaded,
+        eval_datasets or datasets or text_names(identity.text),
+        calibrated_on=dataset_names(identity.text),
+        tokens=settings.eval_tokens,
+        sequence_length=settings.sequence_length,
+        seed=settings.seed,
+        offline=offline,
+        exclude=identity.documents,
+    )
+
+
 def evaluation_text(
     loaded: LoadedModel,
-    name: str,
+    names: Sequence[str],
     *,
-    calibrated_on: str | None,
+    calibrated_on: Sequence[str],
     tokens: int,
     sequence_length: int,
     seed: int,
     offline: bool,
     exclude: frozenset[bytes] = frozenset(),
 ) -> Corpus:
-    """Text to measure quality on: of the dataset `calibrated_on` its held-out part, of any other everything.
+    """Text to measure quality on: of the datasets `calibrated_on` their held-out part, of any other everything.
 
     Documents in `exclude` (by hash) are left out in any case. The text `self` is sampled anew, from another seed.
     """
-    source = _open(name, loaded, f"{seed} held-out", offline)
-    held_out = source.dataset == calibrated_on and name != "self"
-    return build_corpus(
-        source,
+    held_out = set(calibrated_on) - {"self"}
+    return build_mixture(
+        [
+            Ingredient(source, "held-out" if source.dataset in held_out else "all", weight)
+            for source, weight in _open_all(names, _sampled(loaded, f"{seed} held-out"), offline)
+        ],
         loaded.tokenizer,
         tokens=tokens,
         sequence_length=sequence_length,
         seed=seed,
-        part="held-out" if held_out else "all",
         exclude=exclude,
     )
 
 
-def evaluation_name(profile: Profile) -> str:
-    """The name under which `open_text` finds the text that the profile's quality was measured on.
+def text_names(text: EvaluationText) -> list[str]:
+    """The names, with weights if it is a mixture, under which the text of a profile's section is found again.
 
     Raises:
-        FfnskipError: the profile does not say, or the text was a local file, whose folder a profile never names.
+        FfnskipError: a text was a local file, whose folder a profile never names.
     """
-    text = profile.evaluation
-    if text is None:
-        raise FfnskipError("The profile does not say what text it was measured on: name one with --eval-dataset.")
-    if text.split is None and text.dataset not in ("demo", "self"):
-        raise FfnskipError(
-            f"The profile was measured on the local file {text.dataset}: name it, or another text, with --eval-dataset."
-        )
-    return f"{text.dataset}:{text.config or ''}:{text.split or ''}".rstrip(":")
+    names = []
+    for part in text.parts or (text,):
+        if part.split is None and part.dataset not in ("demo", "self"):
+            raise _local_file(part.dataset, text)
+        weight = f"={part.weight!r}".removesuffix(".0") if isinstance(part, TextPart) else ""
+        names.append(f"{part.dataset}:{part.config or ''}:{part.split or ''}".rstrip(":") + weight)
+    return names
 
 
-def _open(name: str, loaded: LoadedModel, seed: str, offline: bool) -> TextSource:
-    return open_text(name, offline=offline, generate=lambda: sample_documents(loaded.model, loaded.tokenizer, seed))
+def dataset_names(text: EvaluationText) -> list[str]:
+    """The datasets of a profile's section: those of the parts if it is a mixture."""
+    return [part.dataset for part in text.parts or (text,)]
+
+
+def _local_file(name: str, text: EvaluationText) -> FfnskipError:
+    again = "name it and the others" if text.parts else "name it"
+    if isinstance(text, CalibrationText):
+        return FfnskipError(f"The calibration text was the local file {name}: {again} with --dataset.")
+    return FfnskipError(
+        f"The profile was measured on the local file {name}: {again}, or another text, with --eval-dataset."
+    )
+
+
+def _sampled(loaded: LoadedModel, seed: str) -> Documents:
+    return lambda: sample_documents(loaded.model, loaded.tokenizer, seed)
+
+
+def _open_all(names: Sequence[str], generate: Documents, offline: bool) -> list[tuple[TextSource, float]]:
+    """The named texts and their weights."""
+    if len(names) > _MOST:
+        raise FfnskipError(f"a mixture of {len(names)} texts is too large: name at most {_MOST}")
+    opened: dict[object, tuple[TextSource, float]] = {}
+    for argument in names:
+        name, weight = _name_and_weight(argument)
+        source = open_text(name, offline=offline, generate=generate)
+        identity = os.path.realpath(name) if os.path.isfile(name) else (source.dataset, source.config, source.split)
+        if identity in opened:
+            raise FfnskipError(f"the text {name} is named twice: name it once, with the sum of both weights")
+        opened[identity] = source, weight
+    return list(opened.values())
+
+
+def _name_and_weight(argument: str) -> tuple[str, float]:
+    """`wikitext=3` is wikitext of weight 3; what has a slash or a colon behind its last = is a name as a whole."""
+    match = re.fullmatch(r"(.*)=([^/\\:=]*)", argument, re.DOTALL)
+    if match is None or os.path.exists(argument):
+        return argument, 1.0
+    name, text = match.groups()
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0.0 < weight < math.inf:
+        raise FfnskipError(f"the weight {text!r} of {name} is not a number above 0: give one such as {name}=3")
+    return name, weight

@@ -6,17 +6,21 @@ later tokens. The measured ratio does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ffnskip.errors import FfnskipError
-from ffnskip.layers import decoder
+from ffnskip.layers import decoder, input_device
 from ffnskip.profile import Profile
+from ffnskip.stats import SkipStats
 from ffnskip.wrap import Applied
 from ffnskip_cli.calibration.record import Record
 from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
+from ffnskip_cli.journal import Journal
 from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 
 PROMISED = 0.01  # how far from the target a verified ratio may be
 GOOD_ENOUGH = 0.003  # where correcting stops
-_ROUNDS = 8
+VERIFY_ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,39 @@ class Verified:
     ratio: float
 
 
-@torch.inference_mode()
-def measure_ratio(model: PreTrainedModel, profile: Profile, record: Record, track: Track) -> float:
-    """The skip_ratio of the running model on the record's sequences, in score mode behind their prompts."""
+def behind_prompts(profile: Profile, record: Record) -> Profile:
+    """The profile for score mode on the record's sequences, where a prompt is part of the warm-up."""
     skip = profile.skip.model_copy(update={"warm_up": profile.skip.warm_up + record.prompt_tokens})
-    body = decoder(model)
-    with Applied(model, profile.model_copy(update={"skip": skip}), "score") as applied:
-        for sequence in track(record.sequences, "verifying", len(record.sequences)):
-            body(sequence[None].to(model.device), use_cache=False)
-        return applied.stats.skip_ratio
+    return profile.model_copy(update={"skip": skip})
 
 
-def verify(model: PreTrainedModel, profile: Profile, record: Record, target: float, track: Track) -> Verified:
+def measure_ratio(
+    model: PreTrainedModel, profile: Profile, record: Record, track: Track, journal: Journal | None = None
+) -> float:
+    """The skip_ratio of the running model on the record's sequences, in score mode behind their prompts."""
+    profile, journal = behind_prompts(profile, record), journal or Journal()
+    settings, total = profile.skip.model_dump(), SkipStats(profile.model.n_layers)
+    for sequence in track(record.sequences, "verifying", len(record.sequences)):
+        counts = journal.remember(["ratio", settings, sequence.tolist()], partial(_count, model, profile, sequence))
+        total.add(SkipStats(**counts))
+    return total.skip_ratio
+
+
+@torch.inference_mode()
+def _count(model: PreTrainedModel, profile: Profile, sequence: Tensor) -> dict[str, Any]:
+    with Applied(model, profile, "score") as applied:
+        decoder(model)(sequence[None].long().to(input_device(model)), use_cache=False)
+    return asdict(applied.stats)
+
+
+def verify(
+    model: PreTrainedModel,
+    profile: Profile,
+    record: Record,
+    target: float,
+    track: Track,
+    journal: Journal | None = None,
+) -> Verified:
     """Correct the profile's threshold in closed loop.
 
     Each round asks the simulation for another ratio, until the measured one is the target.
@@ -54,11 +79,14 @@ def verify(model: PreTrainedModel, profile: Profile, record: Record, target: flo
     Raises:
         FfnskipError: no round came within 0.01 of the target.
     """
-    asked, bracket = target, _Bracket(target, highest_ratio(record, profile.skip))
+    most = highest_ratio(record, profile.skip)
+    # Two ends are known before any measurement: a threshold that nothing passes skips nothing in the running model
+    # too, and one that everything passes skips as much as in the simulation.
+    asked, bracket = target, Bracket((0.0, -target), (most, most - target))
     best = Verified(profile.skip.threshold, float("inf"))
-    for _ in range(_ROUNDS):
+    for _ in range(VERIFY_ROUNDS):
         threshold = solve_threshold(record, profile.skip, asked)
-        measured = Verified(threshold, measure_ratio(model, profile.with_threshold(threshold), record, track))
+        measured = Verified(threshold, measure_ratio(model, profile.with_threshold(threshold), record, track, journal))
         if abs(measured.ratio - target) < abs(best.ratio - target):
             best = measured
         if abs(best.ratio - target) <= GOOD_ENOUGH:
@@ -72,21 +100,21 @@ def verify(model: PreTrainedModel, profile: Profile, record: Record, target: flo
     return best
 
 
-class _Bracket:
+class Bracket:
     """What to ask the simulation for next: regula falsi with the Illinois rule (Dowell and Jarratt 1971).
 
-    The ends are the closest ratios asked for that gave too little and too much, each with its error, measured minus
-    target. Two are known before any measurement: a threshold that nothing passes skips nothing in the running model
-    too, and one that everything passes skips as much as in the simulation.
+    Args:
+        low, high: the closest ratios asked for that gave too little and too much, each with its error: what was
+            measured minus what was wanted.
     """
 
-    def __init__(self, target: float, most: float) -> None:
-        self._low, self._low_error = 0.0, -target
-        self._high, self._high_error = most, most - target
+    def __init__(self, low: tuple[float, float], high: tuple[float, float]) -> None:
+        self._low, self._low_error = low
+        self._high, self._high_error = high
         self._last_error = 0.0
 
     def next(self, asked: float, error: float) -> float:
-        """Take in the error at `asked`, and return where the straight line between the ends has none."""
+        """Take in the error at `asked`, and return what to ask for then."""
         again = error * self._last_error > 0  # on the same side: pull the next one over by halving the other end
         if error < 0:
             self._low, self._low_error = asked, error
@@ -95,5 +123,10 @@ class _Bracket:
             self._high, self._high_error = asked, error
             self._low_error *= 0.5 if again else 1.0
         self._last_error = error
+        return self.between
+
+    @property
+    def between(self) -> float:
+        """Where the straight line between the ends has no error."""
         step = self._low_error * (self._high - self._low) / (self._high_error - self._low_error)
         return min(self._low - step, self._high)  # rounding must not ask for more than there is

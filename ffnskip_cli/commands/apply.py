@@ -29,9 +29,11 @@ def command(
     model: options.ModelName,
     profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The skip profile.")],
     threshold: options.Threshold = None,
+    target: options.Target = None,
     format: Annotated[Literal["table", "json", "md", "csv"], typer.Option(help="How to print the result.")] = "table",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     offline: options.Offline = False,
@@ -43,17 +45,24 @@ def command(
     """
     from ffnskip.profile import load_profile
 
-    skip_profile = load_profile(profile)
+    skip_profile = load_profile(profile).moved(threshold=threshold, target=target)
     with console.busy("Starting"):
         import torch
 
         import ffnskip
+        from ffnskip.layers import input_device
 
     loaded = options.load(
-        model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code, offline=offline
+        model,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        offline=offline,
     )
-    with ffnskip.apply(loaded.model, skip_profile, mode="score", threshold=threshold) as applied:
-        tokens = loaded.tokenizer(SAMPLE, return_tensors="pt")["input_ids"].to(loaded.model.device)
+    with ffnskip.apply(loaded.model, skip_profile, mode="score") as applied:
+        tokens = loaded.tokenizer(SAMPLE, return_tensors="pt")["input_ids"].to(input_device(loaded.model))
         with torch.inference_mode():
             loaded.model(tokens, use_cache=False)
     console.talk.print("Self-check passed: every FFN is wrapped; with skipping disabled the logits are identical.")
@@ -61,8 +70,7 @@ def command(
         warm_up = applied.profile.skip.warm_up
         raise ffnskip.FfnskipError(f"The sample ends before the warm-up of {warm_up} tokens does: nothing to report.")
     _report(applied, format)
-    if threshold is None:
-        options.warn_if_over_budget(skip_profile)
+    options.say_expected_cost(skip_profile, threshold, target)
     options.hint_command("generate", model, "Once upon a time", "--profile", profile)
 
 

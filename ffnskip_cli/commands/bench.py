@@ -21,13 +21,17 @@ def command(
     model: options.ModelName,
     profile: options.ProfilePath,
     threshold: options.Threshold = None,
+    target: options.Target = None,
     measure: Annotated[
         str, typer.Option(metavar="PART[,PART…]", help="What to measure: quality, speed, worst-case.")
     ] = "quality,speed,worst-case",
     eval_dataset: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="TEXT", help="Text to measure on; default: what the profile was measured on.", show_default=False
+            metavar="TEXT",
+            help="Text to measure on; several are mixed, TEXT=3 weighs three times as much. Default: what the profile "
+            "was measured on.",
+            show_default=False,
         ),
     ] = None,
     eval_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to measure quality on.")] = 8192,
@@ -50,6 +54,7 @@ def command(
     format: Annotated[Literal["table", "md", "json", "csv"], typer.Option(help="How to print the result.")] = "table",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     offline: options.Offline = False,
@@ -62,51 +67,56 @@ def command(
     """
     from ffnskip.profile import load_profile
 
-    loaded_profile = load_profile(profile)
+    loaded_profile = load_profile(profile).moved(threshold=threshold, target=target)
     parts = _parse_parts(measure)
     with console.busy("Starting"):
         from ffnskip import apply
         from ffnskip_cli.benchmark.suite import Plan, run_suite
-        from ffnskip_cli.calibration.texts import evaluation_name, evaluation_text
+        from ffnskip_cli.calibration.texts import check_names, dataset_names, evaluation_text
 
     calibration = loaded_profile.calibration
-    name = eval_dataset or evaluation_name(loaded_profile)
+    names = eval_dataset or _measured_on(loaded_profile)
+    check_names(names, offline)
     loaded = options.load(
-        model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code, offline=offline
+        model,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        offline=offline,
     )
-    with apply(loaded.model, loaded_profile, threshold=threshold) as applied:
-        skip_profile = applied.profile  # checked, and with the threshold that was asked for
+    apply(loaded.model, loaded_profile).remove()  # proves itself before the long part
     sequence_length = _sequence_length(loaded_profile, prompt_tokens)
     decoded = 0 if parts == {"quality"} else prompt_tokens + new_tokens
     options.refuse_longer(loaded.model, max(sequence_length, decoded), "lower --prompt-tokens and --new-tokens")
     with console.busy("Preparing text"):
         text = evaluation_text(
             loaded,
-            name,
-            calibrated_on=calibration.dataset if calibration else None,
+            names,
+            calibrated_on=dataset_names(calibration) if calibration else (),
             tokens=eval_tokens,
             sequence_length=sequence_length,
             seed=seed if seed is not None else (calibration.seed if calibration else 0),
             offline=offline,
         )
-    if threshold is None:
-        options.warn_if_over_budget(loaded_profile)
+    options.say_expected_cost(loaded_profile, threshold, target)
     _warn_if_text_changed(loaded_profile, text, seed, eval_dataset)
     plan = Plan(parts, prompt_tokens, new_tokens, repetitions, prompts)
     document: dict[str, Any] = {
         "schema": "ffnskip-bench/v1",
         "model": loaded.id,
         "profile": str(profile),
-        "threshold": skip_profile.skip.threshold,
-        "device": str(loaded.model.device),
+        "threshold": loaded_profile.skip.threshold,
+        "device": loaded.placement,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "eval_dataset": name,
+        "eval_dataset": " + ".join(names),
         "eval_tokens": text.tokens_used,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "prompts": min(prompts, len(text.tokens)),
         "repetitions": repetitions,
-        "rows": run_suite(loaded.model, skip_profile, text.tokens, plan, console.track),
+        "rows": run_suite(loaded.model, loaded_profile, text.tokens, plan, console.track),
     }
     _print(document, format)
     _warn_if_noisy(document["rows"])
@@ -125,14 +135,27 @@ def _warn_if_noisy(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _warn_if_text_changed(profile: Profile, text: Corpus, seed: int | None, eval_dataset: str | None) -> None:
+def _warn_if_text_changed(profile: Profile, text: Corpus, seed: int | None, eval_dataset: list[str] | None) -> None:
     """Point out that a dataset has moved on since the profile was measured on it."""
     then = profile.evaluation
-    if then is None or seed is not None or eval_dataset is not None:
+    if then is None or seed is not None or eval_dataset:
         return
     same_size = (then.tokens_requested, then.sequence_length) == (text.tokens_requested, text.tokens.shape[1])
-    if same_size and then.text_sha256 != text.text_sha256:
-        console.warn(f"{then.dataset} holds other text now than when the profile was measured on it.")
+    if not same_size:
+        return
+    hashes = [part.text_sha256 for part in text.parts] or [text.text_sha256]
+    for old, sha256 in zip(then.parts or (then,), hashes, strict=True):
+        if old.text_sha256 != sha256:
+            console.warn(f"{old.dataset} holds other text now than when the profile was measured on it.")
+
+
+def _measured_on(profile: Profile) -> list[str]:
+    from ffnskip.errors import FfnskipError
+    from ffnskip_cli.calibration.texts import text_names
+
+    if profile.evaluation is None:
+        raise FfnskipError("The profile does not say what text it was measured on: name one with --eval-dataset.")
+    return text_names(profile.evaluation)
 
 
 def _parse_parts(measure: str) -> frozenset[str]:

@@ -28,6 +28,7 @@ def command(
         Path | None, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile; none: dense.")
     ] = None,
     threshold: options.Threshold = None,
+    target: options.Target = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option(metavar="X", min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[
@@ -38,6 +39,7 @@ def command(
     compare: Annotated[bool, typer.Option("--compare", help="Show the dense model's answer next to it.")] = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     offline: options.Offline = False,
@@ -53,14 +55,22 @@ def command(
         raise FfnskipError("--compare needs a --profile to compare with the dense model.")
     if profile is None and threshold is not None:
         raise FfnskipError("--threshold needs a --profile whose threshold it replaces.")
-    skip_profile = load_profile(profile) if profile is not None else None
+    if profile is None and target is not None:
+        raise FfnskipError("--target needs a --profile along whose curve it moves.")
+    skip_profile = load_profile(profile).moved(threshold=threshold, target=target) if profile is not None else None
     text = _prompt_text(prompt)
     with console.busy("Starting"):
         import ffnskip
 
     sampling = ffnskip.Sampling(temperature, top_p, seed)
     loaded = options.load(
-        model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code, offline=offline
+        model,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        offline=offline,
     )
     tokens = _prompt_tokens(loaded, text, raw)
     options.refuse_longer(loaded.model, tokens.shape[1] + max_new_tokens, "shorten the prompt or --max-new-tokens")
@@ -68,9 +78,8 @@ def command(
     if skip_profile is None:
         writer.write(_stream(loaded))
         return
-    with ffnskip.apply(loaded.model, skip_profile, threshold=threshold) as applied:
-        if threshold is None:
-            options.warn_if_over_budget(skip_profile)
+    with ffnskip.apply(loaded.model, skip_profile) as applied:
+        options.say_expected_cost(skip_profile, threshold, target)
         skipping = writer.write(None if compare else _stream(loaded), applied.stats)
     if compare:
         _side_by_side(writer.write(None), skipping)
@@ -124,13 +133,15 @@ class _Writer:
 
 def _prompt_tokens(loaded: LoadedModel, text: str, raw: bool) -> Tensor:
     """``[1, prompt]``, by the model's chat template if it has one."""
+    from ffnskip.layers import input_device
+
     if raw or not loaded.tokenizer.chat_template:
         tokens: Tensor = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
     else:
         messages = [{"role": "user", "content": text}]
         template = loaded.tokenizer.apply_chat_template
         tokens = template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
-    return tokens.to(loaded.model.device)
+    return tokens.to(input_device(loaded.model))
 
 
 def _stop_tokens(loaded: LoadedModel) -> set[int]:

@@ -28,7 +28,8 @@ def command(
 ) -> None:
     """Show what a skip profile holds.
 
-    Its model, rule and texts, what it saves and costs, and how much each layer's feed-forward block changes its input.
+    First in sentences: what it skips, saves and costs, and why. Then in tables, with how much each layer's feed-forward
+    block changes its input.
     """
     from ffnskip.errors import FfnskipError
     from ffnskip.profile import load_profile
@@ -50,9 +51,13 @@ def command(
 
 def _print_page(profile: "Profile", format: Literal["table", "md"]) -> None:
     from ffnskip_cli.report.curve import draw
+    from ffnskip_cli.report.explain import explain
     from ffnskip_cli.report.summary import sections
     from ffnskip_cli.report.tables import render
 
+    for sentence in explain(profile):
+        print(f"- {sentence}" if format == "md" else sentence)
+    print()
     for section in sections(profile):
         render(section.rows, section.columns, format, section.title)
         if section.note:

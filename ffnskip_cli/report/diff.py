@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from ffnskip.profile import Profile
 
 COLUMNS = (Column("field", "field"), Column("a", "A", ">"), Column("b", "B", ">"), Column("change", "change", ">"))
-_WIDEST = 40  # characters of a value in a table
+_WIDEST = 24  # characters of a value in a table
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Change:
         return {"field": self.field, "a": _shown(self.a), "b": _shown(self.b), "change": self._described()}
 
     def _described(self) -> str | None:
-        if self.field == "curve":
-            a, b = ({tuple(point) for point in curve} for curve in (self.a, self.b))
+        if _is_table(self.a) or _is_table(self.b):
+            a, b = ({json.dumps(entry) for entry in entries or ()} for entries in (self.a, self.b))
             return f"{len(a - b)} gone, {len(b - a)} new"
         if self.change is None:
             return None
@@ -67,11 +68,16 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def _change(field: str, a: Any, b: Any) -> Change:
     if _is_number(a) and _is_number(b):
         return Change(field, a, b, b - a)
-    if field != "curve" and isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and all(map(_is_number, [*a, *b])):
         differences = [y - x for x, y in zip(a, b, strict=True)]
         layer = max(range(len(differences)), key=lambda i: abs(differences[i]))
         return Change(field, a, b, differences[layer], layer)
     return Change(field, a, b)
+
+
+def _is_table(value: object) -> bool:
+    """Whether this is a list of points, candidates or other entries that are no plain numbers."""
+    return isinstance(value, list) and not all(map(_is_number, value))
 
 
 def _is_number(value: object) -> bool:

@@ -6,12 +6,15 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from ffnskip_cli.report.explain_texts import text_name
+
 if TYPE_CHECKING:
     from ffnskip.profile import Profile
-    from ffnskip.sections import EvaluationText, Measured, ModelInfo, SimilarityCurve, Skip
+    from ffnskip.sections import EvaluationText, Measured, ModelInfo, Search, SimilarityCurve, Skip
 
-_OPTIONAL = ("calibration", "evaluation", "similarity", "measured", "curve")
-_NAMING = {"dataset", "config", "split", "text_sha256", "tokens_requested"}  # of a text; said otherwise, or nothing new
+_OPTIONAL = ("calibration", "evaluation", "similarity", "search", "measured", "curve")
+# Of a text: said otherwise, or nothing new.
+_NAMING = {"dataset", "config", "split", "text_sha256", "tokens_requested", "parts"}
 _OTHERS = {
     "flops_saved": ("FLOPs saved", ".1%"),
     "never_skip_fraction": ("tokens that skip nothing", ".1%"),
@@ -35,6 +38,9 @@ def _sentences(a: Profile, b: Profile) -> Iterator[str]:
     if a.measured and b.measured:
         yield from _figures(a.measured, b.measured)
     yield from _rule(a.skip, b.skip)
+    if a.search and b.search and a.search != b.search:
+        old, new = _tried(a.search), _tried(b.search)
+        yield f"The searches behind them differ: {f'both tried {new}' if old == new else f'{old} → {new}'}."
     if a.calibration and b.calibration:
         yield from _texts("calibrated", a.calibration, b.calibration)
     if a.similarity and b.similarity and a.model.n_layers == b.model.n_layers:
@@ -58,8 +64,8 @@ def _models(a: ModelInfo, b: ModelInfo) -> str:
 def _figures(a: Measured, b: Measured) -> Iterator[str]:
     if a == b:
         return
-    if a.target_ratio != b.target_ratio:
-        yield f"The target {_moved(a.target_ratio, b.target_ratio, '.4g')}."
+    if a.goal != b.goal:
+        yield f"The goal was {a.goal}, and is {b.goal}."
     skipped = _compared(a, b, "skip_ratio", ".1%", ("points fewer FFNs", "points more FFNs", "as many FFNs"), 100)
     cost = _compared(a, b, "kl", ".3g", ("nats per token less KL", "nats per token more KL", "as much KL"))
     yield f"B skips {skipped} and costs {cost}."
@@ -112,7 +118,7 @@ def _rule(a: Skip, b: Skip) -> Iterator[str]:
         yield f"The threshold {_moved(a.threshold, b.threshold, '')}."
     if (a.cold_s, a.cold_e) != (b.cold_s, b.cold_e):
         grown = (b.cold_e - b.cold_s) - (a.cold_e - a.cold_s)
-        layers = f"by {abs(grown)} layer{'' if abs(grown) == 1 else 's'}"
+        layers = f"by {_counted(abs(grown), 'layer')}"
         how = f"grew {layers}" if grown > 0 else f"shrank {layers}" if grown < 0 else "moved"
         yield f"The skip region {how}: [{a.cold_s}, {a.cold_e}) → [{b.cold_s}, {b.cold_e})."
     if a.warm_up != b.warm_up:
@@ -123,8 +129,17 @@ def _rule(a: Skip, b: Skip) -> Iterator[str]:
         yield f"Tokens until one runs dense again: {a.refresh_every or 'no end'} → {b.refresh_every or 'no end'}."
 
 
+def _tried(search: Search) -> str:
+    rules, warm_ups = _counted(len(search.candidates), "rule"), _counted(len(search.warm_up), "warm-up")
+    return f"{rules} at ratio {search.ratio:g} on {search.tokens:,} tokens and {warm_ups}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _texts(done: str, a: EvaluationText, b: EvaluationText) -> Iterator[str]:
-    names = [":".join(filter(None, (text.dataset, text.config, text.split))) for text in (a, b)]
+    names = [text_name(text) for text in (a, b)]
     details = _differing(*(text.model_dump(exclude=_NAMING) for text in (a, b)))
     if names[0] != names[1]:
         what = f"on another text: {names[0]} → {names[1]}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from ffnskip_cli.report.summary import Section, figures
+from ffnskip_cli.report.explain import explain
+from ffnskip_cli.report.summary import Section, figures, search_tables
 
 if TYPE_CHECKING:
     from ffnskip.profile import Profile
-    from ffnskip.sections import Measured
 
 # The picture has only greys, so inverting it fits a dark page; 92 % turns its white into the page's #141414.
 _CSS = """\
@@ -19,7 +19,7 @@ body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; background: var(--p
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
 figure { margin: 1.5rem 0; }
 figure svg { width: 100%; height: auto; }
-table { border-collapse: collapse; }
+table { border-collapse: collapse; margin-bottom: 1.5rem; }
 caption { text-align: left; padding-bottom: .4rem; }
 th, td { padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left; }
 td, thead th + th { text-align: right; }
@@ -31,9 +31,12 @@ td { font-variant-numeric: tabular-nums; }
 
 
 def page(profile: Profile, svg: str) -> str:
-    """The page: the profile's rule in words, the picture, the measured figures and the verdict on them."""
+    """The page: the profile in words, the picture, and tables of what was measured and searched."""
     title = escape(f"Skip profile of {profile.model.id}")
-    measured = _measured(profile.measured) if profile.measured else ""
+    words = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in explain(profile))
+    tables = [figures(profile.measured)] if profile.measured else []
+    if profile.search:
+        tables += search_tables(profile.search, profile.skip)
     return f"""\
 <!DOCTYPE html>
 <html lang="en">
@@ -47,25 +50,18 @@ def page(profile: Profile, svg: str) -> str:
 </head>
 <body>
 <h1>{title}</h1>
-<p>{escape(_rule(profile))}</p>
+<ul>
+{words}
+</ul>
 <figure role="img" aria-label="{title}">
 {svg[svg.index("<svg") :].strip()}
 </figure>
-{measured}</body>
+{"".join(map(_table, tables))}</body>
 </html>
 """
 
 
-def _rule(profile: Profile) -> str:
-    skip = profile.skip
-    return (
-        f"Layers [{skip.cold_s}, {skip.cold_e}) of {profile.model.n_layers} may skip their feed-forward block (FFN): "
-        f"rule {skip.rule}, threshold {skip.threshold:g}, after a warm-up of {skip.warm_up} tokens."
-    )
-
-
-def _measured(measured: Measured) -> str:
-    table = figures(measured)
+def _table(table: Section) -> str:
     head = "".join(f'<th scope="col">{escape(column.header)}</th>' for column in table.columns)
     return f"""\
 <table>
@@ -75,7 +71,6 @@ def _measured(measured: Measured) -> str:
 {_rows(table)}
 </tbody>
 </table>
-<p>{escape(table.note)}</p>
 """
 
 

@@ -41,9 +41,7 @@ def plot_profile(profile: Profile, path: str | os.PathLike[str], panels: Sequenc
             missing, or the file cannot be written.
     """
     target = Path(path)
-    kind = target.suffix.lower()
-    if kind != ".html" and kind not in _METADATA:
-        raise FfnskipError(f"cannot plot to {target}: name a file that ends with .png, .svg, .pdf or .html.")
+    kind = plot_kind(target)
     chosen = _chosen(profile, panels)
     _refuse_absurd(profile)
     if kind == ".html":
@@ -51,6 +49,14 @@ def plot_profile(profile: Profile, path: str | os.PathLike[str], panels: Sequenc
     else:
         data = _figure(profile, chosen, kind)
     _write(target, data)
+
+
+def plot_kind(target: Path) -> str:
+    """The suffix of a file that can be drawn to; raises FfnskipError for any other."""
+    kind = target.suffix.lower()
+    if kind != ".html" and kind not in _METADATA:
+        raise FfnskipError(f"cannot plot to {target}: name a file that ends with .png, .svg, .pdf or .html.")
+    return kind
 
 
 def _chosen(profile: Profile, panels: Sequence[str]) -> dict[str, Drawing]:

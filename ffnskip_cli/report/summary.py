@@ -7,18 +7,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ffnskip_cli.report.explain_search import is_chosen
 from ffnskip_cli.report.tables import Column, Row
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from ffnskip.profile import Profile
-    from ffnskip.sections import EvaluationText, Measured
+    from ffnskip.sections import Candidate, EvaluationText, Measured, Search, Skip, WarmUpTrial
 
 _FIELD, _VALUE = Column("field", ""), Column("value", "")
+_CHOSEN = Column("chosen", "")
 _PERCENT = ".2%"
 _FIGURES = {
     "target_ratio": _PERCENT,
+    "max_kl": ".4f",
+    "max_perplexity_increase": _PERCENT,
     "skip_ratio": _PERCENT,
     "flops_saved": _PERCENT,
     "never_skip_fraction": _PERCENT,
@@ -45,7 +49,9 @@ def sections(profile: Profile) -> Iterator[Section]:
     yield Section("skip", _fields(profile.skip))
     yield Section("compensation", _fields(profile.compensation))
     if profile.calibration or profile.evaluation:
-        yield _texts(profile.calibration, profile.evaluation)
+        yield from _texts(profile.calibration, profile.evaluation)
+    if profile.search:
+        yield from search_tables(profile.search, profile.skip)
     if profile.measured:
         yield figures(profile.measured)
     if profile.curve:
@@ -57,15 +63,19 @@ def _fields(section: BaseModel) -> list[Row]:
     return [{"field": name, "value": value} for name, value in section.model_dump().items()]
 
 
-def _texts(calibration: EvaluationText | None, evaluation: EvaluationText | None) -> Section:
+def _texts(calibration: EvaluationText | None, evaluation: EvaluationText | None) -> Iterator[Section]:
     texts = {"calibration": calibration, "evaluation": evaluation}
-    fields = {name: text.model_dump() if text else {} for name, text in texts.items()}
+    fields = {name: text.model_dump(exclude={"parts"}) if text else {} for name, text in texts.items()}
     rows: list[Row] = [
         {"field": field, **{name: short(values.get(field)) for name, values in fields.items()}}
         for field in {**fields["evaluation"], **fields["calibration"]}
     ]
     note = " ".join(_shortfall(name, text) for name, text in texts.items() if text)
-    return Section("text", rows, (_FIELD, *(Column(name, name) for name in texts)), note.strip())
+    yield Section("text", rows, (_FIELD, *(Column(name, name) for name in texts)), note.strip())
+    for name, text in texts.items():
+        if text and text.parts:
+            parts: list[Row] = [{field: short(value) for field, value in part} for part in text.parts]
+            yield Section(f"parts of the {name} text", parts, tuple(Column(field, field) for field in parts[0]))
 
 
 def short(value: object) -> object:
@@ -82,15 +92,47 @@ def _shortfall(name: str, text: EvaluationText) -> str:
     return f"The {name} text yielded only {counts}, so what was measured on it is less certain."
 
 
+def search_tables(search: Search, skip: Skip) -> Iterator[Section]:
+    """What was tried before the rule's settings were chosen, the best first; what was chosen has a mark."""
+    costs = (Column("kl", "kl (nats per token)", ".4f"), Column("standard_error", "± of the difference", ".4f"))
+    if search.candidates:
+        names = ("region", "window", "refresh_every")
+        yield Section(
+            f"rules tried at a ratio of {search.ratio:g} on {search.tokens:,} tokens",
+            [
+                {"region": f"[{tried.cold_s}, {tried.cold_e})"} | _tried(tried, skip)
+                for tried in sorted(search.candidates, key=_kl)
+            ],
+            (*(Column(name, name) for name in names), *costs, _CHOSEN),
+        )
+    if search.warm_up:
+        yield Section(
+            "warm-ups tried",
+            [_tried(trial, skip) for trial in sorted(search.warm_up, key=_kl)],
+            (Column("warm_up", "warm_up"), *costs, Column("repetition", "repetition", _PERCENT), _CHOSEN),
+        )
+
+
+def _kl(tried: Candidate | WarmUpTrial) -> float:
+    return tried.kl
+
+
+def _tried(tried: Candidate | WarmUpTrial, skip: Skip) -> dict[str, object]:
+    return {**tried.model_dump(), "chosen": "chosen" if is_chosen(tried, skip) else ""}
+
+
 def figures(measured: Measured) -> Section:
-    """The table of what was measured, with the verdict below it."""
+    """The table of what was asked for and what was measured."""
     rows: list[Row] = []
     for name, spec in _FIGURES.items():
+        value = getattr(measured, name)
+        if value is None:  # a goal that was not given
+            continue
         error = measured.standard_error.get(name)
         shown = None if error is None else f"± {error:{spec}}"
-        rows.append({"field": name, "value": f"{getattr(measured, name):{spec}}", "error": shown})
+        rows.append({"field": name, "value": f"{value:{spec}}", "error": shown})
     columns = (Column("field", "figure"), Column("value", "value", ">"), Column("error", "standard error", ">"))
-    return Section(f"measured on {measured.tokens:,} tokens", rows, columns, f"Verdict: {measured.verdict}")
+    return Section(f"measured on {measured.tokens:,} tokens", rows, columns)
 
 
 def _curve(profile: Profile) -> Section:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from ffnskip.errors import FfnskipError
+from ffnskip_cli.memory import out_of_memory
 from ffnskip_cli.sources.cache import build_once, cache_dir, sha256_file
 from ffnskip_cli.sources.demo import DEMO_MODEL_SHA256, demo_model_file
 from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, reason
@@ -36,6 +38,7 @@ _DTYPES: dict[str, torch.dtype | str] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_DEVICE_MAPS = ("auto", "balanced", "sequential")
 _VOCABULARIES = ["tokenizer.json", "*.model", "*.tiktoken", "*vocab*"]
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt"]
 # Sub-folders hold other formats, and consolidated*.safetensors the same weights once more under other names.
@@ -56,6 +59,13 @@ class LoadedModel:
     revision: str | None = None
     gguf_sha256: str | None = None
 
+    @property
+    def placement(self) -> str:
+        """Where the weights lie, such as `cuda:1`, or `cuda:0, cpu, disk` when a device map has spread them."""
+        spread = getattr(self.model, "hf_device_map", {"": self.model.device})
+        devices = [device if device == "disk" else str(torch.device(device)) for device in spread.values()]
+        return ", ".join(dict.fromkeys(devices))
+
 
 @dataclass(frozen=True)
 class _Located:
@@ -70,6 +80,7 @@ def load_model(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     offline: bool = False,
@@ -77,21 +88,28 @@ def load_model(
     """Load `demo`, a local folder, a `.gguf` file, or `org/name[@revision]` from the Hugging Face Hub.
 
     `dtype` is auto (as stored), float32, bfloat16 or float16; `device` is auto (cuda if there is one, or else cpu) or a
-    torch device. Only safetensors and GGUF weights are read, GGUF as bfloat16. Raises FfnskipError for anything that
-    cannot be loaded.
+    torch device. `device_map` (auto, balanced or sequential) has accelerate spread the weights over all devices, the
+    CPU and the disk instead. Only safetensors and GGUF weights are read, GGUF as bfloat16. Raises FfnskipError for
+    anything that cannot be loaded.
     """
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     torch_dtype, torch_device = _parse_dtype(dtype), _parse_device(device)
+    _check_device_map(device_map, device)
     located = _locate(name, revision, trust_remote_code, offline)
     # Everything is on disk by now, except code that a model's config borrows from a second repository.
     options = {"trust_remote_code": trust_remote_code, "local_files_only": offline or not trust_remote_code}
     _check_folder(located.folder, name, options)
     tokenizer = _load_tokenizer(located.folder, name, options)
-    model = _load_weights(located.folder, name, dtype=torch_dtype, use_safetensors=True, **options)
+    model = _load_weights(
+        located.folder, name, dtype=torch_dtype, device_map=device_map, use_safetensors=True, **options
+    )
     model.config._name_or_path = tokenizer.name_or_path = located.id
-    with _one_sentence(name):
-        model.eval().requires_grad_(False).to(torch_device)
+    model.eval().requires_grad_(False)
+    if device_map is None:
+        with _one_sentence(name):
+            model.to(torch_device)
     return LoadedModel(model, tokenizer, located.id, located.revision, located.gguf_sha256)
 
 
@@ -102,14 +120,36 @@ def _parse_dtype(name: str) -> torch.dtype | str:
 
 
 def _parse_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = pick_device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # an assertion is how torch says that it was built without CUDA
+        if out_of_memory(error):
+            raise
         raise FfnskipError(f"device {name!r} cannot be used here: try auto, cpu or cuda") from error
     return device
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `name` stands for; `auto` is cuda if there is one, or else cpu.
+
+    Of several CUDA devices, each process that torchrun starts on a machine takes its own.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    rank = os.environ.get("LOCAL_RANK", "")
+    if name == "cuda" and rank.isdecimal() and torch.cuda.device_count() > 1:
+        return torch.device("cuda", int(rank) % torch.cuda.device_count())
+    return torch.device(name)
+
+
+def _check_device_map(device_map: str | None, device: str) -> None:
+    if device_map is None:
+        return
+    if device_map not in _DEVICE_MAPS:
+        raise FfnskipError(f"unknown device map {device_map!r}: use one of {', '.join(_DEVICE_MAPS)}")
+    if device != "auto":
+        raise FfnskipError(f"--device-map {device_map} chooses the devices itself: leave --device {device} out")
 
 
 def _locate(name: str, revision: str | None, trust_remote_code: bool, offline: bool) -> _Located:
@@ -230,9 +270,11 @@ def _one_sentence(name: str) -> Iterator[None]:
         yield
     except FfnskipError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise FfnskipError(f"{name} does not fit into memory: try --dtype bfloat16 or --device cpu") from error
     except Exception as error:  # a broken folder makes it raise nearly any class
+        if out_of_memory(error):
+            raise FfnskipError(
+                f"{name} does not fit into memory: try --dtype bfloat16, --device-map auto or --device cpu"
+            ) from error
         if "trust_remote_code" in str(error):
             raise FfnskipError(
                 f"{name} brings its own Python code: pass --trust-remote-code if you trust its authors"

@@ -6,7 +6,6 @@ skipping a silent no-op, or damage the model in silence.
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING, get_args
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.identity import check_identity
-from ffnskip.layers import ffn_sites, watch
+from ffnskip.layers import ffn_sites, input_device, watch
 from ffnskip.profile import Profile, load_profile
 from ffnskip.walk import Mode
 from ffnskip.wrap import Applied, SkippableFFN, refuse_second_profile
@@ -32,6 +31,7 @@ def apply(
     *,
     mode: Mode = "decode",
     threshold: float | None = None,
+    target: float | None = None,
     check: bool = True,
 ) -> Applied:
     """Make `model` skip FFN blocks as `profile` says, in place.
@@ -48,11 +48,12 @@ def apply(
             chunks that end with a single token. `score` for full forward passes: every position from `warm_up` on may
             skip, as if it had been generated.
         threshold: replaces the profile's.
+        target: replaces the profile's threshold by the one that its curve has at this skip_ratio.
         check: prove on the model itself, with two short forward passes, that the profile does what it says.
 
     Raises:
         ProfileError: the profile cannot be read or belongs to another model.
-        FfnskipError: the mode is unknown, or the threshold is not finite.
+        FfnskipError: the mode is unknown, the threshold is not finite, the target is off the curve, or both are given.
         UnsupportedModelError: the model's FFNs cannot be wrapped, or the self-check failed.
     """
     if not isinstance(profile, Profile):
@@ -60,10 +61,7 @@ def apply(
     check_identity(profile, model)
     if mode not in get_args(Mode):
         raise FfnskipError(f"The mode must be one of {', '.join(get_args(Mode))}, not {mode!r}.")
-    if threshold is not None:
-        if not math.isfinite(threshold):
-            raise FfnskipError(f"The threshold must be a finite number, not {threshold}.")
-        profile = profile.with_threshold(threshold)
+    profile = profile.moved(threshold=threshold, target=target)
     if check:
         self_check(model, profile)
     return Applied(model, profile, mode)
@@ -82,8 +80,7 @@ def self_check(model: PreTrainedModel, profile: Profile) -> None:
     """
     refuse_second_profile(model)
     vocabulary = model.get_input_embeddings().num_embeddings
-    device = torch.device("cpu") if model.device.type == "meta" else model.device  # offloaded: accelerate moves them
-    tokens = torch.arange(_CHECK_TOKENS, device=device)[None] * 7919 % vocabulary
+    tokens = torch.arange(_CHECK_TOKENS, device=input_device(model))[None] * 7919 % vocabulary
     plain = _check_residual(model, tokens)
     settings = profile.skip.model_copy(update={"threshold": 2.0, "warm_up": 0, "refresh_every": None})
     with Applied(model, profile.model_copy(update={"skip": settings}), "score") as applied:
@@ -121,7 +118,7 @@ def _check_residual(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     if len(seen) != len(sites):
         raise UnsupportedModelError("Self-check failed: the model does not call the FFN of every layer.")
     for layer, (h, f) in seen.items():
-        if torch.equal(h, entered[layer]):
+        if torch.equal(h, entered[layer].to(h.device)):  # it may have come from the device of another layer
             continue  # parallel residual: attention reads the same stream and is added together with f
         same_shape = left[layer].shape == h.shape
         if not same_shape or not torch.allclose(left[layer], h + f, rtol=0.02, atol=0.02 * float(f.abs().max())):

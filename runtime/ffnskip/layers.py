@@ -106,6 +106,19 @@ def _site(layer: nn.Module, model_type: str) -> FFNSite:
     return FFNSite(layer, norm_before, norm_after, float(getattr(layer, "residual_multiplier", 1.0)))
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the model's token ids belong: the device that looks up their embeddings.
+
+    `model.device` is that of the first weight, which is ``meta`` while accelerate has it offloaded.
+    """
+    embeddings = model.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)  # accelerate's, on the modules of a dispatched model
+    device = getattr(hook, "execution_device", None)
+    if device is None:
+        device = next(embeddings.parameters()).device
+    return torch.device(device)
+
+
 @contextmanager
 def watch(model: PreTrainedModel, see: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
     """While inside, call ``see(layer, h, f)`` for every FFN that the model runs. The model computes what it always did.

@@ -4,7 +4,9 @@
 """
 
 import json
+import math
 import os
+from bisect import bisect_left
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
 from ffnskip import strict_yaml
-from ffnskip.errors import ProfileError
+from ffnskip.errors import FfnskipError, ProfileError
 from ffnskip.sections import (
     HEX_40,
     HEX_64,
@@ -20,6 +22,7 @@ from ffnskip.sections import (
     CalibrationText,
     Compensation,
     Curve,
+    CurvePoint,
     EvaluationText,
     Measured,
     ModelInfo,
@@ -51,8 +54,57 @@ class Profile(Section):
     """Versions of the software, by package name."""
 
     def with_threshold(self, threshold: float) -> "Profile":
-        """The same profile with another threshold."""
+        """The same profile with another threshold; what it says under `measured` stays that of the old one."""
         return self.model_copy(update={"skip": self.skip.model_copy(update={"threshold": threshold})})
+
+    def at_ratio(self, ratio: float) -> "Profile":
+        """The same profile with the threshold that its curve has at another skip_ratio, as `point_at` finds it."""
+        return self.with_threshold(self.point_at(ratio).threshold)
+
+    def point_at(self, ratio: float) -> CurvePoint:
+        """The point at this skip_ratio of the curve, between whose points threshold and kl are taken to be linear.
+
+        Raises:
+            FfnskipError: the ratio is not finite or beyond the curve's ends, or the curve has fewer than two points.
+        """
+        if not math.isfinite(ratio):
+            raise FfnskipError(f"The target ratio must be a finite number, not {ratio}.")
+        if len(self.curve) < 2:
+            raise FfnskipError(
+                "The profile's curve has fewer than two points to move between: calibrate for that target instead."
+            )
+        # Of points with one ratio the higher threshold comes first, so that thresholds fall all along.
+        points = sorted(self.curve, key=lambda point: (point.skip_ratio, -point.threshold))
+        first, last = points[0].skip_ratio, points[-1].skip_ratio
+        if not first <= ratio <= last:
+            raise FfnskipError(
+                f"The profile's curve goes from ratio {first} to {last}, not to {ratio}: "
+                "calibrate for that target instead."
+            )
+        index = bisect_left(points, ratio, key=lambda point: point.skip_ratio)
+        above = points[index]
+        if above.skip_ratio == ratio:
+            return above
+        below = points[index - 1]
+        share = (ratio - below.skip_ratio) / (above.skip_ratio - below.skip_ratio)
+        threshold, _, kl = ((1 - share) * low + share * high for low, high in zip(below, above, strict=True))
+        return CurvePoint(threshold, ratio, kl)
+
+    def moved(self, *, threshold: float | None = None, target: float | None = None) -> "Profile":
+        """The same profile with this threshold, or at this ratio of its curve, or as it is if neither is given.
+
+        Raises:
+            FfnskipError: both are given, the threshold is not finite, or the target is not on the curve.
+        """
+        if threshold is not None and target is not None:
+            raise FfnskipError("Give a threshold or a target, not both.")
+        if target is not None:
+            return self.at_ratio(target)
+        if threshold is None:
+            return self
+        if not math.isfinite(threshold):
+            raise FfnskipError(f"The threshold must be a finite number, not {threshold}.")
+        return self.with_threshold(threshold)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Profile":

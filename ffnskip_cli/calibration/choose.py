@@ -1,0 +1,100 @@
+"""Step 3: choose the rule's settings that nobody pinned, and keep the evidence for the profile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ffnskip.errors import FfnskipError
+from ffnskip.profile import Profile
+from ffnskip.sections import Skip
+from ffnskip_cli.calibration import assemble
+from ffnskip_cli.calibration.limit import largest_within
+from ffnskip_cli.calibration.record import Record
+from ffnskip_cli.calibration.regions import Region, find_region
+from ffnskip_cli.calibration.search import Scored, Scorer, search
+from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Settings
+from ffnskip_cli.calibration.solve import solve_threshold
+from ffnskip_cli.calibration.statistics import Statistics
+from ffnskip_cli.calibration.warm_up import ablate, smallest_good
+from ffnskip_cli.journal import Journal
+from ffnskip_cli.track import Track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def choose_rule(
+    model: PreTrainedModel, statistics: Statistics, settings: Settings, track: Track, journal: Journal
+) -> Profile:
+    """A profile with the rule for all goals, and with what was tried, but without a threshold.
+
+    The search compares at the largest ratio asked for, where a wrong choice costs most; the limits of other goals are
+    turned into ratios first.
+
+    Raises:
+        FfnskipError: the curve has no plateau, or the region is too small for a target.
+    """
+    record = statistics.record
+    draft = assemble.draft(statistics.identity.source.model, _start(record, settings))
+    searching = settings.searches
+    for goal in settings.goals:
+        if goal.kind == "target_ratio":
+            solve_threshold(record, draft.skip, goal.value)  # refuses what is out of reach before the long part
+    if not searching and settings.warm_up != "auto":
+        return draft
+    ratio = _largest_ratio(model, draft, record, settings, track, journal)
+    scorer = Scorer(model, draft, record, ratio, track, journal)
+    scored: list[Scored] = search(scorer, draft.skip, settings) if searching else []
+    chosen = scored[0].skip if searching else scorer.score([draft.skip])[0].skip
+    trials = []
+    if settings.warm_up == "auto":
+        trials = ablate(model, draft.model_copy(update={"skip": chosen}), record, track, journal)
+        if trials:
+            chosen = chosen.model_copy(update={"warm_up": smallest_good(trials)})
+    evidence = assemble.search_evidence(ratio, scorer.tokens, scored, trials)
+    return draft.model_copy(update={"skip": chosen, "search": evidence})
+
+
+def _start(record: Record, settings: Settings) -> Skip:
+    """What is pinned, and where nothing is, the paper's rule in the region that the curve proposes."""
+    usual = min(DEFAULT_WARM_UP, record.similarities.shape[1] // 4)
+    warm_up = usual if settings.warm_up == "auto" else settings.warm_up
+    region = _region(record, warm_up, settings)
+    return Skip(
+        rule="cosine",
+        cold_s=region.cold_s,
+        cold_e=region.cold_e,
+        threshold=1.0,
+        warm_up=warm_up,
+        window=None if settings.window == "auto" else settings.window,
+        refresh_every=None if settings.refresh_every == "auto" else settings.refresh_every,
+    )
+
+
+def _region(record: Record, warm_up: int, settings: Settings) -> Region:
+    """The region that the settings pin, or that the curve proposes."""
+    cold_s, cold_e, n_layers = settings.cold_s, settings.cold_e, record.similarities.shape[2]
+    if cold_s is None or cold_e is None:
+        found = find_region(torch.stack([layer.double().mean() for layer in record.layers(warm_up)]))
+        cold_s = found.cold_s if cold_s is None else cold_s
+        cold_e = found.cold_e if cold_e is None else cold_e
+    if not 0 <= cold_s < cold_e <= n_layers:
+        raise FfnskipError(
+            f"The skip region [{cold_s}, {cold_e}) is not one: --cold-s must be less than --cold-e, and both lie "
+            f"within the model's {n_layers} layers."
+        )
+    return Region(cold_s, cold_e)
+
+
+def _largest_ratio(
+    model: PreTrainedModel, draft: Profile, record: Record, settings: Settings, track: Track, journal: Journal
+) -> float:
+    """Of the goals; that of a limit is what the draft itself reaches within it."""
+    return max(
+        goal.value
+        if goal.kind == "target_ratio"
+        else largest_within(model, draft, record, goal, goal.value, track, journal).ratio
+        for goal in settings.goals
+    )

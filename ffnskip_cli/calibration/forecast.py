@@ -1,0 +1,114 @@
+"""What a calibration is going to do: forward passes, tokens, memory and time, at most."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ffnskip.decode import decode
+from ffnskip.layers import input_device
+from ffnskip_cli.benchmark.quality import ROWS as QUALITY_ROWS
+from ffnskip_cli.calibration.calibrate import CURVE_POINTS, TIGHTENINGS
+from ffnskip_cli.calibration.limit import LIMIT_TOKENS, ROUNDS
+from ffnskip_cli.calibration.record import BLOCK
+from ffnskip_cli.calibration.search import CORRECTIONS, SEARCH_TOKENS
+from ffnskip_cli.calibration.settings import GENERATED_TOKENS, Settings
+from ffnskip_cli.calibration.verify import VERIFY_ROUNDS
+from ffnskip_cli.calibration.warm_up import PROMPTS, lengths, possible_warm_ups
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_TIMED = 3  # passes and decode steps that the estimate of the time rests on
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a calibration, and at most what it costs.
+
+    Attributes:
+        name: what it does.
+        passes: forward passes over one sequence each.
+        decode_steps: forward passes that generate one token for each of up to 16 sequences.
+    """
+
+    name: str
+    passes: int
+    decode_steps: int = 0
+
+
+def steps(settings: Settings, recorded: int, held_out: int) -> list[Step]:
+    """What will run, for `recorded` sequences yet to be recorded and `held_out` ones to measure on."""
+    length = settings.sequence_length
+    found = [_recording(settings, recorded)]
+    if not settings.goals:
+        return found
+    sequences = settings.tokens // length
+    limits = [goal for goal in settings.goals if goal.kind != "target_ratio"]
+    looking = ROUNDS * 2 * min(sequences, max(2, LIMIT_TOKENS // length))
+    if settings.searches:
+        scored = min(sequences, max(2, SEARCH_TOKENS // length))
+        # Every call compares at least one candidate with the dense model, whose pass is shared.
+        passes = 2 * settings.candidates * (1 + CORRECTIONS) * scored + len(limits) * looking
+        found.append(Step(f"compare up to {settings.candidates} rules", passes))
+    if settings.warm_up == "auto" and len(warm_ups := possible_warm_ups(length)) > 1:
+        _, generated = lengths(length)
+        prompts, runs = min(PROMPTS, sequences), 1 + len(warm_ups)
+        found.append(Step(f"compare {len(warm_ups)} warm-ups", prompts * runs, generated * runs))
+    verifying = (len(settings.goals) - len(limits)) * VERIFY_ROUNDS * sequences + len(limits) * TIGHTENINGS * looking
+    found.append(Step("solve and verify", verifying))
+    thresholds = CURVE_POINTS + len(settings.goals) + 1 + 2 * TIGHTENINGS * len(limits)
+    found.append(Step("measure quality", thresholds * held_out))
+    return found
+
+
+def _recording(settings: Settings, sequences: int) -> Step:
+    if settings.on == "text":
+        return Step("record similarities", sequences)
+    blocks = -(-sequences // BLOCK["generated"])
+    return Step("generate and record similarities", 0, blocks * (GENERATED_TOKENS + 1))
+
+
+@torch.inference_mode()
+def seconds(model: PreTrainedModel, tokens: Tensor, planned: list[Step]) -> list[float]:
+    """How long each step will take at most, from a few passes over ``tokens [sequences, length]`` timed now."""
+    sequence = tokens[:1].long().to(input_device(model))
+    of_pass = _median_time(lambda: model(sequence, use_cache=False))
+    of_decode_step = 0.0
+    if any(step.decode_steps for step in planned):
+        prompts = tokens[: BLOCK["generated"], : tokens.shape[1] // 2].long().to(input_device(model))
+        ticks = [time.perf_counter() for _ in decode(model, prompts, max_new_tokens=_TIMED + 1)]
+        of_decode_step = (ticks[-1] - ticks[0]) / _TIMED
+    return [step.passes * of_pass + step.decode_steps * of_decode_step for step in planned]
+
+
+def memory_bytes(model: PreTrainedModel, settings: Settings) -> dict[str, int]:
+    """What will be held at the same time, by name: weights, the recording, and the logits of one sequence."""
+    config = model.config.get_text_config()
+    length = settings.sequence_length
+    recorded = settings.recorded_tokens * 4 * config.num_hidden_layers  # float32
+    # The dense logits and the profile's, and a few float32 copies of some rows where they are compared.
+    logits = (
+        2 * length * config.vocab_size * model.dtype.itemsize + 5 * min(length, QUALITY_ROWS) * config.vocab_size * 4
+    )
+    return {
+        "weights": sum(weight.numel() * weight.element_size() for weight in model.parameters()),
+        "recording": settings.tokens // length * (recorded + 4 * length),
+        "logits": logits,
+    }
+
+
+def _median_time(run: Callable[[], object]) -> float:
+    run()  # the first one is slow
+    times = []
+    for _ in range(_TIMED):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return median(times)

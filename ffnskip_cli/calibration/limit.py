@@ -1,0 +1,66 @@
+"""Step 6, for a limit on quality: the largest ratio whose measured cost stays within it, on the calibration text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ffnskip.errors import FfnskipError
+from ffnskip.profile import Profile
+from ffnskip_cli.benchmark.quality import measure_quality
+from ffnskip_cli.calibration.record import Record
+from ffnskip_cli.calibration.settings import Goal
+from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
+from ffnskip_cli.calibration.verify import Bracket, Verified, behind_prompts
+from ffnskip_cli.journal import Journal
+from ffnskip_cli.track import Track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LIMIT_TOKENS = 4096  # of the calibration text that the cost is measured on
+NEARLY = 0.95  # of the limit: where looking for a larger ratio stops
+ROUNDS = 8
+_FIRST_GUESS = 0.1
+
+
+def largest_within(
+    model: PreTrainedModel, profile: Profile, record: Record, goal: Goal, limit: float, track: Track, journal: Journal
+) -> Verified:
+    """Find the largest ratio that costs at most `limit`.
+
+    Args:
+        model: the dense model.
+        profile: whose threshold is sought; the rest of its rule stays.
+        record: of the calibration text.
+        goal: what is held against the limit.
+        limit: in the goal's unit; at most the goal's own.
+        track: shows progress.
+        journal: remembers the measurements.
+
+    Raises:
+        FfnskipError: every ratio tried costs more.
+    """
+    tokens = record.sequences[: max(2, LIMIT_TOKENS // record.sequences.shape[1])]
+    most, aim = highest_ratio(record, profile.skip), limit * (1.0 + NEARLY) / 2
+    best: Verified | None = None
+    below, bracket = (0.0, -aim), None  # skipping nothing costs nothing
+    asked = min(_FIRST_GUESS, most)
+    for _ in range(ROUNDS):
+        threshold = solve_threshold(record, profile.skip, asked)
+        tried = behind_prompts(profile.with_threshold(threshold), record)
+        (quality,) = measure_quality(model, [tried], tokens, track, what=f"looking for {goal}", journal=journal)
+        cost = goal.cost(quality)
+        if cost <= limit and (best is None or quality.skip_ratio.mean > best.ratio):
+            best = Verified(threshold, quality.skip_ratio.mean)
+        if cost <= limit and (cost >= NEARLY * limit or asked == most):
+            break
+        if bracket is not None:
+            asked = bracket.next(asked, cost - aim)
+        elif cost > limit:
+            bracket = Bracket(below, (asked, cost - aim))
+            asked = bracket.between
+        else:
+            below, asked = (asked, cost - aim), min(2 * asked, most)
+    if best is None:
+        raise FfnskipError(f"No threshold was found that gives {goal} on the calibration text: allow more.")
+    return best

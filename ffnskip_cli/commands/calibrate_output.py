@@ -1,0 +1,149 @@
+"""Where the results of `ffnskip calibrate` go, and what is said about them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ffnskip_cli import console
+from ffnskip_cli.commands import options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ffnskip.profile import Profile
+    from ffnskip_cli.calibration.calibrate import Calibrated
+    from ffnskip_cli.calibration.settings import Goal
+    from ffnskip_cli.report.tables import Column
+
+Format = Literal["table", "json", "md", "csv"]
+
+
+def output_paths(output: Path | None, model: str, goals: Sequence[Goal]) -> dict[Goal, Path]:
+    """Where each goal's profile goes; checked now, because the run is long."""
+    from ffnskip.errors import FfnskipError
+
+    if output is None:
+        name = os.path.basename(os.path.abspath(model.partition("@")[0]))
+        output = Path("profiles", name.lower().removesuffix(".gguf"))
+    if output.suffix in (".yaml", ".yml"):
+        if len(goals) > 1:
+            raise FfnskipError(f"{output} is one file, but there are {len(goals)} targets: name a folder instead.")
+        paths = dict.fromkeys(goals, output)
+    else:
+        paths = {goal: output / goal.file_name for goal in goals}
+    for path in paths.values():
+        refuse_unwritable(path, "--output")
+    return paths
+
+
+def refuse_unwritable(path: Path, option: str) -> None:
+    """Raise FfnskipError for a file that cannot be written."""
+    from ffnskip.errors import FfnskipError
+
+    try:
+        if path.is_dir():
+            raise FfnskipError(f"{path} is a folder: name another {option}.")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        writable = above.is_dir() and os.access(above, os.W_OK)
+    except OSError:  # such as a name that is too long
+        writable = False
+    if not writable:
+        raise FfnskipError(f"{path} cannot be written: name another {option}.")
+
+
+def write(finished: list[Calibrated], path_of: dict[Goal, Path], format: Format) -> list[Path]:
+    """Save the profiles, print what they hold, and return where they are."""
+    from ffnskip.profile import save_profile
+    from ffnskip_cli.report.tables import print_json, render, turned
+
+    paths = [path_of[calibrated.goal] for calibrated in finished]
+    for calibrated, path in zip(finished, paths, strict=True):
+        save_profile(calibrated.profile, path)
+        console.talk.print(f"Wrote {path}.", markup=False)
+    rows = [_row(calibrated, path) for calibrated, path in zip(finished, paths, strict=True)]
+    if format == "json":
+        profiles = [c.profile.model_dump(mode="json", by_alias=True) for c in finished]
+        found = [row | {"profile": profile} for row, profile in zip(rows, profiles, strict=True)]
+        print_json({"schema": "ffnskip-calibrate/v1", "profiles": found})
+    elif format == "table":
+        render(*turned(rows, _columns()))
+    else:
+        render(rows, _columns(), format)
+    if format in ("table", "md") and len(finished) == 1:
+        _explain(finished[0].profile, format)
+    for calibrated, path in zip(finished, paths, strict=True):
+        _say_if_off_target(calibrated, path)
+        options.warn_if_over_budget(calibrated.profile, path)
+    return paths
+
+
+def _explain(profile: Profile, format: Format) -> None:
+    from ffnskip_cli.report.explain import explain
+
+    for sentence in explain(profile):
+        print(f"- {sentence}" if format == "md" else sentence)
+    print()
+
+
+def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
+    """The threshold is verified on the calibration text; on held-out text the ratio is another one."""
+    from ffnskip_cli.calibration.verify import PROMISED
+
+    profile = calibrated.profile
+    found, text, held_out = profile.measured, profile.calibration, profile.evaluation
+    assert found is not None
+    assert text is not None
+    assert held_out is not None
+    error = found.standard_error["skip_ratio"]
+    moved = f"{path} skips {found.skip_ratio:.3f} ± {error:.3f} of the FFNs on {held_out.dataset}"
+    if (held_out.dataset, held_out.config) != (text.dataset, text.config):
+        console.talk.print(
+            f"{moved}, and {calibrated.calibration_ratio:.3f} on {text.dataset}, which it was calibrated on. That the "
+            "ratio moves is the rule at work: the threshold is on how little an FFN turns a token, not on how many "
+            "are skipped, so text that the model reads with less change skips more, and harder text less.",
+            markup=False,
+        )
+    elif found.target_ratio is not None and abs(found.skip_ratio - found.target_ratio) > PROMISED:
+        console.warn(
+            f"{moved}, not {found.target_ratio:g}: the unseen part of the text is easier or harder than the part that "
+            "was calibrated on, or too short to tell; more --tokens and --eval-tokens bring the two closer."
+        )
+
+
+def _row(calibrated: Calibrated, path: Path) -> dict[str, object]:
+    profile = calibrated.profile
+    assert profile.measured is not None
+    goals = ("target_ratio", "max_kl", "max_perplexity_increase")
+    return {
+        "path": str(path),
+        "goal": profile.measured.goal,
+        **profile.measured.model_dump(include={*goals}),
+        "calibration_ratio": calibrated.calibration_ratio,
+        "region": f"[{profile.skip.cold_s}, {profile.skip.cold_e})",
+        **profile.skip.model_dump(include={"window", "refresh_every", "warm_up", "threshold"}),
+        **profile.measured.model_dump(exclude={"standard_error", "first_skipped", *goals}),
+    }
+
+
+def _columns() -> list[Column]:
+    from ffnskip_cli.report.tables import Column
+
+    return [
+        Column("path", "profile"),
+        Column("goal", "asked for"),
+        Column("region", "skip region"),
+        Column("window", "window"),
+        Column("refresh_every", "refresh every"),
+        Column("warm_up", "warm-up"),
+        Column("threshold", "threshold", ".6f"),
+        Column("calibration_ratio", "ratio (calibration)", ".3f"),
+        Column("skip_ratio", "ratio (held out)", ".3f"),
+        Column("flops_saved", "FLOPs saved", ".1%"),
+        Column("never_skip_fraction", "never skip", ".1%"),
+        Column("perplexity_dense", "perplexity dense", ".2f"),
+        Column("perplexity", "perplexity", ".2f"),
+        Column("kl", "KL", ".3f"),
+        Column("top1_agreement", "top-1 agreement", ".3f"),
+    ]

@@ -1,0 +1,198 @@
+"""One run of `ffnskip calibrate`: its files, and its way from a loaded model to profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ffnskip_cli import console
+from ffnskip_cli.commands import options
+from ffnskip_cli.commands.calibrate_options import parse_shard
+from ffnskip_cli.commands.calibrate_output import Format, refuse_unwritable, write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ffnskip.profile import Profile
+    from ffnskip_cli.calibration.collect import Share
+    from ffnskip_cli.calibration.corpus import Corpus
+    from ffnskip_cli.calibration.ranks import Ranks
+    from ffnskip_cli.calibration.settings import Goal, Settings
+    from ffnskip_cli.calibration.statistics import Identity, Source, Statistics
+    from ffnskip_cli.journal import Journal
+    from ffnskip_cli.sources.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is read and written."""
+
+    profiles: dict[Goal, Path]
+    plot: Path | None
+    stats_out: Path | None
+    stats_in: list[Path]
+    resume: bool
+    dry_run: bool
+
+    def check(self, shard: str | None) -> None:
+        """Refuse what does not go together, and what cannot be written, before anything long begins."""
+        from ffnskip.errors import FfnskipError
+        from ffnskip_cli.report.plot import plot_kind
+
+        if self.resume and self.stats_out is None:
+            raise FfnskipError("--resume needs the --stats-out file to go on with.")
+        if shard is not None and (self.stats_out is None or self.stats_in):
+            raise FfnskipError("--shard records to a file of its own: give it --stats-out, and no --stats-in.")
+        if self.stats_out is not None:
+            refuse_unwritable(self.stats_out, "--stats-out")
+            if self.stats_out.exists() and not self.resume and not self.dry_run:
+                raise FfnskipError(
+                    f"{self.stats_out} is there already: go on with it by --resume, solve it by --stats-in, or name "
+                    "another --stats-out."
+                )
+        if self.plot is not None:
+            if len(self.profiles) != 1:
+                raise FfnskipError("--plot draws one profile: draw several with ffnskip inspect PROFILE --plot FILE.")
+            refuse_unwritable(self.plot, "--plot")
+            plot_kind(self.plot)
+
+    def share(self, shard: str | None) -> Share:
+        """What this process records, and where it keeps it."""
+        from ffnskip_cli.calibration.collect import Share
+
+        index, count = (0, 1) if shard is None else parse_shard(shard)
+        return Share(index, count, self.stats_out, self.resume)
+
+    def journal(self, subject: object) -> Journal:
+        """Beside the recording, if there is one to resume."""
+        from ffnskip_cli.journal import Journal
+
+        path = self.stats_out and self.stats_out.with_name(f"{self.stats_out.name}.journal")
+        return Journal(path, subject, resume=self.resume)
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Say how to go on after Ctrl-C."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.stats_out is not None:
+                console.hint("What is finished is kept: the same command with --resume goes on from there.")
+            raise
+
+
+@dataclass(frozen=True)
+class Run:
+    """One calibration of a loaded model."""
+
+    name: str
+    loaded: LoadedModel
+    settings: Settings
+    files: Files
+    datasets: list[str]
+    eval_datasets: list[str]
+    offline: bool
+
+    def start(self, recorded: Statistics | None, share: Share, ranks: Ranks, format: Format) -> None:
+        """Record, or take what was recorded, then solve and write, as far as this process is to go."""
+        from ffnskip_cli.calibration.collect import collect, source_of
+        from ffnskip_cli.calibration.statistics import refuse_difference
+
+        source = source_of(self.loaded)
+        if recorded is not None:
+            refuse_difference(source, recorded.identity.source, "the model", str(self.files.stats_in[0]))
+        identity, tokens, held_out = self._texts(source, recorded)
+        left = 0 if recorded is not None else len(tokens) // share.count
+        if self.files.dry_run:
+            self._forecast(tokens, left, len(held_out.tokens), format)
+            return
+        self._announce(left, len(held_out.tokens))
+        with self.files.resumable():
+            statistics = recorded or collect(self.loaded.model, identity, tokens, share, ranks, console.track)
+            if share.is_part:
+                self._say_recorded(statistics, share)
+            elif ranks.rank == 0:
+                self._solve(statistics, held_out, format)
+
+    def _texts(self, source: Source, recorded: Statistics | None) -> tuple[Identity, Tensor, Corpus]:
+        """The calibration text with its identity, and the held-out text."""
+        from ffnskip_cli.calibration.collect import identity_of
+        from ffnskip_cli.calibration.texts import calibration_and_held_out, held_out_of
+
+        with console.busy("Preparing text"):
+            if recorded is None:
+                text, held_out = calibration_and_held_out(
+                    self.loaded, self.datasets, self.eval_datasets, self.settings, self.offline
+                )
+                _warn_of_shortfall("calibration", text)
+                identity, tokens = identity_of(source, text, self.settings), text.tokens
+            else:
+                identity, tokens = recorded.identity, recorded.record.sequences
+                held_out = held_out_of(
+                    self.loaded, identity, self.datasets, self.eval_datasets, self.settings, self.offline
+                )
+        _warn_of_shortfall("evaluation", held_out)
+        return identity, tokens, held_out
+
+    def _announce(self, left: int, held_out: int) -> None:
+        from ffnskip_cli.calibration.forecast import steps
+
+        planned = [f"{step.name} ({step.passes or step.decode_steps})" for step in steps(self.settings, left, held_out)]
+        console.talk.print(f"Forward passes at most: {', '.join(planned)}.", markup=False)
+
+    def _forecast(self, tokens: Tensor, left: int, held_out: int, format: Format) -> None:
+        from ffnskip_cli.calibration.forecast import memory_bytes, seconds, steps
+        from ffnskip_cli.report.forecast import print_forecast
+
+        planned = steps(self.settings, left, held_out)
+        with console.busy("Timing a few forward passes"):
+            times = seconds(self.loaded.model, tokens, planned)
+        memory = memory_bytes(self.loaded.model, self.settings)
+        print_forecast(planned, times, memory, self.settings.sequence_length, format)
+
+    def _say_recorded(self, statistics: Statistics, share: Share) -> None:
+        done = len(statistics.done) - statistics.missing
+        console.talk.print(f"Recorded {done} of {len(statistics.done)} sequences in {share.path}.", markup=False)
+        console.hint("With all parts recorded, solve them: ffnskip calibrate MODEL --target … --stats-in PART1 …")
+
+    def _solve(self, statistics: Statistics, held_out: Corpus, format: Format) -> None:
+        from ffnskip.errors import FfnskipError
+        from ffnskip_cli.calibration.calibrate import calibrate
+
+        if statistics.missing:
+            raise FfnskipError(
+                f"The recording lacks {statistics.missing} of {len(statistics.done)} sequences: name the files of the "
+                "other parts with --stats-in, too."
+            )
+        if self.files.stats_in and self.files.stats_out is not None:
+            statistics.save(self.files.stats_out)
+        journal = self.files.journal([statistics.identity.facts(), str(self.loaded.model.device), version("torch")])
+        result = calibrate(self.loaded.model, statistics, held_out, self.settings, console.track, journal)
+        if result.finished:
+            written = write(result.finished, self.files.profiles, format)
+            self._plot(result.finished[0].profile)
+            options.hint_command("bench", self.name, "--profile", written[0])
+        journal.discard()
+        if result.refused:
+            raise FfnskipError(" ".join(result.refused))
+
+    def _plot(self, profile: Profile) -> None:
+        if self.files.plot is not None:
+            from ffnskip_cli.report.plot import plot_profile
+
+            plot_profile(profile, self.files.plot)
+            console.talk.print(f"Wrote {self.files.plot}.", markup=False)
+
+
+def _warn_of_shortfall(which: str, text: Corpus) -> None:
+    from ffnskip_cli.calibration.assemble import evaluation_text
+
+    if evaluation_text(text).fell_short:
+        console.warn(
+            f"{text.tokens_requested} tokens of {which} text were asked for, and {text.dataset} has only "
+            f"{text.tokens_used}."
+        )
