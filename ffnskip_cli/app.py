@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from ffnskip_cli import console
-from ffnskip_cli.commands import apply, bench, calibrate, diff, generate, inspect, validate
+from ffnskip_cli.commands import apply, bench, calibrate, compare_text, diff, generate, inspect, validate
 from ffnskip_cli.memory import out_of_memory
 
 USER_MISTAKE = 2
@@ -23,6 +23,7 @@ _MEMORY_SAVERS = {  # what helps each command that runs a model when memory runs
     "calibrate": ["a smaller --sequence-length", *_MORE_ROOM],
     "apply": _MORE_ROOM,
     "generate": ["a shorter prompt", "a smaller --max-new-tokens", *_MORE_ROOM],
+    "compare-text": ["a smaller --sequence-length", *_MORE_ROOM],
     "bench": ["fewer --prompts", "a smaller --prompt-tokens", *_MORE_ROOM],
 }
 
@@ -115,6 +116,7 @@ app.command("calibrate")(calibrate.command)
 app.command("apply")(apply.command)
 app.command("generate")(generate.command)
 app.command("bench")(bench.command)
+app.command("compare-text")(compare_text.command)
 app.command("inspect")(inspect.command)
 app.command("validate")(validate.command)
 app.command("diff")(diff.command)

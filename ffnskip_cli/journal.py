@@ -62,7 +62,7 @@ class Journal:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 key, value = json.loads(line)
-            except ValueError:
+            except (TypeError, ValueError):
                 break
             entries[key] = value
         if entries.pop("subject", None) == header:

@@ -19,7 +19,7 @@ from ffnskip.profile import save_profile
 from ffnskip_cli import console
 from ffnskip_cli.app import Frame, app
 
-COMMANDS = ["calibrate", "apply", "generate", "bench", "inspect", "validate", "diff"]
+COMMANDS = ["calibrate", "apply", "generate", "bench", "compare-text", "inspect", "validate", "diff"]
 
 
 def run(*arguments: str) -> Result:
@@ -125,6 +125,7 @@ def test_a_mistake_of_the_user_is_its_sentence_and_exit_code_2() -> None:
     ("arguments", "advice"),
     [
         (["calibrate", "m", "--target", "0.1", "--dataset", "demo"], "a smaller --sequence-length"),
+        (["compare-text", "m", "--dataset", "demo", "--dataset", "self"], "a smaller --sequence-length"),
         (["apply", "m", "p.yaml"], ""),
         (["generate", "m", "Hello"], "a shorter prompt, a smaller --max-new-tokens"),
         (

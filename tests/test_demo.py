@@ -36,7 +36,8 @@ def demo() -> LoadedModel:
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
     """A profile at a ratio of 0.10 from little text, what stdout said of it in JSON, and what stderr said."""
     path = tmp_path_factory.mktemp("profiles") / "0.10.yaml"
-    options = ("--dataset", "demo", "--tokens", 1024, "--eval-tokens", 512, "--output", path, "--format", "json")
+    sizes = ("--tokens", 1024, "--eval-tokens", 512, "--candidates", 4, "--warm-up", WARM_UP)
+    options = ("--dataset", "demo", *sizes, "--output", path, "--format", "json")
     result = succeed("calibrate", "demo", "--target", "0.10", *options)
     (row,) = json.loads(result.stdout)["profiles"]
     return path, row, talk(result)
@@ -53,8 +54,19 @@ def test_calibrate_reaches_its_target_and_tells_the_truth_about_it(
     assert row["calibration_ratio"] == pytest.approx(0.10, abs=0.01)
     assert profile.measured
     assert profile.measured.perplexity > profile.measured.perplexity_dense > 1
-    assert not profile.measured.within_budget  # the paper's rule collapses on a model this small
+    assert not profile.measured.within_budget
     assert f"Warning: {path} is {profile.measured.verdict}." in said
+
+
+def test_skipping_one_ffn_per_trigger_wins_over_the_papers_rule(
+    calibrated: tuple[Path, dict[str, Any], list[str]],
+) -> None:
+    profile = load_profile(calibrated[0])
+    assert profile.search
+    chosen, *others = profile.search.candidates
+    (paper,) = [candidate for candidate in others if candidate.window is None]
+    assert profile.skip.window == chosen.window == 1
+    assert paper.kl - chosen.kl > max(2 * paper.standard_error, chosen.kl)
 
 
 def test_apply_passes_its_self_check(calibrated: tuple[Path, dict[str, Any], list[str]]) -> None:

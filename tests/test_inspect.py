@@ -220,7 +220,7 @@ def test_panels_that_cannot_be_plotted_are_a_mistake_of_the_user(
     assert result.stderr.startswith(f"Error: {sentence}")
 
 
-@pytest.mark.parametrize("options", [["--plot", "curve.jpg"], ["--plot", "missing/curve.png"]])
+@pytest.mark.parametrize("options", [["--plot", "curve.jpg"], ["--plot", "/dev/null/curve.png"]])
 def test_a_plot_that_cannot_be_written_is_a_mistake_of_the_user(tmp_path: Path, options: list[str]) -> None:
     result = inspect(tmp_path, *options, **FULL)
     assert (result.exit_code, result.stdout) == (2, "")

@@ -305,8 +305,8 @@ def test_what_cannot_be_drawn_is_a_sentence(tmp_path: Path) -> None:
         plot_profile(full_profile(), tmp_path / "curve.png", ["speed"])
     with pytest.raises(FfnskipError, match=r"too large to draw, -1\.7e\+308"):
         plot_profile(full_profile(curve=[[0.5, 0.1, -1.7e308]]), tmp_path / "curve.png")
-    with pytest.raises(FfnskipError, match="No such file or directory"):
-        plot_profile(full_profile(), tmp_path / "missing" / "curve.png")
+    with pytest.raises(FfnskipError, match=r"cannot write \S+curve\.png \((File exists|Not a directory)\)"):
+        plot_profile(full_profile(), "/dev/null/curve.png")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ from ffnskip_cli.benchmark.quality import Quality, check_size, measure_quality
 from ffnskip_cli.calibration import assemble
 from ffnskip_cli.calibration.choose import choose_rule
 from ffnskip_cli.calibration.corpus import Corpus
-from ffnskip_cli.calibration.limit import largest_within
+from ffnskip_cli.calibration.limit import NEARLY, largest_within
 from ffnskip_cli.calibration.record import Record
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
@@ -33,7 +33,7 @@ TIGHTENINGS = 3  # of a limit that held on the calibration text but not on the h
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A finished profile, what it was made for, and the ratio that its threshold had on the calibration text."""
+    """A finished profile, what it was made for, and the ratio that was verified on the calibration text."""
 
     goal: Goal
     profile: Profile
@@ -138,7 +138,7 @@ class _Solver:
             cost = goal.cost(self._measured[solution.threshold])
             if cost <= goal.value:
                 return solution
-            limit *= goal.value / cost
+            limit *= NEARLY * goal.value / cost  # so that a solution at the very limit would be within the goal
         raise FfnskipError(f"No threshold was found that gives {goal} on the held-out text, too: allow more.")
 
     def _grid(self, solutions: Iterable[Verified]) -> set[float]:
@@ -149,7 +149,8 @@ class _Solver:
         return {solve_threshold(self._record, self._draft.skip, ratio) for ratio in ratios}
 
     def _measure(self, thresholds: set[float]) -> None:
-        new = sorted(thresholds - self._measured.keys(), reverse=True)
+        if not (new := sorted(thresholds - self._measured.keys(), reverse=True)):
+            return
         profiles = [self._draft.with_threshold(threshold) for threshold in new]
         qualities = measure_quality(self._model, profiles, self._held_out.tokens, self._track, journal=self._journal)
         self._measured |= dict(zip(new, qualities, strict=True))

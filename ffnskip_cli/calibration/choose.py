@@ -15,9 +15,9 @@ from ffnskip_cli.calibration.record import Record
 from ffnskip_cli.calibration.regions import Region, find_region
 from ffnskip_cli.calibration.search import Scored, Scorer, search
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Settings
-from ffnskip_cli.calibration.solve import solve_threshold
+from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
 from ffnskip_cli.calibration.statistics import Statistics
-from ffnskip_cli.calibration.warm_up import ablate, smallest_good
+from ffnskip_cli.calibration.warm_up import ablate, possible_warm_ups, smallest_good
 from ffnskip_cli.journal import Journal
 from ffnskip_cli.track import Track
 
@@ -39,20 +39,20 @@ def choose_rule(
     record = statistics.record
     draft = assemble.draft(statistics.identity.source.model, _start(record, settings))
     searching = settings.searches
+    ablating = settings.warm_up == "auto" and len(possible_warm_ups(record.sequences.shape[1])) > 0
     for goal in settings.goals:
         if goal.kind == "target_ratio":
             solve_threshold(record, draft.skip, goal.value)  # refuses what is out of reach before the long part
-    if not searching and settings.warm_up != "auto":
+    if not (searching or ablating):
         return draft
     ratio = _largest_ratio(model, draft, record, settings, track, journal)
     scorer = Scorer(model, draft, record, ratio, track, journal)
     scored: list[Scored] = search(scorer, draft.skip, settings) if searching else []
     chosen = scored[0].skip if searching else scorer.score([draft.skip])[0].skip
     trials = []
-    if settings.warm_up == "auto":
+    if ablating:
         trials = ablate(model, draft.model_copy(update={"skip": chosen}), record, track, journal)
-        if trials:
-            chosen = chosen.model_copy(update={"warm_up": smallest_good(trials)})
+        chosen = chosen.model_copy(update={"warm_up": smallest_good(trials)})
     evidence = assemble.search_evidence(ratio, scorer.tokens, scored, trials)
     return draft.model_copy(update={"skip": chosen, "search": evidence})
 
@@ -91,10 +91,12 @@ def _region(record: Record, warm_up: int, settings: Settings) -> Region:
 def _largest_ratio(
     model: PreTrainedModel, draft: Profile, record: Record, settings: Settings, track: Track, journal: Journal
 ) -> float:
-    """Of the goals; that of a limit is what the draft itself reaches within it."""
-    return max(
+    """Of the goals; that of a limit is what the draft itself reaches within it, and larger limits reach further."""
+    largest = {goal.kind: goal for goal in sorted(settings.goals, key=lambda goal: goal.value)}.values()
+    ratio = max(
         goal.value
         if goal.kind == "target_ratio"
         else largest_within(model, draft, record, goal, goal.value, track, journal).ratio
-        for goal in settings.goals
+        for goal in largest
     )
+    return min(ratio, highest_ratio(record, draft.skip))  # a mean over sequences may be rounded up beyond it

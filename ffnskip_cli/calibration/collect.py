@@ -18,7 +18,7 @@ from ffnskip_cli.calibration import assemble
 from ffnskip_cli.calibration.corpus import Corpus
 from ffnskip_cli.calibration.ranks import Ranks
 from ffnskip_cli.calibration.record import BLOCK, record_block
-from ffnskip_cli.calibration.settings import Settings
+from ffnskip_cli.calibration.settings import On, Settings
 from ffnskip_cli.calibration.statistics import Identity, Source, Statistics, load_statistics, refuse_difference
 from ffnskip_cli.track import Track
 
@@ -76,6 +76,11 @@ def identity_of(source: Source, text: Corpus, settings: Settings) -> Identity:
     return Identity(source, assemble.calibration_text(text, settings, source.dtype), text.document_hashes)
 
 
+def blocks_of(share: Share, sequences: int, on: On) -> list[Tensor]:
+    """The places of the sequences that a share records, in blocks that are recorded together."""
+    return list(torch.arange(sequences).split(BLOCK[on])[share.index :: share.count])
+
+
 def collect(
     model: PreTrainedModel, identity: Identity, tokens: Tensor, share: Share, ranks: Ranks, track: Track
 ) -> Statistics:
@@ -119,8 +124,7 @@ def _begin(identity: Identity, share: Share) -> Statistics:
 
 def _record_share(model: PreTrainedModel, statistics: Statistics, tokens: Tensor, share: Share, track: Track) -> None:
     on = statistics.identity.text.on
-    blocks = torch.arange(len(tokens)).split(BLOCK[on])[share.index :: share.count]
-    todo = [places for places in blocks if not statistics.done[places].all()]
+    todo = [places for places in blocks_of(share, len(tokens), on) if not statistics.done[places].all()]
     what = "recording similarities" if on == "text" else "generating and recording similarities"
     saved_at = time.monotonic()
     try:

@@ -19,7 +19,7 @@ from ffnskip_cli.calibration.limit import LIMIT_TOKENS, ROUNDS
 from ffnskip_cli.calibration.record import BLOCK
 from ffnskip_cli.calibration.search import CORRECTIONS, SEARCH_TOKENS
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, Settings
-from ffnskip_cli.calibration.verify import VERIFY_ROUNDS
+from ffnskip_cli.calibration.verify import VERIFY_ROUNDS, VERIFY_TOKENS
 from ffnskip_cli.calibration.warm_up import PROMPTS, lengths, possible_warm_ups
 
 if TYPE_CHECKING:
@@ -51,17 +51,21 @@ def steps(settings: Settings, recorded: int, held_out: int) -> list[Step]:
         return found
     sequences = settings.tokens // length
     limits = [goal for goal in settings.goals if goal.kind != "target_ratio"]
-    looking = ROUNDS * 2 * min(sequences, max(2, LIMIT_TOKENS // length))
-    if settings.searches:
-        scored = min(sequences, max(2, SEARCH_TOKENS // length))
+    checked, scored, looked_at = (
+        min(sequences, max(2, tokens // length)) for tokens in (VERIFY_TOKENS, SEARCH_TOKENS, LIMIT_TOKENS)
+    )
+    looking = 2 * ROUNDS * looked_at
+    warm_ups = possible_warm_ups(length) if settings.warm_up == "auto" else ()
+    if settings.searches or warm_ups:
+        rules = settings.candidates if settings.searches else 1
         # Every call compares at least one candidate with the dense model, whose pass is shared.
-        passes = 2 * settings.candidates * (1 + CORRECTIONS) * scored + len(limits) * looking
-        found.append(Step(f"compare up to {settings.candidates} rules", passes))
-    if settings.warm_up == "auto" and len(warm_ups := possible_warm_ups(length)) > 1:
+        passes = 2 * rules * (1 + CORRECTIONS) * scored + len({goal.kind for goal in limits}) * looking
+        found.append(Step(f"compare up to {rules} rules" if settings.searches else "solve for the warm-ups", passes))
+    if warm_ups:
         _, generated = lengths(length)
         prompts, runs = min(PROMPTS, sequences), 1 + len(warm_ups)
         found.append(Step(f"compare {len(warm_ups)} warm-ups", prompts * runs, generated * runs))
-    verifying = (len(settings.goals) - len(limits)) * VERIFY_ROUNDS * sequences + len(limits) * TIGHTENINGS * looking
+    verifying = (len(settings.goals) - len(limits)) * VERIFY_ROUNDS * checked + len(limits) * TIGHTENINGS * looking
     found.append(Step("solve and verify", verifying))
     thresholds = CURVE_POINTS + len(settings.goals) + 1 + 2 * TIGHTENINGS * len(limits)
     found.append(Step("measure quality", thresholds * held_out))
@@ -79,7 +83,7 @@ def _recording(settings: Settings, sequences: int) -> Step:
 def seconds(model: PreTrainedModel, tokens: Tensor, planned: list[Step]) -> list[float]:
     """How long each step will take at most, from a few passes over ``tokens [sequences, length]`` timed now."""
     sequence = tokens[:1].long().to(input_device(model))
-    of_pass = _median_time(lambda: model(sequence, use_cache=False))
+    of_pass = _median_time(lambda: model(sequence, use_cache=False).logits[0, -1, 0].item())  # waits for the device
     of_decode_step = 0.0
     if any(step.decode_steps for step in planned):
         prompts = tokens[: BLOCK["generated"], : tokens.shape[1] // 2].long().to(input_device(model))
@@ -93,9 +97,9 @@ def memory_bytes(model: PreTrainedModel, settings: Settings) -> dict[str, int]:
     config = model.config.get_text_config()
     length = settings.sequence_length
     recorded = settings.recorded_tokens * 4 * config.num_hidden_layers  # float32
-    # The dense logits and the profile's, and a few float32 copies of some rows where they are compared.
+    # The dense logits, one profile's and the next one's, and a few float32 copies of some rows where they are compared.
     logits = (
-        2 * length * config.vocab_size * model.dtype.itemsize + 5 * min(length, QUALITY_ROWS) * config.vocab_size * 4
+        3 * length * config.vocab_size * model.dtype.itemsize + 5 * min(length, QUALITY_ROWS) * config.vocab_size * 4
     )
     return {
         "weights": sum(weight.numel() * weight.element_size() for weight in model.parameters()),

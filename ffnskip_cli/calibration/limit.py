@@ -21,6 +21,7 @@ LIMIT_TOKENS = 4096  # of the calibration text that the cost is measured on
 NEARLY = 0.95  # of the limit: where looking for a larger ratio stops
 ROUNDS = 8
 _FIRST_GUESS = 0.1
+_STEEPEST = 4.0  # times what is aimed at: the most that a cost counts as
 
 
 def largest_within(
@@ -38,11 +39,16 @@ def largest_within(
         journal: remembers the measurements.
 
     Raises:
-        FfnskipError: every ratio tried costs more.
+        FfnskipError: every ratio tried costs more, or the region is too small to skip anything.
     """
-    tokens = record.sequences[: max(2, LIMIT_TOKENS // record.sequences.shape[1])]
+    tokens = record.first(LIMIT_TOKENS)
     most, aim = highest_ratio(record, profile.skip), limit * (1.0 + NEARLY) / 2
-    best: Verified | None = None
+    if most == 0.0:
+        raise FfnskipError(
+            f"Nothing can be skipped from layer {profile.skip.cold_s} to {profile.skip.cold_e - 1}, because every "
+            "token runs at least the FFN that triggers it: choose --cold-s and --cold-e further apart."
+        )
+    best = Verified(profile.skip.threshold, 0.0)
     below, bracket = (0.0, -aim), None  # skipping nothing costs nothing
     asked = min(_FIRST_GUESS, most)
     for _ in range(ROUNDS):
@@ -50,17 +56,18 @@ def largest_within(
         tried = behind_prompts(profile.with_threshold(threshold), record)
         (quality,) = measure_quality(model, [tried], tokens, track, what=f"looking for {goal}", journal=journal)
         cost = goal.cost(quality)
-        if cost <= limit and (best is None or quality.skip_ratio.mean > best.ratio):
+        if cost <= limit and quality.skip_ratio.mean > best.ratio:
             best = Verified(threshold, quality.skip_ratio.mean)
         if cost <= limit and (cost >= NEARLY * limit or asked == most):
             break
+        error = min(cost, _STEEPEST * aim) - aim  # a straight line to a cost far beyond would hardly leave zero
         if bracket is not None:
-            asked = bracket.next(asked, cost - aim)
+            asked = bracket.next(asked, error)
         elif cost > limit:
-            bracket = Bracket(below, (asked, cost - aim))
+            bracket = Bracket(below, (asked, error))
             asked = bracket.between
         else:
-            below, asked = (asked, cost - aim), min(2 * asked, most)
-    if best is None:
+            below, asked = (asked, error), min(2 * asked, most)
+    if best.ratio == 0.0:
         raise FfnskipError(f"No threshold was found that gives {goal} on the calibration text: allow more.")
     return best

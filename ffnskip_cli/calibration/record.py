@@ -41,6 +41,10 @@ class Record:
         """Tokens at the start of each sequence that were not recorded because they were the prompt."""
         return self.sequences.shape[1] - self.similarities.shape[1]
 
+    def first(self, tokens: int) -> Tensor:
+        """The sequences with the first `tokens` tokens, but at least two: of a permuted text, a sample of the whole."""
+        return self.sequences[: max(2, tokens // self.sequences.shape[1])]
+
     def chunks(self, warm_up: int) -> Iterator[Tensor]:
         """The similarities past the first `warm_up` recorded tokens, some ``[sequences, tokens, n_layers]`` a time."""
         return iter(self.similarities[:, warm_up:].split(_CHUNK))

@@ -32,7 +32,7 @@ NOISE = 2.0  # standard errors of a paired difference that count as nothing
 WINDOWS = (1, 2, 4)
 REFRESHES = (6,)  # what the authors' unpublished code does
 CORRECTIONS = 1  # of the threshold, where the running model does not do what was simulated
-_CLOSE = 0.005  # to the ratio: no correction needed
+_CLOSE = 0.05  # of the ratio: what needs no correction
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Scored:
         return float(difference.mean()), float(difference.std() / len(difference) ** 0.5)
 
     def beats(self, other: Scored) -> bool:
-        """Is this one better beyond noise?"""
+        """Is this one better beyond noise, and not just because it hardly skips in the running model?"""
         lead, error = self.lead_over(other)
-        return lead > NOISE * error
+        return lead > NOISE * error and self.ratio > other.ratio / 2
 
 
 class Scorer:
@@ -89,12 +89,15 @@ class Scorer:
         """How many tokens each candidate is scored on."""
         return self._tokens.numel()
 
+    def _is_close(self, scored: Scored) -> bool:
+        return abs(scored.ratio - self.ratio) <= _CLOSE * self.ratio
+
     def score(self, skips: Iterable[Skip]) -> list[Scored]:
         """Score those candidates that can reach the ratio at all."""
         possible = [skip for skip in skips if self.ratio <= highest_ratio(self._record, skip)]
         best = self._measure(possible, [self.ratio] * len(possible))
         for _ in range(CORRECTIONS):
-            off = [i for i, scored in enumerate(best) if abs(scored.ratio - self.ratio) > _CLOSE]
+            off = [i for i, scored in enumerate(best) if not self._is_close(scored)]
             asked = [self._corrected(best[i]) for i in off]
             for i, again in zip(off, self._measure([possible[i] for i in off], asked), strict=True):
                 best[i] = min(best[i], again, key=lambda scored: abs(scored.ratio - self.ratio))
@@ -133,7 +136,7 @@ class Scorer:
 
 def search_text(record: Record) -> Tensor:
     """The sequences that candidates are scored on: the first of the permuted text, at least two."""
-    return record.sequences[: max(2, SEARCH_TOKENS // record.sequences.shape[1])]
+    return record.first(SEARCH_TOKENS)
 
 
 def search(scorer: Scorer, start: Skip, settings: Settings) -> list[Scored]:
@@ -199,5 +202,5 @@ def _search_region(contest: _Contest, settings: Settings, n_layers: int) -> None
 
 
 def _settings(skip: Skip) -> tuple[object, ...]:
-    """What makes a candidate another one."""
-    return skip.cold_s, skip.cold_e, reach(skip), skip.refresh_every
+    """What makes a candidate another one: windows that skip all that is left behind a trigger are the same."""
+    return skip.cold_s, skip.cold_e, min(reach(skip), skip.cold_e - skip.cold_s - 1), skip.refresh_every

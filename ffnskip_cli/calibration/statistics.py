@@ -8,7 +8,6 @@ put together are the recording of one, bit for bit, and an interrupted one goes 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ffnskip.atomic import replacing
 from ffnskip.errors import FfnskipError
 from ffnskip.sections import CalibrationText, ModelInfo
 from ffnskip_cli.calibration.record import Record
@@ -119,15 +119,11 @@ class Statistics:
             "similarities": self.record.similarities[places],
             "documents": hashes.view(-1, _HASH_BYTES),
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, metadata={"ffnskip": json.dumps(self.identity.facts(), sort_keys=True)})
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                save_file(tensors, temporary, metadata={"ffnskip": json.dumps(self.identity.facts(), sort_keys=True)})
         except (OSError, SafetensorError) as error:
             raise FfnskipError(f"The statistics cannot be written to {path}: {error}.") from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def load_statistics(paths: Collection[Path]) -> Statistics:

@@ -86,11 +86,21 @@ def held_out_of(
     """The held-out text for a recording, as `calibration_and_held_out` builds it.
 
     `datasets` may be empty where none of the recorded texts is a local file: the recording has their names.
+
+    Raises:
+        FfnskipError: `datasets` are others than those recorded, or there is not even one sequence of held-out text.
     """
+    recorded = dataset_names(identity.text)
+    opened = [source.dataset for source, _ in _open_all(datasets, lambda: iter(()), offline)]
+    if opened and opened != recorded:
+        raise FfnskipError(
+            f"The recording is of {' + '.join(recorded)}, not of {' + '.join(opened)}: leave --dataset out, or name "
+            "what was recorded."
+        )
     return evaluation_text(
         loaded,
         eval_datasets or datasets or text_names(identity.text),
-        calibrated_on=dataset_names(identity.text),
+        calibrated_on=recorded,
         tokens=settings.eval_tokens,
         sequence_length=settings.sequence_length,
         seed=settings.seed,

@@ -26,6 +26,7 @@ from ffnskip_cli.track import Track
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+VERIFY_TOKENS = 16384  # of the permuted text: enough to know the ratio, however long the recording is
 PROMISED = 0.01  # how far from the target a verified ratio may be
 GOOD_ENOUGH = 0.003  # where correcting stops
 VERIFY_ROUNDS = 8
@@ -48,10 +49,11 @@ def behind_prompts(profile: Profile, record: Record) -> Profile:
 def measure_ratio(
     model: PreTrainedModel, profile: Profile, record: Record, track: Track, journal: Journal | None = None
 ) -> float:
-    """The skip_ratio of the running model on the record's sequences, in score mode behind their prompts."""
+    """The skip_ratio of the running model on the record's first sequences, in score mode behind their prompts."""
     profile, journal = behind_prompts(profile, record), journal or Journal()
     settings, total = profile.skip.model_dump(), SkipStats(profile.model.n_layers)
-    for sequence in track(record.sequences, "verifying", len(record.sequences)):
+    sequences = record.first(VERIFY_TOKENS)
+    for sequence in track(sequences, "verifying", len(sequences)):
         counts = journal.remember(["ratio", settings, sequence.tolist()], partial(_count, model, profile, sequence))
         total.add(SkipStats(**counts))
     return total.skip_ratio

@@ -1,8 +1,8 @@
 """Step 5: choose the warm-up by an ablation on text that the dense model wrote, as in the paper's Figure 5.
 
 How many generated tokens must run dense before skipping is safe? The dense model continues some prompts greedily; then
-each warm-up is scored along these very continuations, by its KL from the dense model over the same late tokens, which
-come after the longest warm-up. So a short warm-up is not charged for skipping in more tokens, which is what it is for,
+each warm-up is scored along these very continuations, by its KL from the dense model over their second half, which
+comes after the longest warm-up. So a short warm-up is not charged for skipping in more tokens, which is what it is for,
 but for what its early skips do to all that follows, through the KV cache.
 """
 
@@ -38,9 +38,10 @@ def lengths(sequence_length: int) -> tuple[int, int]:
 
 
 def possible_warm_ups(sequence_length: int) -> tuple[int, ...]:
-    """Those that leave half of a continuation to measure on."""
+    """Those that leave half of a continuation to measure on; none where there is only one, which is no choice."""
     _, generated = lengths(sequence_length)
-    return tuple(warm_up for warm_up in WARM_UPS if warm_up <= generated // 2)
+    possible = tuple(warm_up for warm_up in WARM_UPS if warm_up <= generated // 2)
+    return possible if len(possible) > 1 else ()
 
 
 def ablate(
@@ -56,10 +57,9 @@ def ablate(
         journal: remembers the measurements.
 
     Returns:
-        A trial for each, in ascending order; empty if there are fewer than two.
+        A trial for each, in ascending order.
     """
-    warm_ups = possible_warm_ups(record.sequences.shape[1])
-    if len(warm_ups) < 2:
+    if not (warm_ups := possible_warm_ups(record.sequences.shape[1])):
         return []
     prompt, generated = lengths(record.sequences.shape[1])
     prompts = record.sequences[:PROMPTS, :prompt].long()
@@ -70,7 +70,7 @@ def ablate(
         torch.cat([prompts, written], dim=1),
         track,
         what=f"comparing {len(warm_ups)} warm-ups",
-        first=prompt + warm_ups[-1],
+        first=prompt + generated // 2,
         journal=journal,
     )
     best = min(qualities, key=lambda quality: quality.kl.mean)
@@ -95,7 +95,8 @@ def smallest_good(trials: Sequence[WarmUpTrial]) -> int:
 
 
 def _error_of_difference(one: Quality, other: Quality) -> float:
-    difference = torch.tensor(one.kl_by_sequence) - torch.tensor(other.kl_by_sequence)
+    mine, yours = (torch.tensor(quality.kl_by_sequence, dtype=torch.float64) for quality in (one, other))
+    difference = mine - yours
     return float(difference.std() / len(difference) ** 0.5)
 
 

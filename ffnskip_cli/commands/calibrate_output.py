@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from ffnskip.profile import Profile
     from ffnskip_cli.calibration.calibrate import Calibrated
+    from ffnskip_cli.calibration.corpus import Corpus
+    from ffnskip_cli.calibration.forecast import Step
     from ffnskip_cli.calibration.settings import Goal
     from ffnskip_cli.report.tables import Column
 
@@ -51,6 +53,23 @@ def refuse_unwritable(path: Path, option: str) -> None:
         writable = False
     if not writable:
         raise FfnskipError(f"{path} cannot be written: name another {option}.")
+
+
+def announce(steps: Sequence[Step]) -> None:
+    """Say what is going to run."""
+    planned = [f"{step.name} ({step.passes or step.decode_steps})" for step in steps]
+    console.talk.print(f"Forward passes at most: {', '.join(planned)}.", markup=False)
+
+
+def warn_of_shortfall(which: str, text: Corpus) -> None:
+    """Say so if a text, or some of a mixture, had fewer whole sequences than were asked for."""
+    from ffnskip_cli.calibration.assemble import evaluation_text
+
+    if evaluation_text(text).fell_short:
+        names = " + ".join(part.dataset for part in text.parts) or text.dataset
+        console.warn(
+            f"{text.tokens_requested} tokens of {which} text were asked for, and {names} has only {text.tokens_used}."
+        )
 
 
 def write(finished: list[Calibrated], path_of: dict[Goal, Path], format: Format) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ffnskip_cli import console
 from ffnskip_cli.commands import options
 from ffnskip_cli.commands.calibrate_options import parse_shard
-from ffnskip_cli.commands.calibrate_output import Format, refuse_unwritable, write
+from ffnskip_cli.commands.calibrate_output import Format, announce, refuse_unwritable, warn_of_shortfall, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,18 +99,20 @@ class Run:
 
     def start(self, recorded: Statistics | None, share: Share, ranks: Ranks, format: Format) -> None:
         """Record, or take what was recorded, then solve and write, as far as this process is to go."""
-        from ffnskip_cli.calibration.collect import collect, source_of
+        from ffnskip_cli.calibration.collect import blocks_of, collect, source_of
+        from ffnskip_cli.calibration.forecast import steps
         from ffnskip_cli.calibration.statistics import refuse_difference
 
         source = source_of(self.loaded)
         if recorded is not None:
             refuse_difference(source, recorded.identity.source, "the model", str(self.files.stats_in[0]))
         identity, tokens, held_out = self._texts(source, recorded)
-        left = 0 if recorded is not None else len(tokens) // share.count
+        blocks = [] if recorded else blocks_of(share.of_rank(ranks), len(tokens), identity.text.on)
+        left = sum(map(len, blocks))
         if self.files.dry_run:
             self._forecast(tokens, left, len(held_out.tokens), format)
             return
-        self._announce(left, len(held_out.tokens))
+        announce(steps(self.settings, left, len(held_out.tokens)))
         with self.files.resumable():
             statistics = recorded or collect(self.loaded.model, identity, tokens, share, ranks, console.track)
             if share.is_part:
@@ -128,21 +130,15 @@ class Run:
                 text, held_out = calibration_and_held_out(
                     self.loaded, self.datasets, self.eval_datasets, self.settings, self.offline
                 )
-                _warn_of_shortfall("calibration", text)
+                warn_of_shortfall("calibration", text)
                 identity, tokens = identity_of(source, text, self.settings), text.tokens
             else:
                 identity, tokens = recorded.identity, recorded.record.sequences
                 held_out = held_out_of(
                     self.loaded, identity, self.datasets, self.eval_datasets, self.settings, self.offline
                 )
-        _warn_of_shortfall("evaluation", held_out)
+        warn_of_shortfall("evaluation", held_out)
         return identity, tokens, held_out
-
-    def _announce(self, left: int, held_out: int) -> None:
-        from ffnskip_cli.calibration.forecast import steps
-
-        planned = [f"{step.name} ({step.passes or step.decode_steps})" for step in steps(self.settings, left, held_out)]
-        console.talk.print(f"Forward passes at most: {', '.join(planned)}.", markup=False)
 
     def _forecast(self, tokens: Tensor, left: int, held_out: int, format: Format) -> None:
         from ffnskip_cli.calibration.forecast import memory_bytes, seconds, steps
@@ -186,13 +182,3 @@ class Run:
 
             plot_profile(profile, self.files.plot)
             console.talk.print(f"Wrote {self.files.plot}.", markup=False)
-
-
-def _warn_of_shortfall(which: str, text: Corpus) -> None:
-    from ffnskip_cli.calibration.assemble import evaluation_text
-
-    if evaluation_text(text).fell_short:
-        console.warn(
-            f"{text.tokens_requested} tokens of {which} text were asked for, and {text.dataset} has only "
-            f"{text.tokens_used}."
-        )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ffnskip.atomic import replacing
 from ffnskip.errors import FfnskipError
 from ffnskip_cli.report.page import page
 from ffnskip_cli.report.panels import TITLES, Drawing, drawings
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from ffnskip.profile import Profile
 
 # No date in the file, and ids that do not depend on chance: the same profile gives the same bytes.
-_METADATA: dict[str, dict[str, None]] = {
+METADATA: dict[str, dict[str, None]] = {
     ".png": {},
     ".svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
     ".pdf": {"CreationDate": None},
 }
-_STYLE = ["default", {"svg.hashsalt": "ffnskip", "svg.fonttype": "none"}]
+STYLE = ["default", {"svg.hashsalt": "ffnskip", "svg.fonttype": "none"}]
 
 _LAYOUT = {1: "A", 2: "AB", 3: "AA;BC", 4: "AB;CD"}
 _INCHES = {1: (8, 4.5), 2: (9.5, 4), 3: (9.5, 7.5), 4: (9.5, 7.5)}
@@ -48,13 +49,13 @@ def plot_profile(profile: Profile, path: str | os.PathLike[str], panels: Sequenc
         data = page(profile, _figure(profile, chosen, ".svg").decode()).encode()
     else:
         data = _figure(profile, chosen, kind)
-    _write(target, data)
+    write_picture(target, data)
 
 
 def plot_kind(target: Path) -> str:
     """The suffix of a file that can be drawn to; raises FfnskipError for any other."""
     kind = target.suffix.lower()
-    if kind != ".html" and kind not in _METADATA:
+    if kind != ".html" and kind not in METADATA:
         raise FfnskipError(f"cannot plot to {target}: name a file that ends with .png, .svg, .pdf or .html.")
     return kind
 
@@ -87,14 +88,14 @@ def _figure(profile: Profile, chosen: dict[str, Drawing], kind: str) -> bytes:
     except ImportError:
         raise FfnskipError("plotting needs matplotlib: pip install 'ffnskip[plot]'.") from None
     data = io.BytesIO()
-    with style.context(_STYLE):
+    with style.context(STYLE):
         figure = Figure(figsize=_INCHES[len(chosen)], layout="constrained")
         places = figure.subplot_mosaic(_LAYOUT[len(chosen)])
         for (letter, axes), (name, draw) in zip(places.items(), chosen.items(), strict=True):
             draw(axes)
             _legend(axes, f"({letter.lower()}) {TITLES[name]}" if len(chosen) > 1 else "")
         figure.suptitle(profile.model.id, parse_math=False)
-        figure.savefig(data, format=kind[1:], dpi=150, metadata=_METADATA[kind])
+        figure.savefig(data, format=kind[1:], dpi=150, metadata=METADATA[kind])
     return data.getvalue()
 
 
@@ -116,13 +117,10 @@ def _legend(axes: Any, title: str) -> None:
     )
 
 
-def _write(target: Path, data: bytes) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def write_picture(target: Path, data: bytes) -> None:
+    """Write the file; it is complete or untouched, never half written."""
     try:
-        try:
+        with replacing(target) as temporary:
             temporary.write_bytes(data)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise FfnskipError(f"cannot write {target} ({error.strerror}); name another file with --plot.") from None

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
 from ffnskip import strict_yaml
+from ffnskip.atomic import replacing
 from ffnskip.errors import FfnskipError, ProfileError
 from ffnskip.sections import (
     HEX_40,
@@ -162,13 +163,8 @@ def save_profile(profile: Profile, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     data = dump_profile(profile).encode()
     try:
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(target) as temporary:
             temporary.write_bytes(data)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise ProfileError(strict_yaml.sentence(str(target), "", f"cannot be written ({_reason(error)})")) from None
 

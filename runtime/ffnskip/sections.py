@@ -181,7 +181,7 @@ class WarmUpTrial(Section):
     warm_up: Count
     """Generated tokens that ran dense."""
     kl: float
-    """Mean KL divergence along the dense model's own continuation, over the same late tokens for every trial."""
+    """Mean KL divergence along the dense model's own continuations, over their second half."""
     standard_error: NotNegative
     """Of the difference between this kl and the lowest one, paired by sequence."""
     repetition: Ratio

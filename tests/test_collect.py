@@ -1,0 +1,144 @@
+"""Recording a text in shares, and after an interruption: always the same statistics, bit for bit."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pico import pico_model, pico_source, pico_tokens
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ffnskip import FfnskipError
+from ffnskip_cli.calibration import collect as module
+from ffnskip_cli.calibration.collect import Share, collect, identity_of
+from ffnskip_cli.calibration.corpus import Corpus
+from ffnskip_cli.calibration.ranks import Ranks
+from ffnskip_cli.calibration.settings import Goal, On, Settings
+from ffnskip_cli.calibration.statistics import Identity, Statistics, load_statistics
+from ffnskip_cli.track import silently
+
+LENGTHS: dict[On, int] = {"text": 12, "generated": 256}
+SEQUENCES: dict[On, int] = {"text": 9, "generated": 35}  # three blocks of at most 16
+ONE = Ranks()
+
+
+class Killed(BaseException):
+    """Unlike an Exception, nothing on the way may swallow it."""
+
+
+def setup(on: On = "text", seed: int = 0) -> tuple[PreTrainedModel, Identity, Tensor]:
+    model = pico_model(max_position_embeddings=256)
+    tokens = pico_tokens(LENGTHS[on], batch=SEQUENCES[on], seed=seed)
+    text = Corpus(tokens, f"{seed:064x}", tokens.numel(), frozenset(), "own", None, None, None)
+    settings = Settings((Goal("target_ratio", 0.1),), sequence_length=LENGTHS[on], warm_up=0, on=on)
+    return model, identity_of(pico_source(model), text, settings), tokens
+
+
+def record_whole(on: On = "text") -> Statistics:
+    return collect(*setup(on), Share(), ONE, silently)
+
+
+def assert_same(one: Statistics, other: Statistics) -> None:
+    assert one.identity == other.identity
+    assert torch.equal(one.done, other.done)
+    assert torch.equal(one.record.sequences, other.record.sequences)
+    assert torch.equal(one.record.similarities, other.record.similarities)
+
+
+@pytest.mark.parametrize("on", ["text", "generated"])
+def test_shares_put_together_are_what_one_machine_records(tmp_path: Path, on: On) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    parts = [collect(*setup(on), Share(i, 3, path), ONE, silently) for i, path in enumerate(paths)]
+    assert sum(len(part.done) - part.missing for part in parts) == SEQUENCES[on]
+    assert max(part.missing for part in parts) < SEQUENCES[on]
+    assert_same(load_statistics(paths), record_whole(on))
+
+
+def test_ranks_that_are_added_up_are_what_one_process_records(tmp_path: Path) -> None:
+    class Second(Ranks):
+        def add_up(self, tensor: Tensor) -> None:
+            sent.append(tensor.clone())
+
+    class First(Ranks):
+        def add_up(self, tensor: Tensor) -> None:
+            tensor += sent.pop(0)
+
+    sent: list[Tensor] = []
+    path = tmp_path / "whole"
+    collect(*setup(), Share(path=path), Second(1, 2), silently)
+    first = collect(*setup(), Share(path=path), First(0, 2), silently)
+    assert first.missing == 0
+    assert_same(first, record_whole())
+    assert_same(load_statistics([path]), record_whole())
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 8])
+def test_an_interrupted_recording_goes_on_where_it_stopped(tmp_path: Path, after: int) -> None:
+    def stopping(steps: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        for count, step in enumerate(steps):
+            if count == after:
+                raise Killed
+            yield step
+
+    def counting(steps: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        left.append(total)
+        return steps
+
+    left: list[int] = []
+    share = Share(path=tmp_path / "own", resume=True)
+    with pytest.raises(Killed):
+        collect(*setup(), share, ONE, stopping)
+    assert_same(collect(*setup(), share, ONE, counting), record_whole())
+    assert left == [SEQUENCES["text"] - after]
+
+
+def test_what_was_saved_survives_a_kill_that_leaves_no_time_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+
+    def save_unless_dead(statistics: Statistics, path: Path) -> None:
+        if len(saved) < 4:
+            saved.append(len(statistics.done) - statistics.missing)
+            save(statistics, path)
+        else:
+            raise Killed
+
+    save = Statistics.save
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(Statistics, "save", save_unless_dead)
+    share = Share(path=tmp_path / "own", resume=True)
+    with pytest.raises(Killed):
+        collect(*setup(), share, ONE, silently)
+    monkeypatch.undo()
+    assert saved == [1, 2, 3, 4]
+    assert load_statistics([tmp_path / "own"]).missing == SEQUENCES["text"] - 4
+    assert_same(collect(*setup(), share, ONE, silently), record_whole())
+
+
+def test_a_recording_of_another_text_is_not_continued(tmp_path: Path) -> None:
+    share = Share(path=tmp_path / "own", resume=True)
+    collect(*setup(), share, ONE, silently)
+    with pytest.raises(
+        FfnskipError, match=r"^\S+own does not fit what --resume was asked for: text\.text_sha256 is 0+ "
+    ):
+        collect(*setup(seed=1), share, ONE, silently)
+
+
+def test_without_resume_an_old_file_is_not_read(tmp_path: Path) -> None:
+    share = Share(path=tmp_path / "own")
+    collect(*setup(), share, ONE, silently)
+    model, identity, tokens = setup(seed=1)
+    collect(model, identity, tokens, share, ONE, silently)
+    assert load_statistics([tmp_path / "own"]).identity == identity
+
+
+def test_weights_that_were_trained_further_are_another_model() -> None:
+    model = pico_model()
+    before = module._fingerprint(model)
+    assert module._fingerprint(pico_model()) == before
+    with torch.no_grad():
+        model.model.layers[3].mlp.down_proj.weight += 1e-6
+    assert module._fingerprint(model) != before

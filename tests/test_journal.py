@@ -1,0 +1,71 @@
+"""What a journal remembers, and what it must not."""
+
+from pathlib import Path
+
+import pytest
+
+from ffnskip import FfnskipError
+from ffnskip_cli.journal import Journal
+
+
+def never() -> int:
+    raise AssertionError("was computed again")
+
+
+def test_a_value_is_computed_once_for_each_key() -> None:
+    journal = Journal()
+    assert journal.remember(["a", 1], lambda: 7) == 7
+    assert journal.remember(["a", 1], never) == 7
+    assert journal.remember(["a", 2], lambda: 8) == 8
+
+
+def test_what_was_finished_before_a_kill_is_there_after_it_to_the_last_bit(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "journal"
+    value = {"kl": 0.1 + 0.2, "counts": [1, 2**60], "tiny": 5e-324}
+    Journal(path, "subject").remember("key", lambda: value)
+    resumed = Journal(path, "subject", resume=True)
+    assert resumed.remember("key", never) == value
+    resumed.remember("more", lambda: 1)
+    assert Journal(path, "subject", resume=True).remember("more", never) == 1
+
+
+def test_a_line_that_a_kill_cut_short_is_computed_again(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal(path, "subject")
+    journal.remember("first", lambda: 1)
+    journal.remember("second", lambda: 22)
+    path.write_bytes(path.read_bytes()[:-3])
+    resumed = Journal(path, "subject", resume=True)
+    assert resumed.remember("first", never) == 1
+    assert resumed.remember("second", lambda: 23) == 23
+    assert Journal(path, "subject", resume=True).remember("second", never) == 23
+
+
+@pytest.mark.parametrize(("subject", "resume"), [("another", True), ("subject", False)])
+def test_another_run_begins_anew(tmp_path: Path, subject: str, resume: bool) -> None:
+    path = tmp_path / "journal"
+    Journal(path, "subject").remember("key", lambda: 1)
+    assert Journal(path, subject, resume=resume).remember("key", lambda: 2) == 2
+    assert Journal(path, subject, resume=True).remember("key", never) == 2
+
+
+@pytest.mark.parametrize("content", [b"\xff\x00 not a journal", b"[1]\n", b"5\n", b""])
+def test_a_file_that_is_no_journal_is_begun_anew(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(content)
+    assert Journal(path, "subject", resume=True).remember("key", lambda: 1) == 1
+
+
+def test_a_finished_run_leaves_no_journal(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", "subject")
+    journal.remember("key", lambda: 1)
+    journal.discard()
+    journal.discard()
+    Journal().discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FfnskipError, match=r"^[^\n]+ cannot be written: [^\n]+\.$"):
+        Journal(tmp_path / "file" / "journal", "subject")
