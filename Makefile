@@ -23,8 +23,9 @@ help:
 	touch $@
 
 demo: .venv/installed
-	@echo "== 1/4  Calibrate: one recording, three profiles =="
-	$(FFNSKIP) calibrate demo --dataset demo --target 0.05,0.10,0.15 --output $(DEMO)
+	@echo "== 1/4  Calibrate: one recording, three profiles; less text and fewer candidates than by default =="
+	$(FFNSKIP) calibrate demo --dataset demo --target 0.05,0.10,0.20 --output $(DEMO) \
+	    --tokens 8192 --eval-tokens 4096 --candidates 8 --warm-up 25
 	@echo "== 2/4  Inspect the middle one =="
 	$(FFNSKIP) inspect $(DEMO)/0.10.yaml --plot $(DEMO)/profile.html
 	@echo "== 3/4  Generate, next to the dense model =="
