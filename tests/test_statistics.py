@@ -167,6 +167,12 @@ def test_a_file_that_is_no_recording_is_one_sentence(tmp_path: Path, kind: str) 
         load_statistics([path])
 
 
+def test_others_may_read_a_recording_as_they_may_any_file(tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    (path,) = save_each(tmp_path, part([0], recording()))
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_a_recording_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FfnskipError, match=r"^The statistics cannot be written to [^\n]+\.$"):

@@ -8,6 +8,7 @@ put together are the recording of one, bit for bit, and an interrupted one goes 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,7 @@ class Statistics:
         try:
             with replacing(path) as temporary:
                 save_file(tensors, temporary, metadata={"ffnskip": json.dumps(self.identity.facts(), sort_keys=True)})
+                temporary.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
         except (OSError, SafetensorError) as error:
             raise FfnskipError(f"The statistics cannot be written to {path}: {error}.") from None
 
@@ -192,6 +194,12 @@ def _check_shapes(identity: Identity, places: Tensor, sequences: Tensor, similar
         raise ValueError("shapes")
     if n and not 0 <= int(places.min()) <= int(places.max()) < identity.sequences:
         raise ValueError("places")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
