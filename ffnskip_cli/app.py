@@ -20,7 +20,7 @@ from ffnskip_cli.memory import out_of_memory
 USER_MISTAKE = 2
 _MORE_ROOM = ["--dtype bfloat16", "--device-map auto"]
 _MEMORY_SAVERS = {  # what helps each command that runs a model when memory runs out
-    "calibrate": ["a smaller --sequence-length", *_MORE_ROOM],
+    "calibrate": ["a smaller --sequence-length", "fewer --tokens", *_MORE_ROOM],
     "apply": _MORE_ROOM,
     "generate": ["a shorter prompt", "a smaller --max-new-tokens", *_MORE_ROOM],
     "compare-text": ["a smaller --sequence-length", *_MORE_ROOM],

@@ -1,4 +1,9 @@
-"""The quality budget of a usable profile. Beyond it the text that the model writes changes for the worse, visibly."""
+"""Where the line is drawn: what a usable profile may cost, and what counts as a difference."""
 
+# The quality budget. Beyond it the text that the model writes changes for the worse, visibly.
 MAX_KL = 0.25  # nats per token
 MIN_TOP1_AGREEMENT = 0.80
+
+# Standard errors of a paired difference within which two measurements are taken to be the same.
+NOISE = 2.0
+SEARCH_NOISE = 3.0  # of a dozen candidates some are lucky, and few sequences make the errors themselves uncertain

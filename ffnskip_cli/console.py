@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
@@ -79,9 +80,13 @@ def _track_with_bar(steps: Iterable[T], description: str, total: int) -> Iterato
 
 def _track_with_lines(steps: Iterable[T], description: str, total: int) -> Iterator[T]:
     def show(done: int) -> float:
-        talk.print(f"{description}: {done}/{total}", markup=False)
-        return time.monotonic()
+        now = time.monotonic()
+        left = (now - started_at) / done * (total - done) if done else 0.0
+        time_left = f", {timedelta(seconds=round(left))} left" if left >= 1 else ""
+        talk.print(f"{description}: {done}/{total}{time_left}", markup=False)
+        return now
 
+    started_at = time.monotonic()
     shown_at = show(0)
     for done, step in enumerate(steps, start=1):
         yield step

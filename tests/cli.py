@@ -6,7 +6,7 @@ from typer.testing import CliRunner, Result
 
 from ffnskip_cli.app import app
 
-PROGRESS = re.compile(r".* …|.*: \d+/\d+|Forward passes at most: .*")
+PROGRESS = re.compile(r".* …|.*: \d+/\d+(, .* left)?|Forward passes at most: .*")
 
 
 def run(*arguments: object, stdin: str | bytes | None = None) -> Result:

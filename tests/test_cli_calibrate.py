@@ -159,7 +159,7 @@ def test_a_profile_over_budget_is_written_with_a_warning(calibrate: tuple[object
         ("abc", "--target abc is not a ratio such as 0.10"),
         ("0.1,", "--target 0.1, is not a ratio such as 0.10"),
         ("0.1,0.10", "names a ratio twice"),
-        ("0.4", "layers 2 to 5 allow at most 0.375"),
+        ("0.9", "layers 0 to 7 allow at most 0.875"),
     ],
 )
 def test_targets_that_are_none(calibrate: tuple[object, ...], tmp_path: Path, target: str, words: str) -> None:

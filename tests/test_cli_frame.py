@@ -124,7 +124,7 @@ def test_a_mistake_of_the_user_is_its_sentence_and_exit_code_2() -> None:
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [
-        (["calibrate", "m", "--target", "0.1", "--dataset", "demo"], "a smaller --sequence-length"),
+        (["calibrate", "m", "--target", "0.1", "--dataset", "demo"], "a smaller --sequence-length, fewer --tokens"),
         (["compare-text", "m", "--dataset", "demo", "--dataset", "self"], "a smaller --sequence-length"),
         (["apply", "m", "p.yaml"], ""),
         (["generate", "m", "Hello"], "a shorter prompt, a smaller --max-new-tokens"),
@@ -215,7 +215,11 @@ def test_progress_in_a_log_is_a_line_every_ten_seconds(
     out, err = capsys.readouterr()
     assert seen == list("abcdef")
     assert out == ""
-    assert err.splitlines() == [f"measuring [quality]: {done}/6" for done in (0, 3, 6)]
+    assert err.splitlines() == [
+        "measuring [quality]: 0/6",
+        "measuring [quality]: 3/6, 0:00:12 left",
+        "measuring [quality]: 6/6",
+    ]
 
 
 def test_progress_on_a_terminal_is_a_bar_and_stdout_stays_stdout(

@@ -23,7 +23,6 @@ def calibrate(plateau_folder: Path, text_file: Path) -> tuple[object, ...]:
     [
         (("--max-kl", "0.01"), "kl-0.01.yaml", "max_kl", 0.01),
         (("--max-perplexity-increase", "2%"), "perplexity-2pct.yaml", "max_perplexity_increase", 0.02),
-        (("--max-perplexity-increase", "0.02"), "perplexity-2pct.yaml", "max_perplexity_increase", 0.02),
     ],
 )
 def test_a_limit_on_quality_holds_on_unseen_text(
@@ -48,6 +47,7 @@ def test_a_limit_on_quality_holds_on_unseen_text(
         (("--max-kl", "inf"), "The limit inf is not a number above 0"),
         (("--max-kl", "2%"), "--max-kl 2% is not a limit such as 0.05: leave the % out"),
         (("--max-perplexity-increase", "two"), "is not a limit such as 2%, or several with commas between"),
+        (("--max-perplexity-increase", "0.02"), "lacks its unit: write 2% for two per cent"),
         (("--target", "10%"), "--target 10% is not a ratio such as 0.10: leave the % out"),
         (("--max-kl", "0.1,0.1"), "names a limit twice"),
         (("--target", "0.1", "--window", "0"), "--window must be a whole number from 1 on, none or auto, not 0"),
@@ -55,6 +55,7 @@ def test_a_limit_on_quality_holds_on_unseen_text(
         (("--target", "0.1", "--refresh-every", "1"), "--refresh-every must be a whole number from 2 on"),
         (("--target", "0.1,0.2", "--plot", "a.png"), "--plot draws one profile"),
         (("--target", "0.1", "--plot", "a.jpg"), "cannot plot to a.jpg"),
+        (("--target", "0.1234561,0.1234562"), "0.123456.yaml would be written over"),
         (("--target", "0.1", "--dataset", "demo=x"), "the weight 'x' of demo is not a number above 0"),
     ],
 )

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ffnskip import FfnskipError
 from ffnskip_cli.calibration import collect as module
-from ffnskip_cli.calibration.collect import Share, collect, identity_of
+from ffnskip_cli.calibration.collect import Share, collect, identity_of, kept_files
 from ffnskip_cli.calibration.corpus import Corpus
 from ffnskip_cli.calibration.ranks import Ranks
 from ffnskip_cli.calibration.settings import Goal, On, Settings
@@ -22,6 +22,35 @@ from ffnskip_cli.track import silently
 LENGTHS: dict[On, int] = {"text": 12, "generated": 256}
 SEQUENCES: dict[On, int] = {"text": 9, "generated": 35}  # three blocks of at most 16
 ONE = Ranks()
+
+
+class Second(Ranks):
+    """Rank 1 of 2, which sends what it has recorded."""
+
+    def __init__(self, sent: list[Tensor], other: Any = None) -> None:
+        super().__init__(1, 2)
+        object.__setattr__(self, "sent", sent)
+        object.__setattr__(self, "other", other)
+
+    def gather(self, facts: Any) -> list[Any]:
+        return [facts, self.other or facts]
+
+    def add_up(self, tensor: Tensor) -> None:
+        self.sent.append(tensor.clone())
+
+    def wait(self) -> None:
+        pass
+
+
+class First(Second):
+    """Rank 0 of 2, which receives it."""
+
+    def __init__(self, sent: list[Tensor], other: Any = None) -> None:
+        super().__init__(sent, other)
+        object.__setattr__(self, "rank", 0)
+
+    def add_up(self, tensor: Tensor) -> None:
+        tensor += self.sent.pop(0)
 
 
 class Killed(BaseException):
@@ -57,21 +86,52 @@ def test_shares_put_together_are_what_one_machine_records(tmp_path: Path, on: On
 
 
 def test_ranks_that_are_added_up_are_what_one_process_records(tmp_path: Path) -> None:
-    class Second(Ranks):
-        def add_up(self, tensor: Tensor) -> None:
-            sent.append(tensor.clone())
-
-    class First(Ranks):
-        def add_up(self, tensor: Tensor) -> None:
-            tensor += sent.pop(0)
-
     sent: list[Tensor] = []
     path = tmp_path / "whole"
-    collect(*setup(), Share(path=path), Second(1, 2), silently)
-    first = collect(*setup(), Share(path=path), First(0, 2), silently)
+    collect(*setup(), Share(path=path), Second(sent), silently)
+    first = collect(*setup(), Share(path=path), First(sent), silently)
     assert first.missing == 0
     assert_same(first, record_whole())
     assert_same(load_statistics([path]), record_whole())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_ranks_share_a_shard_between_them() -> None:
+    places = [
+        int(place)
+        for index in range(2)
+        for rank in range(3)
+        for block in Share(index, 2).blocks(Ranks(rank, 3), 20, "text")
+        for place in block
+    ]
+    assert sorted(places) == list(range(20))
+    whole_shard = [int(place) for block in Share(1, 2).blocks(ONE, 20, "text") for place in block]
+    assert sorted(places[10:]) == whole_shard
+
+
+def test_what_killed_ranks_have_left_is_taken_over_by_any_number_of_them(tmp_path: Path) -> None:
+    def first_half(steps: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        yield from list(steps)[: total // 2]
+        raise Killed
+
+    def counting(steps: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        left.append(total)
+        return steps
+
+    left: list[int] = []
+    share = Share(path=tmp_path / "whole", resume=True)
+    for killed in (First([]), Second([])):
+        with pytest.raises(Killed):
+            collect(*setup(), share, killed, first_half)
+    assert [path.name for path in kept_files(tmp_path / "whole")] == ["whole.1-of-2", "whole.2-of-2"]
+    assert_same(collect(*setup(), share, ONE, counting), record_whole())
+    assert left == [SEQUENCES["text"] - 2 - 2]
+
+
+def test_ranks_that_record_different_texts_are_refused() -> None:
+    other = setup(seed=1)[1].facts()
+    with pytest.raises(FfnskipError, match=r"^rank 1 does not fit rank 0: text\.text_sha256 is 0+1 and not 0+\.$"):
+        collect(*setup(), Share(), First([], other), silently)
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 8])

@@ -67,7 +67,7 @@ def test_packing_by_hand(byte_tokenizer: PreTrainedTokenizerFast) -> None:
     expected: list[int] = []
     for document in documents:
         expected += [*byte_tokenizer(document)["input_ids"], EOS]
-    assert packed.tokens.tolist() == [expected[start : start + 5] for start in (0, 5, 10, 15)]
+    assert sorted(packed.tokens.tolist()) == sorted(expected[start : start + 5] for start in (0, 5, 10, 15))
     assert packed.tokens.dtype == torch.long
 
 
@@ -333,3 +333,12 @@ def test_tokens_are_read_only_as_far_as_a_share_needs(byte_tokenizer: PreTrained
     source = TextSource(dataset="self", documents=endless, shuffled=True)
     mix(byte_tokenizer, Ingredient(source, "all"), letters("b", weight=3.0), tokens=1600)
     assert len(read) == 4
+
+
+def test_the_first_sequences_are_a_sample_of_all_documents(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = [letter * 399 for letter in "abcdefgh"]  # each makes ten sequences that are all but equal
+    size = {"tokens": 3200, "sequence_length": 40}
+    packed = build(source_of(documents, shuffled=True), byte_tokenizer, **size).tokens
+    first = {int(sequence.mode().values) for sequence in packed[:16]}
+    assert len(first) > 4
+    assert torch.equal(packed, build(source_of(documents, shuffled=True), byte_tokenizer, **size).tokens)

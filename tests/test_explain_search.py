@@ -60,7 +60,7 @@ def test_the_papers_own_rule_is_not_compared_with_itself() -> None:
     assert only("rules tried", search=search).endswith(", no window in layers 1 to 4 cost least: KL 1.401.")
 
 
-@pytest.mark.parametrize(("error", "noise"), [(0.01, ""), (0.02, ", which is within noise (two standard errors)")])
+@pytest.mark.parametrize(("error", "noise"), [(0.01, ""), (0.02, ", which is within noise (three standard errors)")])
 def test_a_chosen_rule_that_did_not_cost_least_is_not_said_to(error: float, noise: str) -> None:
     search = searched({**CLOSE, "standard_error": 0.0}, PAPER, {**WINDOW_1, "standard_error": error})
     assert only("Of 3 rules", cold_s=2, window=2, refresh_every=6, search=search) == (
@@ -73,10 +73,10 @@ def test_a_chosen_rule_that_did_not_cost_least_is_not_said_to(error: float, nois
     ("errors", "start"),
     [((0.01, 0.1), "None of the others is"), ((0.02, 0.1), "One other is"), ((0.02, 0.6), "2 others are")],
 )
-def test_rivals_are_those_within_two_standard_errors(errors: tuple[float, float], start: str) -> None:
+def test_rivals_are_those_within_three_standard_errors(errors: tuple[float, float], start: str) -> None:
     rivals = [{**rule, "standard_error": error} for rule, error in zip((CLOSE, PAPER), errors, strict=True)]
     sentence = only("within noise", window=1, search=searched(WINDOW_1, *rivals))
-    assert sentence == f"{start} within noise of it (two standard errors of the difference)."
+    assert sentence == f"{start} within noise of it (three standard errors of the difference)."
 
 
 @pytest.mark.parametrize("search", [searched(WINDOW_1), searched(PAPER, CLOSE), searched()])

@@ -49,6 +49,16 @@ def test_another_run_begins_anew(tmp_path: Path, subject: str, resume: bool) -> 
     assert Journal(path, subject, resume=True).remember("key", never) == 2
 
 
+def test_two_runs_that_write_to_one_journal_do_not_take_each_others_figures(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    one = Journal(path, "one")
+    other = Journal(path, "other")
+    one.remember("key", lambda: 1)
+    other.remember("key", lambda: 2)
+    assert Journal(path, "other", resume=True).remember("key", never) == 2
+    assert Journal(path, "one", resume=True).remember("key", never) == 1
+
+
 @pytest.mark.parametrize("content", [b"\xff\x00 not a journal", b"[1]\n", b"5\n", b""])
 def test_a_file_that_is_no_journal_is_begun_anew(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "journal"
@@ -67,5 +77,7 @@ def test_a_finished_run_leaves_no_journal(tmp_path: Path) -> None:
 
 def test_a_journal_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(FfnskipError, match=r"^[^\n]+ cannot be written: [^\n]+\.$"):
+    with pytest.raises(FfnskipError, match=r"^[^\n]+ cannot be used: [^\n]+\.$"):
         Journal(tmp_path / "file" / "journal", "subject")
+    with pytest.raises(FfnskipError, match=r"^[^\n]+ cannot be used: [^\n]+\.$"):
+        Journal(tmp_path, "subject", resume=True)

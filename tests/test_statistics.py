@@ -37,7 +37,7 @@ def identity(**changes: Any) -> Identity:
     source = Source(make_profile().model, "cd" * 32, "ef" * 32, "float32")
     text |= {name: value for name, value in changes.items() if name in text}
     source = replace(source, **{name: value for name, value in changes.items() if hasattr(source, name)})
-    return Identity(source, CalibrationText.model_validate(text), DOCUMENTS)
+    return Identity(source, CalibrationText.model_validate(text), DOCUMENTS, changes.get("tokens_sha256", "aa" * 32))
 
 
 def recording() -> Record:
@@ -110,6 +110,7 @@ def test_a_sequence_that_two_files_hold_is_refused(tmp_path: Path) -> None:
         ({"dtype": "bfloat16"}, "dtype is bfloat16 and not float32"),
         ({"text_sha256": "00" * 32}, "text.text_sha256 is 0000"),
         ({"seed": 1}, "text.seed is 1 and not 0"),
+        ({"tokens_sha256": "00" * 32}, "tokens_sha256 is 0000"),
     ],
 )
 def test_recordings_of_different_things_are_kept_apart(tmp_path: Path, change: dict[str, Any], fact: str) -> None:
@@ -121,9 +122,10 @@ def test_recordings_of_different_things_are_kept_apart(tmp_path: Path, change: d
 
 
 def test_a_recording_of_another_model_is_told_from_the_model_alone() -> None:
-    refuse_difference(identity().source, identity(seed=5).source, "the model", "the file")
+    refuse_difference(identity().source.facts(), identity(seed=5).source.facts(), "the model", "the file")
+    other = identity(weights_sha256="00" * 32).source.facts()
     with pytest.raises(FfnskipError, match=r"^the file does not fit the model: weights_sha256 is 0000"):
-        refuse_difference(identity().source, identity(weights_sha256="00" * 32).source, "the model", "the file")
+        refuse_difference(identity().source.facts(), other, "the model", "the file")
 
 
 def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Step 6: assemble the profile from what was found and measured."""
+"""Assemble the profile from what was found and measured."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def similarity_curve(record: Record, warm_up: int) -> SimilarityCurve:
     mean: list[float] = []
     low: list[float] = []
     high: list[float] = []
-    for layer in record.layers(warm_up):  # one at a time: torch.quantile takes 2**24 numbers at most
-        wide = layer.double()
-        mean.append(_tidy(float(wide.mean())))
+    for layer in record.layers(warm_up):
+        mean.append(_tidy(float(layer.double().mean())))
         for values, share in zip((low, high), _PERCENTILES, strict=True):
-            values.append(_tidy(float(wide.quantile(share))))
+            rank = 1 + round(share * (len(layer) - 1))  # torch.quantile takes 2**24 numbers at most
+            values.append(_tidy(float(layer.kthvalue(rank).values)))
     return SimilarityCurve(mean=tuple(mean), low=tuple(low), high=tuple(high))
 
 

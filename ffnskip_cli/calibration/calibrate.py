@@ -119,8 +119,8 @@ class _Solver:
                 refused.append(str(error))
         if found:
             self._measure({*self._grid(found.values()), *(solution.threshold for solution in found.values())})
-        ascending = sorted(self._measured, reverse=True)
-        curve = tuple(assemble.curve_point(threshold, self._measured[threshold]) for threshold in ascending)
+        by_ratio = sorted(self._measured, reverse=True)  # a lower threshold skips more
+        curve = tuple(assemble.curve_point(threshold, self._measured[threshold]) for threshold in by_ratio)
         described = self._draft.model_copy(update={"curve": curve})
         finished = [
             Calibrated(goal, self._finish(described, goal, solution.threshold), solution.ratio)

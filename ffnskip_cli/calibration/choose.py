@@ -1,4 +1,4 @@
-"""Step 3: choose the rule's settings that nobody pinned, and keep the evidence for the profile."""
+"""Choose the rule's settings that nobody pinned, and keep the evidence for the profile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ffnskip_cli.calibration.record import Record
 from ffnskip_cli.calibration.regions import Region, find_region
 from ffnskip_cli.calibration.search import Scored, Scorer, search
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Settings
-from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
+from ffnskip_cli.calibration.solve import highest_ratio, refuse_beyond
 from ffnskip_cli.calibration.statistics import Statistics
 from ffnskip_cli.calibration.warm_up import ablate, possible_warm_ups, smallest_good
 from ffnskip_cli.journal import Journal
@@ -40,9 +40,6 @@ def choose_rule(
     draft = assemble.draft(statistics.identity.source.model, _start(record, settings))
     searching = settings.searches
     ablating = settings.warm_up == "auto" and len(possible_warm_ups(record.sequences.shape[1])) > 0
-    for goal in settings.goals:
-        if goal.kind == "target_ratio":
-            solve_threshold(record, draft.skip, goal.value)  # refuses what is out of reach before the long part
     if not (searching or ablating):
         return draft
     ratio = _largest_ratio(model, draft, record, settings, track, journal)
@@ -58,11 +55,14 @@ def choose_rule(
 
 
 def _start(record: Record, settings: Settings) -> Skip:
-    """What is pinned, and where nothing is, the paper's rule in the region that the curve proposes."""
+    """What is pinned, and where nothing is, the paper's rule in the region that the curve proposes.
+
+    Where that is too small for the targets, its free ends are moved outwards.
+    """
     usual = min(DEFAULT_WARM_UP, record.similarities.shape[1] // 4)
     warm_up = usual if settings.warm_up == "auto" else settings.warm_up
     region = _region(record, warm_up, settings)
-    return Skip(
+    skip = Skip(
         rule="cosine",
         cold_s=region.cold_s,
         cold_e=region.cold_e,
@@ -71,6 +71,16 @@ def _start(record: Record, settings: Settings) -> Skip:
         window=None if settings.window == "auto" else settings.window,
         refresh_every=None if settings.refresh_every == "auto" else settings.refresh_every,
     )
+    target = max((goal.value for goal in settings.goals if goal.kind == "target_ratio"), default=0.0)
+    while target > highest_ratio(record, skip):
+        wider = {
+            "cold_s": max(0, skip.cold_s - 1) if settings.cold_s is None else skip.cold_s,
+            "cold_e": min(record.similarities.shape[2], skip.cold_e + 1) if settings.cold_e is None else skip.cold_e,
+        }
+        if wider == skip.model_dump(include={"cold_s", "cold_e"}):
+            break  # whoever solves for that target will say that it is out of reach
+        skip = skip.model_copy(update=wider)
+    return skip
 
 
 def _region(record: Record, warm_up: int, settings: Settings) -> Region:
@@ -78,8 +88,10 @@ def _region(record: Record, warm_up: int, settings: Settings) -> Region:
     cold_s, cold_e, n_layers = settings.cold_s, settings.cold_e, record.similarities.shape[2]
     if cold_s is None or cold_e is None:
         found = find_region(torch.stack([layer.double().mean() for layer in record.layers(warm_up)]))
-        cold_s = found.cold_s if cold_s is None else cold_s
-        cold_e = found.cold_e if cold_e is None else cold_e
+        if cold_s is None:
+            cold_s = found.cold_s if cold_e is None or found.cold_s < cold_e else 0
+        if cold_e is None:
+            cold_e = found.cold_e if cold_s < found.cold_e else n_layers
     if not 0 <= cold_s < cold_e <= n_layers:
         raise FfnskipError(
             f"The skip region [{cold_s}, {cold_e}) is not one: --cold-s must be less than --cold-e, and both lie "
@@ -91,12 +103,11 @@ def _region(record: Record, warm_up: int, settings: Settings) -> Region:
 def _largest_ratio(
     model: PreTrainedModel, draft: Profile, record: Record, settings: Settings, track: Track, journal: Journal
 ) -> float:
-    """Of the goals; that of a limit is what the draft itself reaches within it, and larger limits reach further."""
-    largest = {goal.kind: goal for goal in sorted(settings.goals, key=lambda goal: goal.value)}.values()
-    ratio = max(
-        goal.value
-        if goal.kind == "target_ratio"
-        else largest_within(model, draft, record, goal, goal.value, track, journal).ratio
-        for goal in largest
-    )
-    return min(ratio, highest_ratio(record, draft.skip))  # a mean over sequences may be rounded up beyond it
+    """Of the goals that can be reached; a limit's is what the draft itself reaches within the largest one."""
+    most = highest_ratio(record, draft.skip)
+    largest = max(settings.goals, key=lambda goal: goal.value)
+    if largest.kind == "target_ratio":
+        possible = [goal.value for goal in settings.goals if goal.value <= most]
+        return max(possible) if possible else refuse_beyond(record, draft.skip, largest.value)
+    ratio = largest_within(model, draft, record, largest, largest.value, track, journal).ratio
+    return min(ratio, most)  # a mean over sequences may be rounded up beyond it

@@ -14,12 +14,12 @@ from ffnskip.apply import self_check
 from ffnskip.errors import FfnskipError
 from ffnskip.profile import Profile
 from ffnskip_cli.benchmark.quality import Estimate, Quality, check_size, measure_quality
+from ffnskip_cli.budget import NOISE
 from ffnskip_cli.calibration.choose import choose_rule
 from ffnskip_cli.calibration.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.corpus import Corpus, build_corpus
 from ffnskip_cli.calibration.forecast import Step, steps
 from ffnskip_cli.calibration.ranks import Ranks
-from ffnskip_cli.calibration.search import NOISE
 from ffnskip_cli.calibration.self_text import sample_documents
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.calibration.statistics import Source
@@ -185,7 +185,7 @@ def compare(
         check_size(text.held_out.tokens, 0 if settings.warm_up == "auto" else settings.warm_up)
     found = [_calibrate(model, source, text, settings, track) for text in texts]
     profiles = [profile for profile, _ in found]
-    # The same positions count for all, or else their figures could not be compared.
+    # The same predictions count for all, or else their KL could not be compared.
     first = max(profile.skip.warm_up for profile in profiles)
     columns = [
         measure_quality(model, profiles, text.held_out.tokens, track, what=f"measuring on {text.name}", first=first)

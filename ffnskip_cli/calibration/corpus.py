@@ -135,8 +135,10 @@ def build_corpus(
             f"{sequence_length}: name a longer text or ask for shorter sequences"
         )
     rows = torch.frombuffer(ids, dtype=torch.int32, count=n_sequences * text_length).view(n_sequences, text_length)
+    # In random order, as neighbours are often of one document: so that the first sequences are a sample of all.
+    order = torch.randperm(n_sequences, generator=torch.Generator().manual_seed(seed))
     return Corpus(
-        tokens=torch.cat([torch.tensor(prefix, dtype=torch.long).expand(n_sequences, -1), rows], dim=1),
+        tokens=torch.cat([torch.tensor(prefix, dtype=torch.long).expand(n_sequences, -1), rows[order]], dim=1),
         text_sha256=hashlib.sha256(b"".join(hashes)).hexdigest(),
         tokens_requested=tokens,
         document_hashes=frozenset(hashes),
@@ -203,6 +205,11 @@ def _mixed(source: TextSource, seed: int) -> Iterator[str]:
     while window := list(_window(documents)):
         generator.shuffle(window)
         yield from window
+
+
+def first_hashes(source: TextSource) -> set[bytes]:
+    """SHA-256 of the documents in the first window of a text: of these a calibration has used some."""
+    return {hashlib.sha256(document.encode()).digest() for document in _window(source.documents())}
 
 
 def _window(documents: Iterator[str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from ffnskip.layers import input_device
 from ffnskip_cli.benchmark.quality import ROWS as QUALITY_ROWS
 from ffnskip_cli.calibration.calibrate import CURVE_POINTS, TIGHTENINGS
 from ffnskip_cli.calibration.limit import LIMIT_TOKENS, ROUNDS
-from ffnskip_cli.calibration.record import BLOCK
+from ffnskip_cli.calibration.record import BLOCK, sample_size
 from ffnskip_cli.calibration.search import CORRECTIONS, SEARCH_TOKENS
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, Settings
 from ffnskip_cli.calibration.verify import VERIFY_ROUNDS, VERIFY_TOKENS
@@ -52,7 +52,7 @@ def steps(settings: Settings, recorded: int, held_out: int) -> list[Step]:
     sequences = settings.tokens // length
     limits = [goal for goal in settings.goals if goal.kind != "target_ratio"]
     checked, scored, looked_at = (
-        min(sequences, max(2, tokens // length)) for tokens in (VERIFY_TOKENS, SEARCH_TOKENS, LIMIT_TOKENS)
+        min(sequences, sample_size(tokens, length)) for tokens in (VERIFY_TOKENS, SEARCH_TOKENS, LIMIT_TOKENS)
     )
     looking = 2 * ROUNDS * looked_at
     warm_ups = possible_warm_ups(length) if settings.warm_up == "auto" else ()
@@ -83,7 +83,7 @@ def _recording(settings: Settings, sequences: int) -> Step:
 def seconds(model: PreTrainedModel, tokens: Tensor, planned: list[Step]) -> list[float]:
     """How long each step will take at most, from a few passes over ``tokens [sequences, length]`` timed now."""
     sequence = tokens[:1].long().to(input_device(model))
-    of_pass = _median_time(lambda: model(sequence, use_cache=False).logits[0, -1, 0].item())  # waits for the device
+    of_pass = _median_time(lambda: model(sequence, use_cache=False).logits.float().log_softmax(-1)[0, -1, 0].item())
     of_decode_step = 0.0
     if any(step.decode_steps for step in planned):
         prompts = tokens[: BLOCK["generated"], : tokens.shape[1] // 2].long().to(input_device(model))
@@ -103,7 +103,7 @@ def memory_bytes(model: PreTrainedModel, settings: Settings) -> dict[str, int]:
     )
     return {
         "weights": sum(weight.numel() * weight.element_size() for weight in model.parameters()),
-        "recording": settings.tokens // length * (recorded + 4 * length),
+        "recording": 2 * (settings.tokens // length) * (recorded + 4 * length),  # and a copy while it is saved
         "logits": logits,
     }
 

@@ -1,4 +1,4 @@
-"""Step 6, for a limit on quality: the largest ratio whose measured cost stays within it, on the calibration text."""
+"""For a limit on quality, find the largest ratio whose measured cost stays within it, on the calibration text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def largest_within(
     Raises:
         FfnskipError: every ratio tried costs more, or the region is too small to skip anything.
     """
-    tokens = record.first(LIMIT_TOKENS)
+    tokens = record.first(LIMIT_TOKENS).sequences
     most, aim = highest_ratio(record, profile.skip), limit * (1.0 + NEARLY) / 2
     if most == 0.0:
         raise FfnskipError(

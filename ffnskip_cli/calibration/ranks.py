@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 _PATIENCE = timedelta(days=7)  # the others wait for the slowest rank, however slow it is
 
@@ -28,6 +31,19 @@ class Ranks:
         """Replace the tensor of rank 0 by the sum over all ranks, in place; those of the others are undefined."""
         if self.size > 1:
             dist.reduce(tensor, dst=0)
+
+    def gather(self, facts: T) -> list[T]:
+        """The facts of every rank, on every rank."""
+        if self.size == 1:
+            return [facts]
+        everybody: list[T] = [facts] * self.size
+        dist.all_gather_object(everybody, facts)
+        return everybody
+
+    def wait(self) -> None:
+        """Go on when all ranks have come here."""
+        if self.size > 1:
+            dist.barrier()
 
 
 @contextmanager

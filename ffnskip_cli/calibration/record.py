@@ -1,4 +1,4 @@
-"""Step 2: record the similarity of every layer for every token of the dense model."""
+"""Record the similarity of every layer for every token of the dense model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 # these groups are the same on every machine and never split.
 BLOCK: dict[On, int] = {"text": 1, "generated": 16}
 
-_CHUNK = 64  # sequences that are looked at together, so that no copy of a long recording is ever made
+_CHUNK = 64  # sequences that are looked at together, so that looking at a long recording makes no copy of it
+_SAMPLE = 8  # sequences at least, as errors are taken over sequences
+
+
+def sample_size(tokens: int, sequence_length: int) -> int:
+    """How many sequences a sample of about `tokens` tokens has."""
+    return max(_SAMPLE, tokens // sequence_length)
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,10 @@ class Record:
         """Tokens at the start of each sequence that were not recorded because they were the prompt."""
         return self.sequences.shape[1] - self.similarities.shape[1]
 
-    def first(self, tokens: int) -> Tensor:
-        """The sequences with the first `tokens` tokens, but at least two: of a permuted text, a sample of the whole."""
-        return self.sequences[: max(2, tokens // self.sequences.shape[1])]
+    def first(self, tokens: int) -> Record:
+        """The part with about the first `tokens` tokens: of a permuted text, a sample of the whole."""
+        size = sample_size(tokens, self.sequences.shape[1])
+        return Record(self.sequences[:size], self.similarities[:size])
 
     def chunks(self, warm_up: int) -> Iterator[Tensor]:
         """The similarities past the first `warm_up` recorded tokens, some ``[sequences, tokens, n_layers]`` a time."""

@@ -1,4 +1,4 @@
-"""Step 3: find the cold regions, the layers at both ends that are never skipped, from the mean similarity curve."""
+"""Find the cold regions, the layers at both ends that are never skipped, from the mean similarity curve."""
 
 from dataclasses import dataclass
 

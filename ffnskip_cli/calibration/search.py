@@ -1,4 +1,4 @@
-"""Step 4: choose region, window and refresh by what they do to quality: the curve proposes, the closed loop disposes.
+"""Choose region, window and refresh by what they do to quality: the curve proposes, the closed loop disposes.
 
 Candidates are scored by their KL at one and the same skip_ratio on a part of the calibration text, in the running
 model. A challenger takes the place of what is there only if it is better beyond noise.
@@ -17,6 +17,7 @@ from ffnskip.profile import Profile
 from ffnskip.rules import reach
 from ffnskip.sections import Skip
 from ffnskip_cli.benchmark.quality import measure_quality
+from ffnskip_cli.budget import SEARCH_NOISE
 from ffnskip_cli.calibration.record import Record
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SEARCH_TOKENS = 2048  # that every candidate is scored on
-NOISE = 2.0  # standard errors of a paired difference that count as nothing
 WINDOWS = (1, 2, 4)
 REFRESHES = (6,)  # what the authors' unpublished code does
 CORRECTIONS = 1  # of the threshold, where the running model does not do what was simulated
@@ -57,7 +57,7 @@ class Scored:
     def beats(self, other: Scored) -> bool:
         """Is this one better beyond noise, and not just because it hardly skips in the running model?"""
         lead, error = self.lead_over(other)
-        return lead > NOISE * error and self.ratio > other.ratio / 2
+        return lead > SEARCH_NOISE * error and self.ratio > other.ratio / 2
 
 
 class Scorer:
@@ -135,8 +135,8 @@ class Scorer:
 
 
 def search_text(record: Record) -> Tensor:
-    """The sequences that candidates are scored on: the first of the permuted text, at least two."""
-    return record.first(SEARCH_TOKENS)
+    """The sequences that candidates are scored on: the first of the permuted text."""
+    return record.first(SEARCH_TOKENS).sequences
 
 
 def search(scorer: Scorer, start: Skip, settings: Settings) -> list[Scored]:

@@ -1,4 +1,4 @@
-"""Step 4: solve the threshold for a target ratio by simulating the rule on the recorded similarities."""
+"""Solve the threshold for a target ratio by simulating the rule on the recorded similarities."""
 
 import torch
 
@@ -28,6 +28,17 @@ def highest_ratio(record: Record, skip: Skip) -> float:
     return simulated_ratio(record, skip.model_copy(update={"threshold": ALWAYS}))
 
 
+def refuse_beyond(record: Record, skip: Skip, ratio: float) -> float:
+    """Return the highest ratio; raise FfnskipError if `ratio` is more."""
+    if ratio > (most := highest_ratio(record, skip)):
+        raise FfnskipError(
+            f"A skip ratio of {ratio:g} cannot be reached: layers {skip.cold_s} to {skip.cold_e - 1} allow at most "
+            f"{most:.3f}, because every token runs at least the FFN that triggers it; --cold-s, --cold-e and --window "
+            "decide that."
+        )
+    return most
+
+
 def solve_threshold(record: Record, skip: Skip, ratio: float) -> float:
     """The highest threshold at which the simulated ratio reaches `ratio`, to six digits.
 
@@ -42,11 +53,7 @@ def solve_threshold(record: Record, skip: Skip, ratio: float) -> float:
     Raises:
         FfnskipError: the region is too small for the ratio.
     """
-    if ratio > (most := highest_ratio(record, skip)):
-        raise FfnskipError(
-            f"A skip ratio of {ratio:g} cannot be reached: layers {skip.cold_s} to {skip.cold_e - 1} allow at most "
-            f"{most:.3f}, because every token runs at least the FFN that triggers it."
-        )
+    refuse_beyond(record, skip, ratio)
     low, high = round(ALWAYS * _STEPS), round(NEVER * _STEPS)  # whole steps, so that what is returned was simulated
     while high - low > 1:
         middle = (low + high) // 2

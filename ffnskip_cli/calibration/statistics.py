@@ -36,7 +36,7 @@ class Source:
     Attributes:
         model: the model.
         weights_sha256: fingerprint of its weights.
-        tokenizer_sha256: hash of the tokenizer's vocabulary.
+        tokenizer_sha256: hash of the tokenizer, its vocabulary and all that comes before it.
         dtype: precision of the model, such as `bfloat16`.
     """
 
@@ -64,11 +64,13 @@ class Identity:
         source: the model and tokenizer.
         text: the text, how it was ordered and cut, and what was recorded of it.
         documents: SHA-256 of each document in it.
+        tokens_sha256: of the token ids that it was packed into.
     """
 
     source: Source
     text: CalibrationText
     documents: frozenset[bytes]
+    tokens_sha256: str
 
     @property
     def sequences(self) -> int:
@@ -77,7 +79,8 @@ class Identity:
 
     def facts(self) -> dict[str, Any]:
         """As plain data; the documents are in it by the hash of the text."""
-        return {**self.source.facts(), "text": self.text.model_dump(mode="json")}
+        text = self.text.model_dump(mode="json")
+        return {**self.source.facts(), "text": text, "tokens_sha256": self.tokens_sha256}
 
 
 class Statistics:
@@ -141,7 +144,7 @@ def load_statistics(paths: Collection[Path]) -> Statistics:
         identity, places, record = _read(path)
         if merged is None:
             merged, first = Statistics(identity), str(path)
-        refuse_difference(merged.identity, identity, first, str(path))
+        refuse_difference(merged.identity.facts(), identity.facts(), first, str(path))
         if merged.done[places].any():
             raise FfnskipError(f"{path} holds sequences that the other files hold, too: name each part once.")
         merged.put(places, record)
@@ -149,9 +152,9 @@ def load_statistics(paths: Collection[Path]) -> Statistics:
     return merged
 
 
-def refuse_difference(ours: Identity | Source, theirs: Identity | Source, our_name: str, their_name: str) -> None:
-    """Raise FfnskipError, naming the first fact in which two identities differ."""
-    expected, found = _flat(ours.facts()), _flat(theirs.facts())
+def refuse_difference(ours: dict[str, Any], theirs: dict[str, Any], our_name: str, their_name: str) -> None:
+    """Raise FfnskipError, naming the first of the facts in which two identities differ."""
+    expected, found = _flat(ours), _flat(theirs)
     for fact in sorted(expected | found):
         if expected.get(fact) != found.get(fact):
             raise FfnskipError(
@@ -177,6 +180,7 @@ def _read(path: Path) -> tuple[Identity, Tensor, Record]:
             ),
             CalibrationText.model_validate(facts["text"]),
             frozenset(bytes(row) for row in hashes.tolist()),
+            facts["tokens_sha256"],
         )
         _check_shapes(identity, places, sequences, similarities)
     except FileNotFoundError:

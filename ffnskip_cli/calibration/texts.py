@@ -1,4 +1,4 @@
-"""Step 1, continued: the two texts of a calibration, one to calibrate on and one to measure quality on.
+"""The two texts of a calibration, one to calibrate on and one to measure quality on.
 
 Each may be a mixture of several, by weight. In a calibration they never share a document. Held-out documents are chosen
 by their content (`corpus`), so that a later `bench` finds the same held-out text again from nothing but the profile.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ffnskip.errors import FfnskipError
 from ffnskip.sections import CalibrationText, EvaluationText, TextPart
-from ffnskip_cli.calibration.corpus import Corpus, Ingredient, build_mixture
+from ffnskip_cli.calibration.corpus import Corpus, Ingredient, build_mixture, first_hashes
 from ffnskip_cli.calibration.self_text import sample_documents
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.sources.models import LoadedModel
@@ -90,23 +90,35 @@ def held_out_of(
     Raises:
         FfnskipError: `datasets` are others than those recorded, or there is not even one sequence of held-out text.
     """
-    recorded = dataset_names(identity.text)
-    opened = [source.dataset for source, _ in _open_all(datasets, lambda: iter(()), offline)]
-    if opened and opened != recorded:
-        raise FfnskipError(
-            f"The recording is of {' + '.join(recorded)}, not of {' + '.join(opened)}: leave --dataset out, or name "
-            "what was recorded."
-        )
+    if datasets:
+        _refuse_other_texts(identity, _open_all(datasets, lambda: iter(()), offline))
     return evaluation_text(
         loaded,
         eval_datasets or datasets or text_names(identity.text),
-        calibrated_on=recorded,
+        calibrated_on=dataset_names(identity.text),
         tokens=settings.eval_tokens,
         sequence_length=settings.sequence_length,
         seed=settings.seed,
         offline=offline,
         exclude=identity.documents,
     )
+
+
+def _refuse_other_texts(identity: Identity, opened: Sequence[tuple[TextSource, float]]) -> None:
+    """Raise FfnskipError unless these are the recorded texts: by name and, as far as the beginning shows, content."""
+    parts = identity.text.parts or (identity.text,)
+    recorded = [(part.dataset, part.config, part.split, getattr(part, "weight", 1.0)) for part in parts]
+    named = [(source.dataset, source.config, source.split, weight) for source, weight in opened]
+    if len(named) == 1:
+        named = [(*named[0][:3], 1.0)]
+    same = named == recorded and all(
+        source.dataset == "self" or not identity.documents.isdisjoint(first_hashes(source)) for source, _ in opened
+    )
+    if not same:
+        raise FfnskipError(
+            f"The recording is of {' + '.join(dataset_names(identity.text))}, and what --dataset names is "
+            "another text: leave it out, or name what was recorded."
+        )
 
 
 def evaluation_text(

@@ -1,4 +1,4 @@
-"""Step 5: run the model with the rule on, and correct the threshold until the measured ratio is the target.
+"""Run the model with the rule on, and correct the threshold until the measured ratio is the target.
 
 The simulation cannot know that a skip changes the similarities of the later layers and, through the KV cache, of the
 later tokens. The measured ratio does.
@@ -19,14 +19,14 @@ from ffnskip.profile import Profile
 from ffnskip.stats import SkipStats
 from ffnskip.wrap import Applied
 from ffnskip_cli.calibration.record import Record
-from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
+from ffnskip_cli.calibration.solve import highest_ratio, simulated_ratio, solve_threshold
 from ffnskip_cli.journal import Journal
 from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-VERIFY_TOKENS = 16384  # of the permuted text: enough to know the ratio, however long the recording is
+VERIFY_TOKENS = 16384  # that the model runs on, however long the recording is
 PROMISED = 0.01  # how far from the target a verified ratio may be
 GOOD_ENOUGH = 0.003  # where correcting stops
 VERIFY_ROUNDS = 8
@@ -49,14 +49,19 @@ def behind_prompts(profile: Profile, record: Record) -> Profile:
 def measure_ratio(
     model: PreTrainedModel, profile: Profile, record: Record, track: Track, journal: Journal | None = None
 ) -> float:
-    """The skip_ratio of the running model on the record's first sequences, in score mode behind their prompts."""
+    """The skip_ratio of the running model on the record's sequences, in score mode behind their prompts.
+
+    Run on `VERIFY_TOKENS` of them; on the rest the ratio is taken to differ as the simulated one does.
+    """
+    sample = record.first(VERIFY_TOKENS)
+    # The sample says what the simulation is wrong by, the whole recording what it says.
+    rest = simulated_ratio(record, profile.skip) - simulated_ratio(sample, profile.skip)
     profile, journal = behind_prompts(profile, record), journal or Journal()
     settings, total = profile.skip.model_dump(), SkipStats(profile.model.n_layers)
-    sequences = record.first(VERIFY_TOKENS)
-    for sequence in track(sequences, "verifying", len(sequences)):
+    for sequence in track(sample.sequences, "verifying", len(sample.sequences)):
         counts = journal.remember(["ratio", settings, sequence.tolist()], partial(_count, model, profile, sequence))
         total.add(SkipStats(**counts))
-    return total.skip_ratio
+    return total.skip_ratio + rest
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Step 5: choose the warm-up by an ablation on text that the dense model wrote, as in the paper's Figure 5.
+"""Choose the warm-up by an ablation on text that the dense model wrote, as in the paper's Figure 5.
 
 How many generated tokens must run dense before skipping is safe? The dense model continues some prompts greedily; then
 each warm-up is scored along these very continuations, by its KL from the dense model over their second half, which
@@ -18,8 +18,8 @@ from ffnskip.profile import Profile
 from ffnskip.sections import WarmUpTrial
 from ffnskip_cli.benchmark.quality import Quality, measure_quality
 from ffnskip_cli.benchmark.worst_case import Continuation, continue_prompts
+from ffnskip_cli.budget import NOISE
 from ffnskip_cli.calibration.record import Record
-from ffnskip_cli.calibration.search import NOISE
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS
 from ffnskip_cli.journal import Journal
 from ffnskip_cli.track import Track

@@ -56,9 +56,9 @@ def command(
     by what they do to quality, solves the threshold for the target, verifies it in the running model, and measures what
     it costs on text that nothing was chosen on.
     """
+    part = None if shard is None else own.parse_shard(shard)
     goals = _goals(target, max_kl, max_perplexity_increase, shard)
     files = Files(output_paths(output, model, goals), plot, stats_out, stats_in or [], resume, dry_run)
-    files.check(shard)
     choices: dict[str, Any] = {
         "warm_up": own.parse_count("--warm-up", warm_up, least=0, none=False),
         "window": own.parse_count("--window", window, least=1, none=True),
@@ -74,6 +74,7 @@ def command(
         from ffnskip_cli.calibration.statistics import load_statistics
         from ffnskip_cli.calibration.texts import check_names
 
+    files.check(part)
     statistics = load_statistics(files.stats_in) if files.stats_in else None
     settings = Settings(goals, eval_tokens=eval_tokens, **_resolved(given, statistics), **choices)
     default = [] if statistics else ["demo" if model == "demo" else "wikitext"]
@@ -93,7 +94,7 @@ def command(
         )
         options.refuse_longer(loaded.model, settings.sequence_length, "lower --sequence-length")
         run = Run(model, loaded, settings, files, datasets, eval_dataset or [], offline)
-        run.start(statistics, files.share(shard), ranks, format)
+        run.start(statistics, files.share(part), ranks, format)
 
 
 def _goals(

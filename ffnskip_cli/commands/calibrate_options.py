@@ -180,17 +180,22 @@ def parse_goals(target: str | None, max_kl: str | None, max_perplexity_increase:
 
 
 def _numbers(option: str, text: str) -> list[float]:
-    """The numbers between the commas; a perplexity's may be per cent."""
+    """The numbers between the commas; a perplexity's are per cent."""
     from ffnskip.errors import FfnskipError
 
     examples = {"--target": "a ratio such as 0.10", "--max-kl": "a limit such as 0.05"}
     if option in examples and "%" in text:
         raise FfnskipError(f"{option} {text} is not {examples[option]}: leave the % out.")
     try:
-        return [float(part.removesuffix("%")) / (100 if part.endswith("%") else 1) for part in text.split(",")]
+        numbers = [float(part.removesuffix("%")) for part in text.split(",")]
     except ValueError:
         example = examples.get(option, "a limit such as 2%")
         raise FfnskipError(f"{option} {text} is not {example}, or several with commas between.") from None
+    if option in examples:
+        return numbers
+    if text.count("%") < len(numbers):
+        raise FfnskipError(f"{option} {text} lacks its unit: write 2% for two per cent.")
+    return [number / 100 for number in numbers]
 
 
 def parse_count(option: str, text: str, *, least: int, none: bool) -> int | Literal["auto"] | None:

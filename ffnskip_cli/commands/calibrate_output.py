@@ -109,6 +109,7 @@ def _explain(profile: Profile, format: Format) -> None:
 def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
     """The threshold is verified on the calibration text; on held-out text the ratio is another one."""
     from ffnskip_cli.calibration.verify import PROMISED
+    from ffnskip_cli.report.explain_texts import kinds_of, text_name
 
     profile = calibrated.profile
     found, text, held_out = profile.measured, profile.calibration, profile.evaluation
@@ -116,11 +117,11 @@ def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
     assert text is not None
     assert held_out is not None
     error = found.standard_error["skip_ratio"]
-    moved = f"{path} skips {found.skip_ratio:.3f} ± {error:.3f} of the FFNs on {held_out.dataset}"
-    if (held_out.dataset, held_out.config) != (text.dataset, text.config):
+    moved = f"{path} skips {found.skip_ratio:.3f} ± {error:.3f} of the FFNs on {text_name(held_out)}"
+    if kinds_of(held_out) != kinds_of(text):
         console.talk.print(
-            f"{moved}, and {calibrated.calibration_ratio:.3f} on {text.dataset}, which it was calibrated on. That the "
-            "ratio moves is the rule at work: the threshold is on how little an FFN turns a token, not on how many "
+            f"{moved}, and {calibrated.calibration_ratio:.3f} on {text_name(text)}, which it was calibrated on. That "
+            "the ratio moves is the rule at work: the threshold is on how little an FFN turns a token, not on how many "
             "are skipped, so text that the model reads with less change skips more, and harder text less.",
             markup=False,
         )

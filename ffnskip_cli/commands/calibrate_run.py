@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from ffnskip_cli import console
 from ffnskip_cli.commands import options
-from ffnskip_cli.commands.calibrate_options import parse_shard
 from ffnskip_cli.commands.calibrate_output import Format, announce, refuse_unwritable, warn_of_shortfall, write
 
 if TYPE_CHECKING:
@@ -38,41 +37,57 @@ class Files:
     resume: bool
     dry_run: bool
 
-    def check(self, shard: str | None) -> None:
+    def check(self, shard: tuple[int, int] | None) -> None:
         """Refuse what does not go together, and what cannot be written, before anything long begins."""
         from ffnskip.errors import FfnskipError
+        from ffnskip_cli.calibration.collect import kept_files
         from ffnskip_cli.report.plot import plot_kind
 
+        written = [path.resolve() for path in (*self.profiles.values(), self.plot, self.stats_out) if path]
+        for path in written:
+            if [*written, *(path.resolve() for path in self.stats_in)].count(path) > 1:
+                raise FfnskipError(f"{path.name} would be written over: give every file a name of its own.")
         if self.resume and self.stats_out is None:
             raise FfnskipError("--resume needs the --stats-out file to go on with.")
         if shard is not None and (self.stats_out is None or self.stats_in):
             raise FfnskipError("--shard records to a file of its own: give it --stats-out, and no --stats-in.")
         if self.stats_out is not None:
             refuse_unwritable(self.stats_out, "--stats-out")
-            if self.stats_out.exists() and not self.resume and not self.dry_run:
+            refuse_unwritable(self.journal_path, "--stats-out")
+            kept = kept_files(self.stats_out)
+            if self.resume and not kept:
+                console.talk.print(f"There is no {self.stats_out} to go on with yet: starting anew.", markup=False)
+            if kept and not (self.resume or self.dry_run):
                 raise FfnskipError(
-                    f"{self.stats_out} is there already: go on with it by --resume, solve it by --stats-in, or name "
+                    f"{kept[0]} is there already: go on with it by --resume, solve it by --stats-in, or name "
                     "another --stats-out."
                 )
         if self.plot is not None:
+            if shard is not None:
+                raise FfnskipError("--shard only records: draw the profile when you solve.")
             if len(self.profiles) != 1:
                 raise FfnskipError("--plot draws one profile: draw several with ffnskip inspect PROFILE --plot FILE.")
             refuse_unwritable(self.plot, "--plot")
             plot_kind(self.plot)
 
-    def share(self, shard: str | None) -> Share:
+    def share(self, shard: tuple[int, int] | None) -> Share:
         """What this process records, and where it keeps it."""
         from ffnskip_cli.calibration.collect import Share
 
-        index, count = (0, 1) if shard is None else parse_shard(shard)
-        return Share(index, count, self.stats_out, self.resume)
+        index, count = (0, 1) if shard is None else shard
+        return Share(index, count, self.stats_out, self.resume, only_records=shard is not None)
 
     def journal(self, subject: object) -> Journal:
         """Beside the recording, if there is one to resume."""
         from ffnskip_cli.journal import Journal
 
-        path = self.stats_out and self.stats_out.with_name(f"{self.stats_out.name}.journal")
-        return Journal(path, subject, resume=self.resume)
+        return Journal(self.journal_path if self.stats_out else None, subject, resume=self.resume)
+
+    @property
+    def journal_path(self) -> Path:
+        """Where a run with --stats-out keeps what it has measured."""
+        assert self.stats_out is not None
+        return self.stats_out.with_name(f"{self.stats_out.name}.journal")
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
@@ -99,25 +114,30 @@ class Run:
 
     def start(self, recorded: Statistics | None, share: Share, ranks: Ranks, format: Format) -> None:
         """Record, or take what was recorded, then solve and write, as far as this process is to go."""
-        from ffnskip_cli.calibration.collect import blocks_of, collect, source_of
+        from ffnskip_cli.calibration.collect import collect, source_of
         from ffnskip_cli.calibration.forecast import steps
         from ffnskip_cli.calibration.statistics import refuse_difference
 
         source = source_of(self.loaded)
         if recorded is not None:
-            refuse_difference(source, recorded.identity.source, "the model", str(self.files.stats_in[0]))
+            known = recorded.identity.source.facts()
+            refuse_difference(source.facts(), known, "the model", str(self.files.stats_in[0]))
         identity, tokens, held_out = self._texts(source, recorded)
-        blocks = [] if recorded else blocks_of(share.of_rank(ranks), len(tokens), identity.text.on)
+        blocks = [] if recorded else share.blocks(ranks, len(tokens), identity.text.on)
         left = sum(map(len, blocks))
         if self.files.dry_run:
+            if ranks.rank > 0:
+                return
             self._forecast(tokens, left, len(held_out.tokens), format)
             return
         announce(steps(self.settings, left, len(held_out.tokens)))
         with self.files.resumable():
             statistics = recorded or collect(self.loaded.model, identity, tokens, share, ranks, console.track)
-            if share.is_part:
+            if ranks.rank > 0:
+                return
+            if share.only_records:
                 self._say_recorded(statistics, share)
-            elif ranks.rank == 0:
+            else:
                 self._solve(statistics, held_out, format)
 
     def _texts(self, source: Source, recorded: Statistics | None) -> tuple[Identity, Tensor, Corpus]:
@@ -165,6 +185,7 @@ class Run:
                 "other parts with --stats-in, too."
             )
         if self.files.stats_in and self.files.stats_out is not None:
+            self._refuse_to_replace_another(self.files.stats_out, statistics)
             statistics.save(self.files.stats_out)
         journal = self.files.journal([statistics.identity.facts(), str(self.loaded.model.device), version("torch")])
         result = calibrate(self.loaded.model, statistics, held_out, self.settings, console.track, journal)
@@ -175,6 +196,13 @@ class Run:
         journal.discard()
         if result.refused:
             raise FfnskipError(" ".join(result.refused))
+
+    def _refuse_to_replace_another(self, path: Path, statistics: Statistics) -> None:
+        from ffnskip_cli.calibration.statistics import load_statistics, refuse_difference
+
+        if path.exists():
+            found = load_statistics([path]).identity.facts()
+            refuse_difference(statistics.identity.facts(), found, "--stats-in", str(path))
 
     def _plot(self, profile: Profile) -> None:
         if self.files.plot is not None:

@@ -74,6 +74,7 @@ def _reached(measured: Measured, text: str) -> str:
     return (
         f"The goal was {measured.goal}; past the warm-up, {measured.tokens:,} tokens of {text} gave {reached} "
         f"(skipped FFNs / all FFNs{errors})."
+        + ("" if measured.target_ratio is not None else " The limit was made to hold on this very text.")
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ffnskip_cli.budget import NOISE, SEARCH_NOISE
+
 if TYPE_CHECKING:
     from ffnskip.profile import Profile
     from ffnskip.sections import Candidate, Search, Skip, WarmUpTrial
-
-_NOISE = 2.0  # standard errors
 
 
 def is_chosen(tried: Candidate | WarmUpTrial, skip: Skip) -> bool:
@@ -43,7 +43,7 @@ def _why_rule(search: Search, chosen: Candidate) -> str:
         f"calibration text, {_described(chosen)}"
     )
     if chosen.kl > best.kl:
-        noise = ", which is within noise (two standard errors)" if _close(best, chosen) else ""
+        noise = ", which is within noise (three standard errors)" if _close(best, chosen) else ""
         lowest = f"against {best.kl:.3f} for the lowest, {_described(best)}{noise}"
         return f"{tried} was chosen: KL {chosen.kl:.3f}, {lowest}."
     papers = [tried for tried in search.candidates if tried.window is None and not tried.refresh_every]
@@ -59,12 +59,12 @@ def _why_rule(search: Search, chosen: Candidate) -> str:
 def _rivals(search: Search, chosen: Candidate) -> str:
     close = sum(_close(tried, chosen) for tried in search.candidates if tried != chosen)
     how_many = "None of the others is" if close == 0 else "One other is" if close == 1 else f"{close} others are"
-    return f"{how_many} within noise of it (two standard errors of the difference)."
+    return f"{how_many} within noise of it (three standard errors of the difference)."
 
 
 def _why_warm_up(search: Search, chosen: WarmUpTrial) -> str:
     best = min(search.warm_up, key=lambda tried: tried.kl)
-    within_noise = [tried for tried in search.warm_up if tried.kl - best.kl <= _NOISE * tried.standard_error]
+    within_noise = [tried for tried in search.warm_up if tried.kl - best.kl <= NOISE * tried.standard_error]
     lowest = "the lowest" if chosen == best else f"against {best.kl:.3f} for the best, {best.warm_up}"
     if chosen == min(within_noise, key=lambda tried: tried.warm_up):
         return (
@@ -81,7 +81,7 @@ def _described(candidate: Candidate) -> str:
 
 
 def _close(tried: Candidate, chosen: Candidate) -> bool:
-    return abs(tried.kl - chosen.kl) <= _NOISE * tried.standard_error
+    return abs(tried.kl - chosen.kl) <= SEARCH_NOISE * tried.standard_error
 
 
 def _region(candidate: Candidate) -> tuple[int, int]:

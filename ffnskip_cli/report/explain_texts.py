@@ -41,10 +41,15 @@ def explain_texts(profile: Profile) -> str | None:
     return None
 
 
+def kinds_of(text: EvaluationText) -> set[tuple[str, str | None]]:
+    """The datasets and configurations of a text: equal sets are text of the same kinds."""
+    return {(part.dataset, part.config) for part in text.parts or (text,)}
+
+
 def _kinds(profile: Profile, calibration: EvaluationText, evaluation: EvaluationText) -> str:
     if not unseen(profile):
         return "the very same text, so the figures are not those of unseen text"
-    a, b = ({(text.dataset, text.config) for text in whole.parts or (whole,)} for whole in (calibration, evaluation))
+    a, b = kinds_of(calibration), kinds_of(evaluation)
     if a == b:
         kinds = "the same kinds of text" if len(a) > 1 else "text of one kind"
         return f"{kinds}, so the figures say nothing about others"
