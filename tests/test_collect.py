@@ -128,6 +128,12 @@ def test_what_killed_ranks_have_left_is_taken_over_by_any_number_of_them(tmp_pat
     assert left == [SEQUENCES["text"] - 2 - 2]
 
 
+def test_more_ranks_than_blocks_is_no_mistake(tmp_path: Path) -> None:
+    share = Share(SEQUENCES["text"] + 3, SEQUENCES["text"] + 5, tmp_path / "own", resume=True)
+    for _ in range(2):
+        assert collect(*setup(), share, ONE, silently).missing == SEQUENCES["text"]
+
+
 def test_ranks_that_record_different_texts_are_refused() -> None:
     other = setup(seed=1)[1].facts()
     with pytest.raises(FfnskipError, match=r"^rank 1 does not fit rank 0: text\.text_sha256 is 0+1 and not 0+\.$"):

@@ -11,11 +11,14 @@ from torch import Tensor
 
 import ffnskip
 from ffnskip.profile import load_profile
+from ffnskip_cli.benchmark.quality import measure_quality
 from ffnskip_cli.calibration.corpus import build_corpus
 from ffnskip_cli.calibration.record import Record, record_generated, record_text
 from ffnskip_cli.calibration.regions import Region, find_region
+from ffnskip_cli.calibration.texts import evaluation_text
 from ffnskip_cli.sources.models import LoadedModel, load_model
 from ffnskip_cli.sources.text import open_text
+from ffnskip_cli.track import silently
 
 pytestmark = pytest.mark.demo
 
@@ -129,3 +132,11 @@ def test_a_shared_profile_fits_the_demo_model(demo: LoadedModel, path: Path) -> 
     assert abs(profile.measured.skip_ratio - profile.measured.target_ratio) <= 0.01
     with ffnskip.apply(demo.model, profile):
         pass
+
+
+def test_a_shared_profile_has_on_unseen_text_the_ratio_to_which_it_is_moved(demo: LoadedModel) -> None:
+    profile = load_profile(SHARED / "smollm2-135m-instruct" / "0.10.yaml")
+    size = {"tokens": 2048, "sequence_length": 256, "seed": 0}
+    unseen = evaluation_text(demo, ["demo"], calibrated_on=["demo"], offline=False, **size)
+    (quality,) = measure_quality(demo.model, [profile.at_ratio(0.13)], unseen.tokens, silently)
+    assert quality.skip_ratio.mean == pytest.approx(0.13, abs=0.015)

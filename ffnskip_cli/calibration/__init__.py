@@ -1,1 +1,1 @@
-"""From text to a skip profile, one file per step: corpus, record, regions, solve, verify, compile."""
+"""From text to a skip profile, one file per step; `docs/method.md` has them in their order."""
