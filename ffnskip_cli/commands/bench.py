@@ -17,41 +17,49 @@ if TYPE_CHECKING:
 NOISY = 0.25  # of the median; beyond it a difference of a few per cent between rows cannot be seen
 
 
+Measure = Annotated[str, typer.Option(metavar="PART[,PART…]", help="What to measure: quality, speed, worst-case.")]
+EvalDatasets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--eval-dataset",
+        metavar="TEXT",
+        help="Text to measure on; several are mixed, TEXT=3 weighs three times as much. Default: what the profile was "
+        "measured on.",
+        show_default=False,
+    ),
+]
+EvalTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to measure quality on.")]
+PromptTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each prompt.")]
+NewTokens = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens to generate from each prompt.")]
+Prompts = Annotated[int, typer.Option(metavar="N", min=1, help="Prompts of the worst-case part.")]
+Repetitions = Annotated[int, typer.Option("--repetitions", "-r", metavar="N", min=1, help="Timed runs per row.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        max=options.MAX_SEED,
+        help="Order of the text; default: the calibration's.",
+        show_default=False,
+    ),
+]
+Format = Annotated[Literal["table", "md", "json", "csv"], typer.Option(help="How to print the result.")]
+
+
 def command(
     model: options.ModelName,
     profile: options.ProfilePath,
     threshold: options.Threshold = None,
     target: options.Target = None,
-    measure: Annotated[
-        str, typer.Option(metavar="PART[,PART…]", help="What to measure: quality, speed, worst-case.")
-    ] = "quality,speed,worst-case",
-    eval_dataset: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Text to measure on; several are mixed, TEXT=3 weighs three times as much. Default: what the profile "
-            "was measured on.",
-            show_default=False,
-        ),
-    ] = None,
-    eval_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to measure quality on.")] = 8192,
-    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each prompt.")] = 128,
-    new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens to generate from each prompt.")] = 256,
-    prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts of the worst-case part.")] = 16,
-    repetitions: Annotated[
-        int, typer.Option("--repetitions", "-r", metavar="N", min=1, help="Timed runs per row.")
-    ] = 5,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=0,
-            max=options.MAX_SEED,
-            help="Order of the text; default: the calibration's.",
-            show_default=False,
-        ),
-    ] = None,
-    format: Annotated[Literal["table", "md", "json", "csv"], typer.Option(help="How to print the result.")] = "table",
+    measure: Measure = "quality,speed,worst-case",
+    eval_dataset: EvalDatasets = None,
+    eval_tokens: EvalTokens = 8192,
+    prompt_tokens: PromptTokens = 128,
+    new_tokens: NewTokens = 256,
+    prompts: Prompts = 16,
+    repetitions: Repetitions = 5,
+    seed: Seed = None,
+    format: Format = "table",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,
