@@ -54,7 +54,7 @@ def command(
 
     Records how much each layer's feed-forward block (FFN) turns the residual stream, chooses region, window and warm-up
     by what they do to quality, solves the threshold for the target, verifies it in the running model, and measures what
-    it costs on text that nothing was chosen on.
+    it costs on held-out text.
     """
     part = None if shard is None else own.parse_shard(shard)
     goals = _goals(target, max_kl, max_perplexity_increase, shard)

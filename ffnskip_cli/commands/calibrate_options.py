@@ -136,7 +136,7 @@ StatsIn = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE",
-        help="Take the recording from this file instead of running the model; repeat it for all parts of one.",
+        help="Take the recording from this file instead of recording anew; repeat it for all parts of one.",
         show_default=False,
     ),
 ]

@@ -122,13 +122,13 @@ def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
         console.talk.print(
             f"{moved}, and {calibrated.calibration_ratio:.3f} on {text_name(text)}, which it was calibrated on. That "
             "the ratio moves is the rule at work: the threshold is on how little an FFN turns a token, not on how many "
-            "are skipped, so text that the model reads with less change skips more, and harder text less.",
+            "are skipped, so text in which the FFNs have less to do skips more, and other text less.",
             markup=False,
         )
     elif found.target_ratio is not None and abs(found.skip_ratio - found.target_ratio) > PROMISED:
         console.warn(
-            f"{moved}, not {found.target_ratio:g}: the unseen part of the text is easier or harder than the part that "
-            "was calibrated on, or too short to tell; more --tokens and --eval-tokens bring the two closer."
+            f"{moved}, not {found.target_ratio:g}: the unseen part of the text is unlike the part that was "
+            "calibrated on, or too short to tell; more --tokens and --eval-tokens bring the two closer."
         )
 
 
