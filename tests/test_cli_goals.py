@@ -8,6 +8,7 @@ from cli import mistake, succeed, talk
 
 from ffnskip.profile import load_profile
 from ffnskip_cli.report.explain import explain
+from ffnskip_cli.report.panels import TITLES
 
 SMALL = ("--tokens", 1024, "--eval-tokens", 512, "--sequence-length", 64, "--warm-up", 4, "--candidates", 0)
 
@@ -74,6 +75,7 @@ def test_one_command_gives_a_profile_a_picture_and_both_explained(
     assert set(sentences) <= set(result.stdout.splitlines())
     page = picture.read_text()
     assert "<svg" in page
+    assert all(f"({letter}) {TITLES[name]}: " in page for letter, name in zip("abcd", TITLES, strict=True))
     assert html.escape(sentences[-1], quote=False) in page
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 CURVE_POINTS = 8  # besides those of the goals
 CURVE_REACH = 0.3  # the ratio that a curve reaches at least, if the region allows
-TIGHTENINGS = 3  # of a limit that held on the calibration text but not on the held-out one
+ADJUSTMENTS = 3  # of a limit, where held-out text costs more or much less than the calibration text
+_MUCH = 0.85  # of the limit
 
 
 @dataclass(frozen=True)
@@ -131,15 +132,19 @@ class _Solver:
     def _reach(self, goal: Goal) -> Verified:
         if goal.kind == "target_ratio":
             return verify(self._model, self._draft, self._record, goal.value, self._track, self._journal)
-        limit = goal.value
-        for _ in range(TIGHTENINGS):
+        limit, best = goal.value, None
+        for _ in range(ADJUSTMENTS):
             solution = largest_within(self._model, self._draft, self._record, goal, limit, self._track, self._journal)
             self._measure({solution.threshold})
             cost = goal.cost(self._measured[solution.threshold])
-            if cost <= goal.value:
-                return solution
+            if cost <= goal.value and (best is None or solution.ratio > best.ratio):
+                best = solution
+            if cost <= 0 or _MUCH * goal.value <= cost <= goal.value:
+                break
             limit *= NEARLY * goal.value / cost  # so that a solution at the very limit would be within the goal
-        raise FfnskipError(f"No threshold was found that gives {goal} on the held-out text, too: allow more.")
+        if best is None:
+            raise FfnskipError(f"No threshold was found that gives {goal} on the held-out text, too: allow more.")
+        return best
 
     def _grid(self, solutions: Iterable[Verified]) -> set[float]:
         """Thresholds at even steps of the ratio, well beyond those asked for: the curve to move along later."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ffnskip.errors import FfnskipError
 from ffnskip.profile import Profile
 from ffnskip.sections import Skip
 from ffnskip_cli.calibration import assemble
@@ -37,6 +36,7 @@ def choose_rule(
         FfnskipError: the curve has no plateau, or the region is too small for a target.
     """
     record = statistics.record
+    settings.refuse_region(record.similarities.shape[2])
     draft = assemble.draft(statistics.identity.source.model, _start(record, settings))
     searching = settings.searches
     ablating = settings.warm_up == "auto" and len(possible_warm_ups(record.sequences.shape[1])) > 0
@@ -92,11 +92,6 @@ def _region(record: Record, warm_up: int, settings: Settings) -> Region:
             cold_s = found.cold_s if cold_e is None or found.cold_s < cold_e else 0
         if cold_e is None:
             cold_e = found.cold_e if cold_s < found.cold_e else n_layers
-    if not 0 <= cold_s < cold_e <= n_layers:
-        raise FfnskipError(
-            f"The skip region [{cold_s}, {cold_e}) is not one: --cold-s must be less than --cold-e, and both lie "
-            f"within the model's {n_layers} layers."
-        )
     return Region(cold_s, cold_e)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ffnskip.decode import decode
 from ffnskip.layers import input_device
 from ffnskip_cli.benchmark.quality import ROWS as QUALITY_ROWS
-from ffnskip_cli.calibration.calibrate import CURVE_POINTS, TIGHTENINGS
+from ffnskip_cli.calibration.calibrate import ADJUSTMENTS, CURVE_POINTS
 from ffnskip_cli.calibration.limit import LIMIT_TOKENS, ROUNDS
 from ffnskip_cli.calibration.record import BLOCK, sample_size
 from ffnskip_cli.calibration.search import CORRECTIONS, SEARCH_TOKENS
@@ -65,9 +65,9 @@ def steps(settings: Settings, recorded: int, held_out: int) -> list[Step]:
         _, generated = lengths(length)
         prompts, runs = min(PROMPTS, sequences), 1 + len(warm_ups)
         found.append(Step(f"compare {len(warm_ups)} warm-ups", prompts * runs, generated * runs))
-    verifying = (len(settings.goals) - len(limits)) * VERIFY_ROUNDS * checked + len(limits) * TIGHTENINGS * looking
+    verifying = (len(settings.goals) - len(limits)) * VERIFY_ROUNDS * checked + len(limits) * ADJUSTMENTS * looking
     found.append(Step("solve and verify", verifying))
-    thresholds = CURVE_POINTS + len(settings.goals) + 1 + 2 * TIGHTENINGS * len(limits)
+    thresholds = CURVE_POINTS + len(settings.goals) + 1 + 2 * ADJUSTMENTS * len(limits)
     found.append(Step("measure quality", thresholds * held_out))
     return found
 

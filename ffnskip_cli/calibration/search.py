@@ -121,7 +121,7 @@ class Scorer:
             [behind_prompts(profile, self._record) for profile in profiles],
             self._tokens,
             self._track,
-            what=f"comparing {len(solved)} candidates",
+            what=f"comparing {len(solved)} rule{'s' * (len(solved) > 1)} with the dense model",
             journal=self._journal,
         )
         return [

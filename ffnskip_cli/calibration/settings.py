@@ -104,6 +104,22 @@ class Settings:
         free = "auto" in (self.window, self.refresh_every) or None in (self.cold_s, self.cold_e)
         return free and self.candidates > 0
 
+    def refuse_region(self, n_layers: int) -> None:
+        """Raise FfnskipError if what is pinned is no region of a model with `n_layers`, or too small for every goal."""
+        cold_s = self.cold_s if self.cold_s is not None else 0
+        cold_e = self.cold_e if self.cold_e is not None else n_layers
+        if not 0 <= cold_s < cold_e <= n_layers:
+            raise FfnskipError(
+                f"The skip region [{cold_s}, {cold_e}) is not one: --cold-s must be less than --cold-e, and both lie "
+                f"within the model's {n_layers} layers."
+            )
+        most = (cold_e - cold_s - 1) / n_layers
+        if self.goals and all(goal.kind == "target_ratio" and goal.value > most for goal in self.goals):
+            raise FfnskipError(
+                f"A skip ratio of {self.goals[0].value:g} cannot be reached: layers {cold_s} to {cold_e - 1} allow at "
+                f"most {most:.3f}, because every token runs at least the FFN that triggers it."
+            )
+
     def __post_init__(self) -> None:
         numbers = (self.tokens, self.eval_tokens, self.window, self.refresh_every)
         largest = max(number for number in numbers if isinstance(number, int))

@@ -53,12 +53,12 @@ def measure_ratio(
 
     Run on `VERIFY_TOKENS` of them; on the rest the ratio is taken to differ as the simulated one does.
     """
-    sample = record.first(VERIFY_TOKENS)
+    sample, threshold = record.first(VERIFY_TOKENS), profile.skip.threshold
     # The sample says what the simulation is wrong by, the whole recording what it says.
     rest = simulated_ratio(record, profile.skip) - simulated_ratio(sample, profile.skip)
     profile, journal = behind_prompts(profile, record), journal or Journal()
     settings, total = profile.skip.model_dump(), SkipStats(profile.model.n_layers)
-    for sequence in track(sample.sequences, "verifying", len(sample.sequences)):
+    for sequence in track(sample.sequences, f"verifying threshold {threshold:g}", len(sample.sequences)):
         counts = journal.remember(["ratio", settings, sequence.tolist()], partial(_count, model, profile, sequence))
         total.add(SkipStats(**counts))
     return total.skip_ratio + rest

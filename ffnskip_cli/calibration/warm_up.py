@@ -69,7 +69,7 @@ def ablate(
         [_with_warm_up(profile, prompt + warm_up) for warm_up in warm_ups],
         torch.cat([prompts, written], dim=1),
         track,
-        what=f"comparing {len(warm_ups)} warm-ups",
+        what=f"comparing {len(warm_ups)} warm-ups with the dense model",
         first=prompt + generated // 2,
         journal=journal,
     )

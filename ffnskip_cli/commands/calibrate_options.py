@@ -107,13 +107,19 @@ RefreshEvery = Annotated[str, typer.Option(metavar="N|none|auto", help="Run ever
 ColdStart = Annotated[
     int | None,
     typer.Option(
-        metavar="LAYER", min=0, help="First layer of the skip region. Default: what costs least.", show_default=False
+        metavar="LAYER",
+        min=0,
+        help="First layer of the skip region. Default: by the curve and --candidates.",
+        show_default=False,
     ),
 ]
 ColdEnd = Annotated[
     int | None,
     typer.Option(
-        metavar="LAYER", min=1, help="Layer behind the skip region. Default: what costs least.", show_default=False
+        metavar="LAYER",
+        min=1,
+        help="Layer behind the skip region. Default: by the curve and --candidates.",
+        show_default=False,
     ),
 ]
 Candidates = Annotated[

@@ -119,6 +119,7 @@ class Run:
         from ffnskip_cli.calibration.statistics import refuse_difference
 
         source = source_of(self.loaded)
+        self.settings.refuse_region(source.model.n_layers)
         if recorded is not None:
             known = recorded.identity.source.facts()
             refuse_difference(source.facts(), known, "the model", str(self.files.stats_in[0]))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffnskip.errors import FfnskipError
-from ffnskip_cli.report.plot import METADATA, STYLE, write_picture
+from ffnskip_cli.report.plot import METADATA, STYLE, refuse_without_matplotlib, write_picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,7 @@ def heat_map_kind(path: Path) -> str:
     kind = path.suffix.lower()
     if kind not in METADATA:
         raise FfnskipError(f"cannot plot to {path}: name a file that ends with .png, .svg or .pdf.")
+    refuse_without_matplotlib()
     return kind
 
 
@@ -39,11 +40,9 @@ def plot_comparison(comparison: Comparison, title: str, path: Path) -> None:
         FfnskipError: the suffix is another, matplotlib is missing, or the file cannot be written.
     """
     kind = heat_map_kind(path)
-    try:
-        from matplotlib import style
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FfnskipError("plotting needs matplotlib: pip install 'ffnskip[plot]'.") from None
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
     names = [text.name for text in comparison.texts]
     data = io.BytesIO()
     with style.context(STYLE):

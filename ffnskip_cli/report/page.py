@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,8 @@ td { font-variant-numeric: tabular-nums; }
 }"""
 
 
-def page(profile: Profile, svg: str) -> str:
-    """The page: the profile in words, the picture, and tables of what was measured and searched."""
+def page(profile: Profile, svg: str, captions: Sequence[str]) -> str:
+    """The page: the profile in words, the picture with its captions, and tables of what was measured and searched."""
     title = escape(f"Skip profile of {profile.model.id}")
     words = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in explain(profile))
     tables = [figures(profile.measured)] if profile.measured else []
@@ -55,6 +56,7 @@ def page(profile: Profile, svg: str) -> str:
 </ul>
 <figure role="img" aria-label="{title}">
 {svg[svg.index("<svg") :].strip()}
+<figcaption>{"<br>".join(map(escape, captions))}</figcaption>
 </figure>
 {"".join(map(_table, tables))}</body>
 </html>

@@ -19,6 +19,14 @@ TITLES = {
     "first-skip": "Where skipping begins",
 }
 
+CAPTIONS = {
+    "similarity": "the mean of cos(h, h + FFN(h)) over tokens, layer by layer, and the band of the middle 80%; the "
+    "axis is stretched towards 1. The hatched cold regions always run.",
+    "ratio": "every threshold gives a share of FFNs that are skipped; the marked one is the profile's.",
+    "kl": "what skipping that share costs, as KL from the dense model on held-out text.",
+    "first-skip": "in which layer tokens skip their first FFN, and how many never skip one.",
+}
+
 _TICKS = (-1, -0.5, 0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999)
 _NEAREST_TO_ONE = 1e-4  # of 1 - cos; beyond it the logarithm would stretch the axis for nothing
 _CURVE = {"color": "0.45", "marker": "o", "markerfacecolor": "white", "markersize": 5, "label": "other thresholds"}

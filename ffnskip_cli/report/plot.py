@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ffnskip.atomic import replacing
 from ffnskip.errors import FfnskipError
 from ffnskip_cli.report.page import page
-from ffnskip_cli.report.panels import TITLES, Drawing, drawings
+from ffnskip_cli.report.panels import CAPTIONS, TITLES, Drawing, drawings
 
 if TYPE_CHECKING:
     from ffnskip.profile import Profile
@@ -46,18 +47,28 @@ def plot_profile(profile: Profile, path: str | os.PathLike[str], panels: Sequenc
     chosen = _chosen(profile, panels)
     _refuse_absurd(profile)
     if kind == ".html":
-        data = page(profile, _figure(profile, chosen, ".svg").decode()).encode()
+        captions = [
+            f"({letter}) {TITLES[name]}: {CAPTIONS[name]}" for letter, name in zip("abcd", chosen, strict=False)
+        ]
+        data = page(profile, _figure(profile, chosen, ".svg").decode(), captions).encode()
     else:
         data = _figure(profile, chosen, kind)
     write_picture(target, data)
 
 
 def plot_kind(target: Path) -> str:
-    """The suffix of a file that can be drawn to; raises FfnskipError for any other."""
+    """The suffix of a file that can be drawn to; raises FfnskipError for any other, and without matplotlib."""
     kind = target.suffix.lower()
     if kind != ".html" and kind not in METADATA:
         raise FfnskipError(f"cannot plot to {target}: name a file that ends with .png, .svg, .pdf or .html.")
+    refuse_without_matplotlib()
     return kind
+
+
+def refuse_without_matplotlib() -> None:
+    """Raise FfnskipError where it is not installed: it is an extra."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise FfnskipError("plotting needs matplotlib: pip install matplotlib.")
 
 
 def _chosen(profile: Profile, panels: Sequence[str]) -> dict[str, Drawing]:
@@ -82,11 +93,9 @@ def _refuse_absurd(profile: Profile) -> None:
 
 
 def _figure(profile: Profile, chosen: dict[str, Drawing], kind: str) -> bytes:
-    try:
-        from matplotlib import style
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FfnskipError("plotting needs matplotlib: pip install 'ffnskip[plot]'.") from None
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
     data = io.BytesIO()
     with style.context(STYLE):
         figure = Figure(figsize=_INCHES[len(chosen)], layout="constrained")

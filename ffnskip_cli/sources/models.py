@@ -126,7 +126,7 @@ def _parse_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # an assertion is how torch says that it was built without CUDA
         if out_of_memory(error):
             raise
-        raise FfnskipError(f"device {name!r} cannot be used here: try auto, cpu or cuda") from error
+        raise FfnskipError(f"device {name!r} cannot be used here: try auto") from error
     return device
 
 
