@@ -39,6 +39,12 @@ class Estimate:
     standard_error: float
 
 
+def paired_difference(one: Tensor, other: Tensor) -> Estimate:
+    """Mean of ``one - other [sequences]`` with its standard error, which is small where both rise and fall together."""
+    difference = one.double() - other.double()
+    return Estimate(float(difference.mean()), float(difference.std() / len(difference) ** 0.5))
+
+
 @dataclass(frozen=True)
 class Quality:
     """A profile's cost on a text.

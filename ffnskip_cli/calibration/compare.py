@@ -13,7 +13,7 @@ import torch
 from ffnskip.apply import self_check
 from ffnskip.errors import FfnskipError
 from ffnskip.profile import Profile
-from ffnskip_cli.benchmark.quality import Estimate, Quality, check_size, measure_quality
+from ffnskip_cli.benchmark.quality import Estimate, Quality, check_size, measure_quality, paired_difference
 from ffnskip_cli.budget import NOISE
 from ffnskip_cli.calibration.choose import choose_rule
 from ffnskip_cli.calibration.collect import Share, collect, identity_of
@@ -83,8 +83,7 @@ class Comparison:
         ours, own = (
             torch.tensor(self.measured[index][column].kl_by_sequence, dtype=torch.float64) for index in (row, column)
         )
-        difference = scale * ours - own
-        return Estimate(float(difference.mean()), float(difference.std() / len(difference) ** 0.5))
+        return paired_difference(scale * ours, own)
 
     def kl_difference_at_equal_ratio(self, row: int, column: int) -> Estimate | None:
         """The same, its KL taken in proportion at the ratio of the text's own profile; None if it skips nothing."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ffnskip.profile import Profile
 from ffnskip.rules import reach
 from ffnskip.sections import Skip
-from ffnskip_cli.benchmark.quality import measure_quality
+from ffnskip_cli.benchmark.quality import measure_quality, paired_difference
 from ffnskip_cli.budget import SEARCH_NOISE
 from ffnskip_cli.calibration.record import Record
 from ffnskip_cli.calibration.settings import Settings
@@ -51,8 +51,8 @@ class Scored:
 
     def lead_over(self, other: Scored) -> tuple[float, float]:
         """By how much this one's mean KL is lower, and the standard error of that, paired by sequence."""
-        difference = other.kl - self.kl
-        return float(difference.mean()), float(difference.std() / len(difference) ** 0.5)
+        lead = paired_difference(other.kl, self.kl)
+        return lead.mean, lead.standard_error
 
     def beats(self, other: Scored) -> bool:
         """Is this one better beyond noise, and not just because it hardly skips in the running model?"""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ffnskip.profile import Profile
 from ffnskip.sections import WarmUpTrial
-from ffnskip_cli.benchmark.quality import Quality, measure_quality
+from ffnskip_cli.benchmark.quality import Quality, measure_quality, paired_difference
 from ffnskip_cli.benchmark.worst_case import Continuation, continue_prompts
 from ffnskip_cli.budget import NOISE
 from ffnskip_cli.calibration.record import Record
@@ -96,8 +96,7 @@ def smallest_good(trials: Sequence[WarmUpTrial]) -> int:
 
 def _error_of_difference(one: Quality, other: Quality) -> float:
     mine, yours = (torch.tensor(quality.kl_by_sequence, dtype=torch.float64) for quality in (one, other))
-    difference = mine - yours
-    return float(difference.std() / len(difference) ** 0.5)
+    return paired_difference(mine, yours).standard_error
 
 
 def _with_warm_up(profile: Profile, warm_up: int) -> Profile:
