@@ -7,12 +7,18 @@ file of JSON lines that is only ever appended to; what a kill cut short is measu
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ffnskip.atomic import replacing
 from ffnskip.errors import FfnskipError
 
 T = TypeVar("T")
@@ -31,6 +37,7 @@ class Journal:
         self._path = path
         self._subject: object = None
         self._known: dict[str, Any] = {}
+        self._resumed = resume
         if path is None:
             return
         self._subject = subject
@@ -58,10 +65,28 @@ class Journal:
         known: T = self._known[name]
         return known
 
+    def remember_tensors(self, key: object, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The same for tensors by name, which are kept in a file of their own beside the journal's."""
+        if self._path is None:
+            return compute()
+        file = self._path.with_name(f"{self._path.name}.{_digest([self._subject, key])[:16]}.safetensors")
+        try:
+            if self._resumed and file.exists():
+                return load_file(file)
+            tensors = compute()
+            with replacing(file) as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        except (OSError, SafetensorError) as error:
+            raise FfnskipError(f"{file} cannot be used: {error}.") from error
+        return tensors
+
     def discard(self) -> None:
-        """Delete the file: the run is over."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        """Delete the files: the run is over."""
+        if self._path is None:
+            return
+        self._path.unlink(missing_ok=True)
+        for file in self._path.parent.glob(f"{glob.escape(self._path.name)}.*.safetensors"):
+            file.unlink(missing_ok=True)
 
     def _append(self, name: str, value: object) -> None:
         if self._path is None:

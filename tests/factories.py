@@ -1,9 +1,14 @@
 """Small valid objects for tests."""
 
-from typing import Any
+from typing import Any, Literal
 
+import torch
+
+from ffnskip.compensation import NEURONS, Weights, expected_shapes
 from ffnskip.profile import Profile
-from ffnskip.sections import ModelInfo, Skip
+from ffnskip.sections import Compensation, ModelInfo, Skip
+
+Kind = Literal["none", "mean", "linear", "low-rank"]
 
 
 def make_profile(**overrides: Any) -> Profile:
@@ -22,3 +27,26 @@ def make_profile(**overrides: Any) -> Profile:
         owner = {**dict.fromkeys(ModelInfo.model_fields, model), **dict.fromkeys(Skip.model_fields, skip)}
         owner.get(name, profile)[name] = value
     return Profile.model_validate({**profile, "model": model, "skip": skip})
+
+
+def make_weights(skip: Skip, compensation: Compensation, hidden: int = 32, neurons: int = 48) -> Weights:
+    """Random weights that keep the size of what passes through; the FFNs have as many neurons as said."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, shape in expected_shapes(skip, compensation, hidden).items():
+        noise = torch.randn(shape, generator=generator)
+        tensors[name] = noise / shape[-1] ** 0.5 if len(shape) > 1 else 0.1 * noise
+        if name == NEURONS:
+            tensors[name] = torch.stack([torch.randperm(neurons, generator=generator)[: shape[1]] for _ in noise])
+    return Weights(tensors)
+
+
+def make_compensated(
+    kind: Kind, *, rule: str = "cosine", rank: int | None = None, neurons: int = 0, **overrides: Any
+) -> Profile:
+    """The profile of `make_profile`, with another rule and compensation and the random weights that they need."""
+    plain = make_profile(**overrides)
+    compensation = Compensation(kind=kind, rank=rank, neurons=neurons)
+    skip = plain.skip.model_copy(update={"rule": rule})
+    profile = plain.model_copy(update={"skip": skip, "compensation": compensation})
+    return profile.with_weights(make_weights(skip, compensation)) if profile.weight_shapes else profile

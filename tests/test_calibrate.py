@@ -173,7 +173,7 @@ def test_the_curve_is_one_for_all_targets_and_goes_through_every_profile() -> No
 def test_the_similarity_curve_is_that_of_the_tokens_past_warm_up() -> None:
     curve = calibrated()[0].profile.similarity
     assert curve is not None
-    past = record_text(model_of(), TEXT).similarities[:, WARM_UP:].flatten(0, 1)
+    past = record_text(model_of(), TEXT).values[:, WARM_UP:].flatten(0, 1)
     ordered = past.sort(dim=0).values
     tenth, last_tenth = ordered[len(past) // 10], ordered[-len(past) // 10]
     assert curve.mean == pytest.approx(past.mean(dim=0).tolist(), rel=2e-5)

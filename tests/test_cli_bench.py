@@ -18,6 +18,7 @@ from ffnskip_cli.sources.models import load_model
 SMALL = ("--eval-tokens", 256, "--prompt-tokens", 8, "--new-tokens", 12, "--prompts", 2, "--repetitions", 2)
 QUALITY = {"skip_ratio", "flops_per_token", "flops_saved", "perplexity", "kl", "top1_agreement", "standard_error"}
 WORST_CASE = {"never_skip_fraction", "repetition"}
+BASELINES = ["random", "non-adaptive", "static", "shortgpt", "skipdecode"]
 SPEED = {"tokens_per_second", "speedup", "ceiling", "decode_skip_ratio"}
 
 
@@ -55,13 +56,15 @@ def test_json_is_one_document_without_a_gap_in_its_main_rows(
         "prompts": 2,
         "repetitions": 2,
     }
-    assert [row["name"] for row in rows] == ["dense", "ffnskip", "hf-dense"]
-    dense, ffnskip, hugging_face = rows
+    assert [row["name"] for row in rows] == ["dense", "ffnskip", "hf-dense", *BASELINES]
+    dense, ffnskip, hugging_face, *baselines = rows
     for row in (dense, ffnskip):
         assert set(row) == {"name"} | QUALITY | WORST_CASE | SPEED
         assert None not in row.values()
     assert {name for name, value in hugging_face.items() if value is None} == QUALITY | WORST_CASE
-    for row in rows:
+    for row in baselines:
+        assert {name for name, value in row.items() if value is None} == WORST_CASE | SPEED
+    for row in (dense, ffnskip, hugging_face):
         speed = row["tokens_per_second"]
         assert len(speed["samples"]) == 2
         assert speed["min"] <= speed["median"] <= speed["max"]
@@ -69,6 +72,8 @@ def test_json_is_one_document_without_a_gap_in_its_main_rows(
     assert (dense["skip_ratio"], dense["flops_saved"], dense["never_skip_fraction"]) == (0.0, 0.0, 1.0)
     assert (dense["speedup"], dense["ceiling"], dense["kl"], dense["top1_agreement"]) == (1.0, 1.0, 0.0, 1.0)
     assert 0.01 < ffnskip["skip_ratio"] < 0.1
+    for row in baselines[1:]:  # random ones hold the ratio on average only
+        assert row["skip_ratio"] == pytest.approx(ffnskip["skip_ratio"], abs=0.005)
     assert ffnskip["kl"] > 0.0
 
 
@@ -168,16 +173,18 @@ def test_the_table_has_a_line_for_every_figure_and_a_column_for_every_row(bench:
     assert figures["skip ratio"][0] == "0.000"
     assert figures["tokens/s"] == ["–", "–"]
     assert len(figures) == 12
+    (header, *_) = succeed(*bench, "--measure", "quality,baselines").stdout.splitlines()
+    assert header.split() == ["row", "dense", "ffnskip", *BASELINES]
 
 
 def test_csv_and_markdown_have_a_line_for_every_row(bench: tuple[object, ...]) -> None:
-    options = (*bench, "--measure", "quality", "--format")
+    options = (*bench, "--measure", "quality,baselines", "--format")
     table = list(csv.DictReader(io.StringIO(succeed(*options, "csv").stdout)))
-    assert [row["name"] for row in table] == ["dense", "ffnskip"]
+    assert [row["name"] for row in table] == ["dense", "ffnskip", *BASELINES]
     assert table[1]["tokens_per_second"] == ""
     header, _, *rows = [line for line in succeed(*options, "md").stdout.splitlines() if line]
     assert header.startswith("| row | skip ratio |")
-    assert [row.split()[1] for row in rows] == ["dense", "ffnskip"]
+    assert [row.split()[1] for row in rows] == ["dense", "ffnskip", *BASELINES]
 
 
 def test_the_verdict_of_a_profile_over_budget_is_repeated(bench: tuple[object, ...], plateau_profiles: Path) -> None:
@@ -191,7 +198,11 @@ def test_the_verdict_of_a_profile_over_budget_is_repeated(bench: tuple[object, .
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--measure", "speed,qualty"], "--measure cannot measure 'qualty': choose from quality, speed, worst-case."),
+        (
+            ["--measure", "speed,qualty"],
+            "--measure cannot measure 'qualty': choose from quality, baselines, speed, worst-case.",
+        ),
+        (["--measure", "baselines,speed"], "--measure baselines needs the part quality as well"),
         (["--measure", ""], "--measure cannot measure ''"),
         (["--profile", "missing.yaml"], "missing.yaml: cannot be read"),
         (["--threshold", "nan"], "The threshold must be a finite number, not nan."),

@@ -73,7 +73,7 @@ def assert_same(one: Statistics, other: Statistics) -> None:
     assert one.identity == other.identity
     assert torch.equal(one.done, other.done)
     assert torch.equal(one.record.sequences, other.record.sequences)
-    assert torch.equal(one.record.similarities, other.record.similarities)
+    assert torch.equal(one.record.values, other.record.values)
 
 
 @pytest.mark.parametrize("on", ["text", "generated"])

@@ -200,9 +200,9 @@ def test_memory_is_the_weights_the_recording_and_logits(on: str) -> None:
     needs = memory_bytes(model_of(), settings)
     record = recorded(settings).record
     assert needs["weights"] == sum(weight.nbytes for weight in model_of().parameters())
-    assert needs["recording"] == 2 * (record.sequences.nbytes + record.similarities.nbytes)  # a copy while it is saved
+    assert needs["recording"] == 2 * (record.sequences.nbytes + record.values.nbytes)  # a copy while it is saved
     assert needs["logits"] >= 3 * settings.sequence_length * VOCABULARY * 4
-    assert record.similarities.shape[2] == N_LAYERS
+    assert record.values.shape[2] == N_LAYERS
 
 
 def test_the_table_ends_with_the_sums(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from factories import make_profile
+from factories import make_compensated, make_profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +23,7 @@ from ffnskip.sections import (
     Candidate,
     CurvePoint,
     EvaluationText,
+    Fit,
     Measured,
     Search,
     SimilarityCurve,
@@ -70,6 +71,9 @@ def full_profile(**overrides: object) -> Profile:
                 Candidate(cold_s=1, cold_e=5, window=None, refresh_every=6, kl=0.4, standard_error=0.03),
             ),
             warm_up=(WarmUpTrial(warm_up=25, kl=0.04, standard_error=0.0, repetition=0.2),),
+        ),
+        "fit": Fit(
+            tokens=4096, text_sha256="0123" * 16, gradient_tokens=512, ridge=1e-07, ratio=0.25, kl=(0.2, 0.1, 0.11)
         ),
         "measured": measured,
         "curve": (CurvePoint(0.99, 0.05, 0.01), CurvePoint(0.98, 0.25, 0.04)),
@@ -136,6 +140,14 @@ def test_the_written_form_is_for_people() -> None:
 def test_absent_sections_are_not_written() -> None:
     sections = yaml.safe_load(dump_profile(make_profile()))
     assert set(sections) == {"schema", "model", "skip", "compensation", "made_with"}
+
+
+def test_the_compensation_names_its_file_and_leaves_out_what_it_has_not() -> None:
+    text = dump_profile(make_compensated("low-rank", rule="predicted-damage", rank=3))
+    compensation = yaml.safe_load(text)["compensation"]
+    assert list(compensation) == ["kind", "rank", "file", "sha256"]
+    assert compensation["file"] == f"weights-{compensation['sha256'][:12]}.safetensors"
+    assert f'sha256: "{compensation["sha256"]}"' in text
 
 
 def test_hashes_are_always_quoted() -> None:
@@ -294,6 +306,7 @@ def test_the_schema_accepts_profiles_and_refuses_others() -> None:
     validator.check_schema(json_schema())
     tree = yaml.safe_load(dump_profile(full_profile()))
     validator.validate(tree)
+    validator.validate(yaml.safe_load(dump_profile(make_compensated("linear", rule="predicted-damage", neurons=4))))
     tree["skip"]["treshold"] = 0.5
     assert [error.json_path for error in validator.iter_errors(tree)] == ["$.skip"]
 

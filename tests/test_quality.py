@@ -5,14 +5,19 @@ from functools import cache
 
 import pytest
 import torch
+from factories import make_compensated
 from naive import naive_forward
 from pico import middle_threshold, pico_model, pico_profile, pico_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ffnskip import FfnskipError, Profile
+from ffnskip.compensation import Weights
+from ffnskip.identity import model_info
 from ffnskip_cli.benchmark import quality as module
+from ffnskip_cli.benchmark.baselines import Pattern
 from ffnskip_cli.benchmark.quality import Estimate, Quality, measure_quality
+from ffnskip_cli.journal import Journal
 from ffnskip_cli.track import silently
 
 TEXT = pico_tokens(16, batch=4)
@@ -93,6 +98,26 @@ def test_profiles_measured_together_do_not_disturb_each_other() -> None:
     assert [quality.skip_ratio.mean for quality in together] == sorted(
         (quality.skip_ratio.mean for quality in together), reverse=True
     )
+
+
+def test_a_journal_tells_profiles_with_other_weights_apart() -> None:
+    journal, results = Journal(), []
+    own = model_info(model_of(), id="org/pico").model_dump()
+    plain = make_compensated("linear", **own, threshold=-1.0, warm_up=WARM_UP)
+    assert plain.weights
+    half = plain.with_weights(Weights({name: tensor / 2 for name, tensor in plain.weights.tensors.items()}))
+    for profile in (plain, half, plain):
+        results += measure_quality(model_of(), [profile], TEXT, silently, journal=journal)
+    assert results[0] == results[2] != results[1]
+
+
+def test_a_journal_tells_a_pattern_from_the_rule_in_whose_place_it_decides() -> None:
+    journal, pattern = Journal(), Pattern((1, 2), 1.0, 1.0)
+    (ruled,) = measure_quality(model_of(), [middle()], TEXT, silently, journal=journal)
+    (forced,) = measure_quality(model_of(), [middle()], TEXT, silently, journal=journal, patterns=[pattern])
+    assert ruled == measured(middle()) != forced
+    past = 4 * (16 - WARM_UP)
+    assert (forced.stats.skipped, sum(forced.stats.checked)) == ([0, past, 0, 0, 0, 0], 0)
 
 
 def test_counts_are_those_of_all_sequences() -> None:

@@ -43,9 +43,9 @@ def test_text_is_recorded_token_by_token_and_layer_by_layer(dtype: torch.dtype) 
     record = record_text(model, tokens)
     assert torch.equal(record.sequences, tokens)
     assert record.prompt_tokens == 0
-    assert record.similarities.dtype == torch.float32
+    assert record.values.dtype == torch.float32
     expected = torch.stack([by_hand(model, sequence) for sequence in tokens])
-    assert torch.allclose(record.similarities.double(), expected, rtol=0, atol=1e-6)
+    assert torch.allclose(record.values.double(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "phi"])
@@ -53,10 +53,10 @@ def test_recording_while_generating_sees_what_one_pass_over_the_same_tokens_sees
     model = pico_model(name)
     generated = record_generated(model, pico_tokens(PROMPT, batch=4), NEW)
     teacher_forced = record_text(model, generated.sequences)
-    assert generated.similarities.shape == (4, NEW, N_LAYERS)
+    assert generated.values.shape == (4, NEW, N_LAYERS)
     assert generated.prompt_tokens == PROMPT
-    assert torch.allclose(generated.similarities, teacher_forced.similarities[:, PROMPT:], rtol=0, atol=2e-6)
-    assert not torch.allclose(generated.similarities, teacher_forced.similarities[:, PROMPT - 1 : -1], atol=1e-3)
+    assert torch.allclose(generated.values, teacher_forced.values[:, PROMPT:], rtol=0, atol=2e-6)
+    assert not torch.allclose(generated.values, teacher_forced.values[:, PROMPT - 1 : -1], atol=1e-3)
 
 
 def test_generated_sequences_are_the_prompts_and_their_greedy_continuations() -> None:

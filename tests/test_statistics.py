@@ -49,7 +49,7 @@ def recording() -> Record:
 def part(places: list[int], whole: Record, **changes: Any) -> Statistics:
     statistics = Statistics(identity(**changes))
     index = torch.tensor(places)
-    statistics.put(index, Record(whole.sequences[index], whole.similarities[index]))
+    statistics.put(index, Record(whole.sequences[index], whole.values[index]))
     return statistics
 
 
@@ -71,7 +71,7 @@ def test_a_saved_recording_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert loaded.identity == identity()
     assert loaded.missing == 0
     assert same(loaded.record.sequences, whole.sequences)
-    assert same(loaded.record.similarities, whole.similarities)
+    assert same(loaded.record.values, whole.values)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -82,7 +82,7 @@ def test_parts_in_any_order_are_the_whole(tmp_path: Path, order: list[int]) -> N
     merged = load_statistics([paths[i] for i in order])
     assert merged.missing == 0
     assert same(merged.record.sequences, whole.sequences)
-    assert same(merged.record.similarities, whole.similarities)
+    assert same(merged.record.values, whole.values)
 
 
 def test_a_part_knows_what_it_lacks_and_holds_no_more_than_it_has(tmp_path: Path) -> None:

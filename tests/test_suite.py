@@ -11,7 +11,7 @@ from pico import middle_threshold, pico_model, pico_profile, pico_tokens
 from transformers import PreTrainedModel
 
 from ffnskip import Profile
-from ffnskip_cli.benchmark.flops import model_cost
+from ffnskip_cli.benchmark.flops import model_cost, overhead
 from ffnskip_cli.benchmark.quality import measure_quality
 from ffnskip_cli.benchmark.suite import PARTS, Plan, run_suite
 from ffnskip_cli.benchmark.worst_case import continue_prompts
@@ -32,7 +32,13 @@ FIELDS = {
     "speed": {"tokens_per_second", "speedup", "ceiling", "decode_skip_ratio"},
     "worst-case": {"never_skip_fraction", "repetition"},
 }
-SOME_PARTS = [frozenset(parts) for size in (1, 2, 3) for parts in combinations(PARTS, size)]
+BASELINES = ["random", "non-adaptive", "static", "shortgpt", "skipdecode"]
+SOME_PARTS = [
+    frozenset(parts)
+    for size in (1, 2, 3, 4)
+    for parts in combinations(PARTS, size)
+    if "baselines" not in parts or "quality" in parts
+]
 
 
 @cache
@@ -55,10 +61,12 @@ def rows(parts: frozenset[str]) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("parts", SOME_PARTS, ids="+".join)
 def test_what_was_not_measured_is_none_and_everything_else_is_there(parts: frozenset[str]) -> None:
     found = rows(parts)
-    assert list(found) == ["dense", "ffnskip", *(["hf-dense"] if "speed" in parts else [])]
-    measured = set().union(*(FIELDS[part] for part in parts))
+    others = (["hf-dense"] if "speed" in parts else []) + (BASELINES if "baselines" in parts else [])
+    assert list(found) == ["dense", "ffnskip", *others]
+    measured = set().union(*(FIELDS[part] for part in parts - {"baselines"}))
+    only = {"hf-dense": FIELDS["speed"], **dict.fromkeys(BASELINES, FIELDS["quality"])}
     for name, row in found.items():
-        own = measured & FIELDS["speed"] if name == "hf-dense" else measured
+        own = measured & only.get(name, measured)
         assert {field for field, value in row.items() if value is not None} == {"name", *own}
         assert set(row) == {"name"}.union(*FIELDS.values())
     json.dumps(found, allow_nan=False)
@@ -91,8 +99,21 @@ def test_quality_is_of_the_whole_text() -> None:
         assert (sparse[name], sparse["standard_error"][name]) == (estimate.mean, estimate.standard_error)
     assert sparse["skip_ratio"] > 0
     saved_per_token = dense["flops_per_token"] - sparse["flops_per_token"]
-    assert saved_per_token == pytest.approx(model_cost(model()).saved_flops(quality.stats) / TEXT.numel())
+    saved = model_cost(model()).saved_flops(quality.stats, overhead(profile(), model()))
+    assert saved_per_token == pytest.approx(saved / TEXT.numel())
     assert sparse["flops_saved"] == pytest.approx(saved_per_token / dense["flops_per_token"])
+
+
+def test_baselines_skip_as_much_as_the_profile_and_pay_for_no_checks() -> None:
+    found = rows(frozenset({"quality", "baselines"}))
+    cost = model_cost(model())
+    for name in BASELINES:
+        row = found[name]
+        skipped = row["skip_ratio"] * 6 * 3 * 14  # layers x sequences x tokens past warm-up
+        if name != "random":  # which holds on average only
+            assert skipped / 252 == pytest.approx(found["ffnskip"]["skip_ratio"], abs=0.005)
+        assert row["flops_saved"] == pytest.approx(skipped * cost.ffn_flops / (3 * cost.dense_flops(0, 16)))
+        assert row["kl"] > 0
 
 
 def test_the_worst_case_is_over_as_many_prompts_as_were_asked_for() -> None:
@@ -115,5 +136,5 @@ def test_speed_has_one_sample_per_repetition_and_the_ceiling_of_the_very_runs() 
     stats = continue_prompts(model(), profile(), TEXT[:REPETITIONS, :PROMPT], NEW, silently).stats
     assert stats is not None
     assert found["ffnskip"]["decode_skip_ratio"] == stats.skip_ratio > 0
-    assert found["ffnskip"]["ceiling"] == model_cost(model()).ceiling(stats) > 1
+    assert found["ffnskip"]["ceiling"] == model_cost(model()).ceiling(stats, overhead(profile(), model())) > 1
     assert found["hf-dense"]["ceiling"] == 1.0

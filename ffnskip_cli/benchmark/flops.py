@@ -1,7 +1,8 @@
 """What a token costs: FLOPs and bytes, from the shapes of a model's weights.
 
 Only matrix products count, at 2 FLOPs per multiply-add, as `torch.utils.flop_counter` counts them; norms and
-activations are left out. The similarity check is charged although it is none: `SIMILARITY_FLOPS_PER_CHANNEL`.
+activations are left out. The similarity check is charged although it is none: `SIMILARITY_FLOPS_PER_CHANNEL`. What a
+profile saves is net of what it adds: checks or probes, and the compensation of every skipped FFN (`Overhead`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,46 @@ from torch import nn
 
 from ffnskip.identity import head_dim
 from ffnskip.layers import ffn_sites
+from ffnskip.profile import Profile
 from ffnskip.stats import SkipStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SIMILARITY_FLOPS_PER_CHANNEL = 7  # h + f, and the three inner products of cos(h, h + f)
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a profile adds to the work of a token.
+
+    Attributes:
+        check_flops, check_bytes: of deciding on one FFN, for a token that may skip it.
+        added_flops, added_bytes: of what is added in place of one skipped FFN.
+    """
+
+    check_flops: int
+    check_bytes: int
+    added_flops: int
+    added_bytes: int
+
+
+def overhead(profile: Profile, model: PreTrainedModel) -> Overhead:
+    """What `profile` adds to the work of `model`, in whose dtype its weights are used."""
+    hidden, compensation = profile.model.hidden_size, profile.compensation
+    probed = profile.skip.rule == "predicted-damage"
+    weights = 3 * hidden * compensation.neurons  # the rows of gate and up projection, the columns of the down one
+    if compensation.kind == "linear":
+        weights += hidden * hidden
+    elif compensation.rank is not None:
+        weights += 2 * hidden * compensation.rank
+    bias = 0 if compensation.kind == "none" else hidden
+    return Overhead(
+        check_flops=(2 if probed else SIMILARITY_FLOPS_PER_CHANNEL) * hidden,
+        check_bytes=hidden * model.dtype.itemsize if probed else 0,
+        added_flops=2 * weights,
+        added_bytes=(weights + bias) * model.dtype.itemsize,
+    )
 
 
 @dataclass(frozen=True)
@@ -30,7 +65,6 @@ class ModelCost:
         ffn_flops: of one layer's FFN.
         other_flops: of everything else but the attention scores: projections and output head.
         flops_per_key: of the attention scores and values, per cached position, summed over the layers.
-        check_flops: of one similarity check.
         ffn_bytes: weights of one layer's FFN.
         all_bytes: all weights that a decoded token reads.
     """
@@ -39,7 +73,6 @@ class ModelCost:
     ffn_flops: float
     other_flops: float
     flops_per_key: int
-    check_flops: int
     ffn_bytes: float
     all_bytes: float
 
@@ -48,19 +81,25 @@ class ModelCost:
         keys = (last * (last + 1) - first * (first + 1)) // 2  # the token at position p attends to p + 1 keys
         return (last - first) * (self.n_layers * self.ffn_flops + self.other_flops) + keys * self.flops_per_key
 
-    def saved_flops(self, stats: SkipStats) -> float:
-        """FLOPs of the skipped FFNs minus those of the similarity checks; negative when checking cost more."""
-        return sum(stats.skipped) * self.ffn_flops - sum(stats.checked) * self.check_flops
+    def saved_flops(self, stats: SkipStats, overhead: Overhead) -> float:
+        """FLOPs of the skipped FFNs minus those of the profile's own work; negative when that cost more."""
+        saved = sum(stats.skipped) * (self.ffn_flops - overhead.added_flops)
+        return saved - sum(stats.checked) * overhead.check_flops
 
-    def saved_share(self, stats: SkipStats, sequences: int, length: int) -> float:
+    def saved_share(self, stats: SkipStats, overhead: Overhead, sequences: int, length: int) -> float:
         """flops_saved of scored sequences, each taken as one decode of `length` tokens without a prompt."""
-        return self.saved_flops(stats) / (sequences * self.dense_flops(0, length))
+        return self.saved_flops(stats, overhead) / (sequences * self.dense_flops(0, length))
 
-    def ceiling(self, stats: SkipStats) -> float:
-        """The speed-up at batch 1 if skipped weights cost nothing: bytes read dense / bytes read with the profile."""
-        tokens = stats.tokens + stats.warm_up_tokens
-        skipped_per_token = sum(stats.skipped) / tokens if tokens else 0.0
-        return self.all_bytes / (self.all_bytes - skipped_per_token * self.ffn_bytes)
+    def ceiling(self, stats: SkipStats, overhead: Overhead) -> float:
+        """The speed-up at batch 1 if time went by bytes alone: those read dense / those read with the profile.
+
+        With it, a checked FFN reads its probe, and a skipped one the weights of the compensation instead of its own.
+        """
+        if not (tokens := stats.tokens + stats.warm_up_tokens):
+            return 1.0
+        saved = sum(stats.skipped) * (self.ffn_bytes - overhead.added_bytes)
+        saved -= sum(stats.checked) * overhead.check_bytes
+        return self.all_bytes / (self.all_bytes - saved / tokens)
 
 
 def model_cost(model: PreTrainedModel) -> ModelCost:
@@ -77,7 +116,6 @@ def model_cost(model: PreTrainedModel) -> ModelCost:
         ffn_flops=per_layer.flops,
         other_flops=everything.flops - per_layer.flops * len(ffns),
         flops_per_key=4 * config.num_attention_heads * head_dim(config) * len(ffns),
-        check_flops=SIMILARITY_FLOPS_PER_CHANNEL * config.hidden_size,
         ffn_bytes=per_layer.bytes,
         all_bytes=everything.bytes,
     )

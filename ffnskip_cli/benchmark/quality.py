@@ -20,6 +20,7 @@ from ffnskip.layers import input_device
 from ffnskip.profile import Profile
 from ffnskip.stats import SkipStats
 from ffnskip.wrap import Applied
+from ffnskip_cli.benchmark.baselines import Pattern
 from ffnskip_cli.journal import Journal
 from ffnskip_cli.track import Track
 
@@ -90,17 +91,19 @@ def measure_quality(
     what: str = "measuring quality",
     first: int | None = None,
     journal: Journal | None = None,
+    patterns: Sequence[Pattern] | None = None,
 ) -> list[Quality]:
     """Score `tokens` with the dense model once and with each profile.
 
     Args:
         model: the untouched model.
-        profiles: for this model; only their rule settings matter.
+        profiles: for this model; only their rule and their compensation matter.
         tokens: ``[sequences, length]``.
         track: shows progress.
         what: what to call this in the progress.
         first: position of the first prediction that counts; by default each profile's warm-up.
         journal: remembers the figures of each sequence.
+        patterns: one per profile, which decides what to skip in place of its rule.
 
     Returns:
         One Quality per profile.
@@ -115,10 +118,14 @@ def measure_quality(
         check_size(tokens, position)
     tables: list[list[list[float]]] = [[] for _ in profiles]  # per profile and sequence: means of the five figures
     totals = [SkipStats(profile.model.n_layers) for profile in profiles]
-    settings = [profile.skip.model_dump() for profile in profiles]
+    forced = [None] * len(profiles) if patterns is None else list(patterns)
+    settings = [
+        [profile.deciding, pattern and asdict(pattern)] for profile, pattern in zip(profiles, forced, strict=True)
+    ]
     for sequence in track(tokens, what, len(tokens)):
         scores = journal.remember(
-            ["quality", settings, firsts, sequence.tolist()], partial(_score, model, profiles, sequence.long(), firsts)
+            ["quality", settings, firsts, sequence.tolist()],
+            partial(_score, model, profiles, forced, sequence.long(), firsts),
         )
         for (figures, counts), table, total in zip(scores, tables, totals, strict=True):
             stats = SkipStats(**counts)
@@ -139,14 +146,19 @@ def check_size(tokens: Tensor, first: int) -> None:
 
 @torch.inference_mode()
 def _score(
-    model: PreTrainedModel, profiles: Sequence[Profile], sequence: Tensor, firsts: Sequence[int]
+    model: PreTrainedModel,
+    profiles: Sequence[Profile],
+    patterns: Sequence[Pattern | None],
+    sequence: Tensor,
+    firsts: Sequence[int],
 ) -> list[tuple[list[float], dict[str, Any]]]:
     """The figures of one ``sequence [length]`` with each profile, and what was skipped in it."""
     batch = sequence[None].to(input_device(model))
     dense = model(batch, use_cache=False).logits[0]
     scores = []
-    for profile, first in zip(profiles, firsts, strict=True):
-        with Applied(model, profile, "score") as applied:
+    for profile, pattern, first in zip(profiles, patterns, firsts, strict=True):
+        walk = None if pattern is None else pattern.walk(profile, sequence)
+        with Applied(model, profile, "score", walk) as applied:
             logits = model(batch, use_cache=False).logits[0]
         scores.append((_compare(dense, logits, batch[0], first), asdict(applied.stats)))
     return scores

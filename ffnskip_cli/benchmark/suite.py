@@ -11,7 +11,8 @@ from ffnskip.errors import FfnskipError
 from ffnskip.layers import input_device
 from ffnskip.profile import Profile
 from ffnskip.stats import SkipStats
-from ffnskip_cli.benchmark.flops import ModelCost, model_cost
+from ffnskip_cli.benchmark.baselines import bare_profile, baseline_patterns
+from ffnskip_cli.benchmark.flops import ModelCost, Overhead, model_cost, overhead
 from ffnskip_cli.benchmark.quality import Estimate, Quality, measure_quality
 from ffnskip_cli.benchmark.speed import Speed, dense_way, hugging_face_way, measure_speed, profile_way
 from ffnskip_cli.benchmark.worst_case import Continuation, continue_prompts
@@ -20,7 +21,8 @@ from ffnskip_cli.track import Track
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PARTS = ("quality", "speed", "worst-case")
+PARTS = ("quality", "baselines", "speed", "worst-case")
+_SAMPLE = 8  # sequences that the baselines rank layers on; that they are tested on them too is in their favour
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ class Plan:
 
 
 def run_suite(model: PreTrainedModel, profile: Profile, text: Tensor, plan: Plan, track: Track) -> list[dict[str, Any]]:
-    """Measure the rows `dense`, `ffnskip` and `hf-dense`; a figure that was not measured is None.
+    """Measure the rows `dense`, `ffnskip`, `hf-dense` and the baselines; a figure that was not measured is None.
 
     Args:
         model: the dense model.
         profile: its profile.
         text: ``[sequences, length]`` to score, and whose beginnings are the prompts.
-        plan: what to measure.
+        plan: what to measure; the part `baselines` only beside `quality`, as they skip as much as the profile does.
         track: shows progress.
 
     Raises:
@@ -58,7 +60,7 @@ def run_suite(model: PreTrainedModel, profile: Profile, text: Tensor, plan: Plan
         raise FfnskipError(
             f"With a warm-up of {profile.skip.warm_up} none of {plan.new_tokens} new tokens could skip: generate more."
         )
-    cost = model_cost(model)
+    cost, added = model_cost(model), overhead(profile, model)
     prompts = text[:, : plan.prompt_tokens].to(input_device(model))
     quality = speeds = dense_text = skip_text = None
     if "quality" in plan.parts:
@@ -70,13 +72,31 @@ def run_suite(model: PreTrainedModel, profile: Profile, text: Tensor, plan: Plan
         ways = {"dense": dense_way(model), "ffnskip": profile_way(model, profile), "hf-dense": hugging_face_way(model)}
         speeds = measure_speed(ways, prompts, plan.new_tokens, plan.repetitions, profile.skip.warm_up, track)
     length = text.shape[1]
-    rows = [
-        _row("dense") | _dense_quality(quality, cost, length) | _generated(dense_text) | _timed(speeds, "dense", cost),
-        _row("ffnskip") | _quality(quality, cost, length) | _generated(skip_text) | _timed(speeds, "ffnskip", cost),
-    ]
+    dense = _dense_quality(quality, cost, length) | _generated(dense_text) | _timed(speeds, "dense", cost, added)
+    sparse = _quality(quality, cost, added, length) | _generated(skip_text) | _timed(speeds, "ffnskip", cost, added)
+    rows = [_row("dense") | dense, _row("ffnskip") | sparse]
     if speeds is not None:
-        rows.append(_row("hf-dense") | _timed(speeds, "hf-dense", cost))
+        rows.append(_row("hf-dense") | _timed(speeds, "hf-dense", cost, added))
+    if quality is not None and "baselines" in plan.parts:
+        rows += _baselines(model, profile, quality.skip_ratio.mean, text, track)
     return rows
+
+
+def _baselines(
+    model: PreTrainedModel, profile: Profile, ratio: float, text: Tensor, track: Track
+) -> list[dict[str, Any]]:
+    """Rows of what else could skip that share of the FFNs, on the same text."""
+    bare = bare_profile(profile)
+    patterns = baseline_patterns(model, bare, ratio, text[:_SAMPLE], track)
+    profiles = [bare] * len(patterns)
+    qualities = measure_quality(
+        model, profiles, text, track, what="measuring baselines", patterns=list(patterns.values())
+    )
+    cost, added = model_cost(model), overhead(bare, model)
+    return [
+        _row(name) | _quality(quality, cost, added, text.shape[1])
+        for name, quality in zip(patterns, qualities, strict=True)
+    ]
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -88,11 +108,11 @@ def _row(name: str) -> dict[str, Any]:
     return {"name": name, **dict.fromkeys(fields.split())}
 
 
-def _quality(quality: Quality | None, cost: ModelCost, length: int) -> dict[str, Any]:
-    """Of the profile, on the scored text, each sequence taken as one decode without a prompt."""
+def _quality(quality: Quality | None, cost: ModelCost, added: Overhead, length: int) -> dict[str, Any]:
+    """Of what skips, on the scored text, each sequence taken as one decode without a prompt."""
     if quality is None:
         return {}
-    saved = cost.saved_share(quality.stats, quality.sequences, length)
+    saved = cost.saved_share(quality.stats, added, quality.sequences, length)
     estimates = {
         "skip_ratio": quality.skip_ratio,
         "perplexity": quality.perplexity,
@@ -127,7 +147,7 @@ def _generated(text: Continuation | None) -> dict[str, Any]:
     return {"never_skip_fraction": never, "repetition": text.repetition}
 
 
-def _timed(speeds: dict[str, Speed] | None, name: str, cost: ModelCost) -> dict[str, Any]:
+def _timed(speeds: dict[str, Speed] | None, name: str, cost: ModelCost, added: Overhead) -> dict[str, Any]:
     """Speed, and what the same decodes skipped: the ceiling belongs to the very runs that were timed."""
     if speeds is None:
         return {}
@@ -141,6 +161,6 @@ def _timed(speeds: dict[str, Speed] | None, name: str, cost: ModelCost) -> dict[
             "samples": speed.samples,
         },
         "speedup": speed.speedup_over(speeds["dense"]),
-        "ceiling": cost.ceiling(stats),
+        "ceiling": cost.ceiling(stats, added),
         "decode_skip_ratio": stats.skip_ratio,
     }

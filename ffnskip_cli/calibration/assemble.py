@@ -20,7 +20,7 @@ from ffnskip.sections import (
     Skip,
     WarmUpTrial,
 )
-from ffnskip_cli.benchmark.flops import ModelCost
+from ffnskip_cli.benchmark.flops import ModelCost, Overhead
 from ffnskip_cli.benchmark.quality import Quality
 from ffnskip_cli.budget import MAX_KL, MIN_TOP1_AGREEMENT
 from ffnskip_cli.calibration.corpus import Corpus
@@ -85,7 +85,7 @@ def search_evidence(ratio: float, tokens: int, scored: Sequence[Scored], trials:
     return Search(ratio=_tidy(ratio), tokens=tokens, candidates=tuple(candidates), warm_up=tuple(warm_up))
 
 
-def measured(goal: Goal, quality: Quality, cost: ModelCost, sequence_length: int) -> Measured:
+def measured(goal: Goal, quality: Quality, cost: ModelCost, added: Overhead, sequence_length: int) -> Measured:
     """What the profile says about its own cost, with a verdict on it."""
     within_budget, sentence = verdict(quality)
     estimates = {
@@ -97,7 +97,7 @@ def measured(goal: Goal, quality: Quality, cost: ModelCost, sequence_length: int
     }
     return Measured(
         **{goal.kind: goal.value},
-        flops_saved=_tidy(cost.saved_share(quality.stats, quality.sequences, sequence_length)),
+        flops_saved=_tidy(cost.saved_share(quality.stats, added, quality.sequences, sequence_length)),
         never_skip_fraction=_tidy(quality.stats.never_skip_fraction),
         tokens=quality.tokens,
         verdict=sentence,

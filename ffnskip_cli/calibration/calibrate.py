@@ -1,4 +1,4 @@
-"""From a recording to profiles: choose the rule, solve and verify the thresholds, measure what they cost."""
+"""From a recording to profiles: choose the rule, fit, solve and verify the thresholds, measure what they cost."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from ffnskip.apply import self_check
 from ffnskip.errors import FfnskipError
 from ffnskip.profile import Profile
-from ffnskip_cli.benchmark.flops import model_cost
+from ffnskip_cli.benchmark.flops import model_cost, overhead
 from ffnskip_cli.benchmark.quality import Quality, check_size, measure_quality
 from ffnskip_cli.calibration import assemble
-from ffnskip_cli.calibration.choose import choose_rule
+from ffnskip_cli.calibration.choose import choose_cosine
 from ffnskip_cli.calibration.corpus import Corpus
+from ffnskip_cli.calibration.fit.choose import choose_damage, compensate
 from ffnskip_cli.calibration.limit import NEARLY, largest_within
 from ffnskip_cli.calibration.record import Record
 from ffnskip_cli.calibration.settings import Goal, Settings
@@ -56,6 +57,7 @@ def calibrate(
     settings: Settings,
     track: Track,
     journal: Journal | None = None,
+    fit_text: Corpus | None = None,
 ) -> Calibration:
     """Compile one profile per goal. All of them have one rule and differ in the threshold.
 
@@ -66,6 +68,7 @@ def calibrate(
         settings: the choices.
         track: shows progress.
         journal: remembers what was measured.
+        fit_text: text to fit probe and compensation to, if the settings ask for any.
 
     Raises:
         FfnskipError: the model cannot be wrapped, its curve has no plateau, the region is too small for a target, or
@@ -73,7 +76,15 @@ def calibrate(
     """
     journal = journal or Journal()
     check_size(held_out.tokens, 0 if settings.warm_up == "auto" else settings.warm_up)  # now, as the run is long
-    draft = choose_rule(model, statistics, settings, track, journal)
+    record = statistics.record
+    if settings.rule == "predicted-damage":
+        assert fit_text is not None, "there is no text to fit to"
+        draft, record = choose_damage(model, statistics, fit_text, settings, track, journal)
+    else:
+        draft = choose_cosine(model, statistics, settings, track, journal)
+        if settings.fits:
+            assert fit_text is not None, "there is no text to fit to"
+            draft = compensate(model, draft, fit_text, settings, track, journal)
     check_size(held_out.tokens, draft.skip.warm_up)
     self_check(model, draft)
     described = draft.model_copy(
@@ -83,7 +94,7 @@ def calibrate(
             "similarity": assemble.similarity_curve(statistics.record, draft.skip.warm_up),
         }
     )
-    return _Solver(model, statistics.record, held_out, described, track, journal).solve(settings.goals)
+    return _Solver(model, record, held_out, described, track, journal).solve(settings.goals)
 
 
 class _Solver:
@@ -162,5 +173,6 @@ class _Solver:
 
     def _finish(self, described: Profile, goal: Goal, threshold: float) -> Profile:
         length = self._held_out.tokens.shape[1]
-        measured = assemble.measured(goal, self._measured[threshold], model_cost(self._model), length)
+        cost, added = model_cost(self._model), overhead(described, self._model)
+        measured = assemble.measured(goal, self._measured[threshold], cost, added, length)
         return described.with_threshold(threshold).model_copy(update={"measured": measured})

@@ -1,4 +1,4 @@
-"""Choose the rule's settings that nobody pinned, and keep the evidence for the profile."""
+"""Choose the settings of the rule `cosine` that nobody pinned, and keep the evidence for the profile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def choose_rule(
+def choose_cosine(
     model: PreTrainedModel, statistics: Statistics, settings: Settings, track: Track, journal: Journal
 ) -> Profile:
     """A profile with the rule for all goals, and with what was tried, but without a threshold.
@@ -36,7 +36,7 @@ def choose_rule(
         FfnskipError: the curve has no plateau, or the region is too small for a target.
     """
     record = statistics.record
-    settings.refuse_region(record.similarities.shape[2])
+    settings.refuse_region(record.values.shape[2])
     draft = assemble.draft(statistics.identity.source.model, _start(record, settings))
     searching = settings.searches
     ablating = settings.warm_up == "auto" and len(possible_warm_ups(record.sequences.shape[1])) > 0
@@ -59,7 +59,7 @@ def _start(record: Record, settings: Settings) -> Skip:
 
     Where that is too small for the targets, its free ends are moved outwards.
     """
-    usual = min(DEFAULT_WARM_UP, record.similarities.shape[1] // 4)
+    usual = min(DEFAULT_WARM_UP, record.values.shape[1] // 4)
     warm_up = usual if settings.warm_up == "auto" else settings.warm_up
     region = _region(record, warm_up, settings)
     skip = Skip(
@@ -75,7 +75,7 @@ def _start(record: Record, settings: Settings) -> Skip:
     while target > highest_ratio(record, skip):
         wider = {
             "cold_s": max(0, skip.cold_s - 1) if settings.cold_s is None else skip.cold_s,
-            "cold_e": min(record.similarities.shape[2], skip.cold_e + 1) if settings.cold_e is None else skip.cold_e,
+            "cold_e": min(record.values.shape[2], skip.cold_e + 1) if settings.cold_e is None else skip.cold_e,
         }
         if wider == skip.model_dump(include={"cold_s", "cold_e"}):
             break  # whoever solves for that target will say that it is out of reach
@@ -85,7 +85,7 @@ def _start(record: Record, settings: Settings) -> Skip:
 
 def _region(record: Record, warm_up: int, settings: Settings) -> Region:
     """The region that the settings pin, or that the curve proposes."""
-    cold_s, cold_e, n_layers = settings.cold_s, settings.cold_e, record.similarities.shape[2]
+    cold_s, cold_e, n_layers = settings.cold_s, settings.cold_e, record.values.shape[2]
     if cold_s is None or cold_e is None:
         found = find_region(torch.stack([layer.double().mean() for layer in record.layers(warm_up)]))
         if cold_s is None:

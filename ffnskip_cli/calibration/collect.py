@@ -115,7 +115,7 @@ def collect(
     _record(model, statistics, tokens, blocks, file, track)
     if ranks.size > 1:
         _add_up(statistics, share, ranks)
-    if ranks.rank == 0 and not statistics.record.similarities.isfinite().all():
+    if ranks.rank == 0 and not statistics.record.values.isfinite().all():
         raise FfnskipError("The model's activations are not finite numbers: try another --dtype, such as float32.")
     return statistics
 
@@ -129,7 +129,7 @@ def _take_over(statistics: Statistics, files: list[Path], blocks: list[Tensor]) 
         found = load_statistics([path])
         refuse_difference(statistics.identity.facts(), found.identity.facts(), "what --resume was asked for", str(path))
         places = (found.done * ours * (1 - statistics.done)).nonzero().squeeze(1)
-        statistics.put(places, Record(found.record.sequences[places], found.record.similarities[places]))
+        statistics.put(places, Record(found.record.sequences[places], found.record.values[places]))
 
 
 def _record(
@@ -157,7 +157,7 @@ def _record(
 
 def _add_up(statistics: Statistics, share: Share, ranks: Ranks) -> None:
     """On rank 0, and then the files of the single ranks are not needed any more."""
-    for tensor in (statistics.record.sequences, statistics.record.similarities, statistics.done):
+    for tensor in (statistics.record.sequences, statistics.record.values, statistics.done):
         ranks.add_up(tensor)
     if share.path is None:
         return

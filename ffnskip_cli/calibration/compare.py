@@ -15,7 +15,7 @@ from ffnskip.errors import FfnskipError
 from ffnskip.profile import Profile
 from ffnskip_cli.benchmark.quality import Estimate, Quality, check_size, measure_quality, paired_difference
 from ffnskip_cli.budget import NOISE
-from ffnskip_cli.calibration.choose import choose_rule
+from ffnskip_cli.calibration.choose import choose_cosine
 from ffnskip_cli.calibration.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.corpus import Corpus, build_corpus
 from ffnskip_cli.calibration.forecast import Step, steps
@@ -206,7 +206,7 @@ def _calibrate(
     tokens, journal = text.calibration.tokens, Journal()
     try:
         statistics = collect(model, identity, tokens, Share(), Ranks(), track)
-        draft = choose_rule(model, statistics, settings, track, journal)
+        draft = choose_cosine(model, statistics, settings, track, journal)
         self_check(model, draft)
         solution = verify(model, draft, statistics.record, settings.goals[0].value, track, journal)
     except FfnskipError as error:

@@ -32,33 +32,34 @@ def sample_size(tokens: int, sequence_length: int) -> int:
 
 @dataclass(frozen=True)
 class Record:
-    """What the dense model did.
+    """What a rule decides by, on some text.
 
     Attributes:
         sequences: the tokens, ``[sequences, length]``.
-        similarities: ``[sequences, recorded, n_layers]`` float32, of the last ``recorded`` tokens of each sequence.
+        values: ``[sequences, recorded, n_layers]`` float32, of the last ``recorded`` tokens of each sequence: the
+            similarities of the dense model, or what the probes of `predicted-damage` say, in log nats.
     """
 
     sequences: Tensor
-    similarities: Tensor
+    values: Tensor
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens at the start of each sequence that were not recorded because they were the prompt."""
-        return self.sequences.shape[1] - self.similarities.shape[1]
+        return self.sequences.shape[1] - self.values.shape[1]
 
     def first(self, tokens: int) -> Record:
         """The part with about the first `tokens` tokens: of a permuted text, a sample of the whole."""
         size = sample_size(tokens, self.sequences.shape[1])
-        return Record(self.sequences[:size], self.similarities[:size])
+        return Record(self.sequences[:size], self.values[:size])
 
     def chunks(self, warm_up: int) -> Iterator[Tensor]:
-        """The similarities past the first `warm_up` recorded tokens, some ``[sequences, tokens, n_layers]`` a time."""
-        return iter(self.similarities[:, warm_up:].split(_CHUNK))
+        """The values past the first `warm_up` recorded tokens, some ``[sequences, tokens, n_layers]`` a time."""
+        return iter(self.values[:, warm_up:].split(_CHUNK))
 
     def layers(self, warm_up: int) -> Iterator[Tensor]:
         """The same layer by layer, ``[tokens]`` each."""
-        return (layer.flatten() for layer in self.similarities[:, warm_up:].unbind(dim=-1))
+        return (layer.flatten() for layer in self.values[:, warm_up:].unbind(dim=-1))
 
 
 def record_block(model: PreTrainedModel, sequences: Tensor, on: On) -> Record:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from ffnskip_cli.benchmark.quality import Quality
 
 On = Literal["text", "generated"]
+Rule = Literal["predicted-damage", "cosine"]
+Kind = Literal["none", "mean", "low-rank", "linear"]
 Free = Literal["auto"]  # a setting that the calibration chooses by what it does to quality
 
 PROMPT_TOKENS = GENERATED_TOKENS = 128  # of the paper's calibration, for `on="generated"`
@@ -76,6 +78,10 @@ class Settings:
         warm_up, window, refresh_every: the rule's settings (see `ffnskip.sections.Skip`), or auto.
         cold_s, cold_e: the skip region; None where the calibration chooses.
         candidates: how many regions, windows and refreshes to try at most; 0 takes what the curve proposes.
+        rule: when to skip.
+        compensate: what kind of compensation to fit.
+        rank, neurons: its size; None for the usual one.
+        fit_tokens: how much text to fit it to.
         on: record on the text itself, or on what the model generates from 128-token prompts.
         seed: order of the documents.
     """
@@ -90,6 +96,11 @@ class Settings:
     cold_s: int | None = None
     cold_e: int | None = None
     candidates: int = 16
+    rule: Rule = "cosine"
+    compensate: Kind = "none"
+    rank: int | None = None
+    neurons: int | None = None
+    fit_tokens: int = 98304
     on: On = "text"
     seed: int = 0
 
@@ -101,8 +112,15 @@ class Settings:
     @property
     def searches(self) -> bool:
         """Whether there is a region, window or refresh to choose, and candidates to choose from."""
+        if self.rule != "cosine":
+            return False
         free = "auto" in (self.window, self.refresh_every) or None in (self.cold_s, self.cold_e)
         return free and self.candidates > 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a probe or a compensation to fit."""
+        return self.rule == "predicted-damage" or self.compensate != "none"
 
     def refuse_region(self, n_layers: int) -> None:
         """Raise FfnskipError if what is pinned is no region of a model with `n_layers`, or too small for every goal."""
@@ -113,15 +131,16 @@ class Settings:
                 f"The skip region [{cold_s}, {cold_e}) is not one: --cold-s must be less than --cold-e, and both lie "
                 f"within the model's {n_layers} layers."
             )
-        most = (cold_e - cold_s - 1) / n_layers
+        triggering = self.rule == "cosine"
+        most = (cold_e - cold_s - triggering) / n_layers
         if self.goals and all(goal.kind == "target_ratio" and goal.value > most for goal in self.goals):
             raise FfnskipError(
                 f"A skip ratio of {self.goals[0].value:g} cannot be reached: layers {cold_s} to {cold_e - 1} allow at "
-                f"most {most:.3f}, because every token runs at least the FFN that triggers it."
+                f"most {most:.3f}{', because every token runs at least the FFN that triggers it' * triggering}."
             )
 
     def __post_init__(self) -> None:
-        numbers = (self.tokens, self.eval_tokens, self.window, self.refresh_every)
+        numbers = (self.tokens, self.eval_tokens, self.fit_tokens, self.window, self.refresh_every)
         largest = max(number for number in numbers if isinstance(number, int))
         if largest > _LARGEST:
             raise FfnskipError(f"{largest} is larger than any number in a profile: ask for less.")
@@ -130,6 +149,12 @@ class Settings:
                 f"A warm-up of {self.warm_up} tokens leaves nothing to calibrate on: --warm-up must be at most "
                 f"{self.recorded_tokens - 2} here."
             )
+        if self.rule != "cosine" and (self.window != "auto" and self.window is not None):
+            raise FfnskipError("--window belongs to --rule cosine: with predicted-damage every layer decides alone.")
+        if self.rank is not None and self.compensate != "low-rank":
+            raise FfnskipError("--rank belongs to --compensate low-rank.")
+        if self.neurons and self.compensate not in ("low-rank", "linear"):
+            raise FfnskipError("--neurons belongs to --compensate low-rank or linear.")
         if self.on == "generated" and self.sequence_length != PROMPT_TOKENS + GENERATED_TOKENS:
             raise FfnskipError("With --on generated the --sequence-length is 256: prompts of 128 tokens, then 128 new.")
 

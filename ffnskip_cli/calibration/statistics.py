@@ -110,7 +110,7 @@ class Statistics:
     def put(self, places: Tensor, record: Record) -> None:
         """Fill in the sequences at ``places [n]`` of the permuted text."""
         self.record.sequences[places] = record.sequences.to(torch.int32)
-        self.record.similarities[places] = record.similarities
+        self.record.values[places] = record.values
         self.done[places] = 1
 
     def save(self, path: Path) -> None:
@@ -120,7 +120,7 @@ class Statistics:
         tensors = {
             "places": places,
             "sequences": self.record.sequences[places],
-            "similarities": self.record.similarities[places],
+            "similarities": self.record.values[places],
             "documents": hashes.view(-1, _HASH_BYTES),
         }
         try:

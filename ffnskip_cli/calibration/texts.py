@@ -37,7 +37,12 @@ def check_names(names: Sequence[str], offline: bool) -> None:
 
 
 def calibration_and_held_out(
-    loaded: LoadedModel, datasets: Sequence[str], eval_datasets: Sequence[str], settings: Settings, offline: bool
+    loaded: LoadedModel,
+    datasets: Sequence[str],
+    eval_datasets: Sequence[str],
+    settings: Settings,
+    offline: bool,
+    exclude: frozenset[bytes] = frozenset(),
 ) -> tuple[Corpus, Corpus]:
     """Build both texts.
 
@@ -47,21 +52,13 @@ def calibration_and_held_out(
         eval_datasets: names of the held-out texts, likewise; none for the held-out part of `datasets`.
         settings: sizes and seed.
         offline: use only what is cached.
+        exclude: documents, by hash, that the held-out text must not have.
 
     Raises:
         FfnskipError: there is no such text, or not even one sequence of it, or it is named twice.
     """
     sources = _open_all(datasets, _sampled(loaded, f"{settings.seed} calibration"), offline)
-    text = build_mixture(
-        [
-            Ingredient(source, "all" if source.dataset == "self" else "calibration", weight)
-            for source, weight in sources
-        ],
-        loaded.tokenizer,
-        tokens=settings.tokens,
-        sequence_length=settings.sequence_length,
-        seed=settings.seed,
-    )
+    text = _calibration_part(loaded, sources, settings.tokens, settings)
     held_out = evaluation_text(
         loaded,
         eval_datasets or datasets,
@@ -70,9 +67,35 @@ def calibration_and_held_out(
         sequence_length=settings.sequence_length,
         seed=settings.seed,
         offline=offline,
-        exclude=text.document_hashes,
+        exclude=text.document_hashes | exclude,
     )
     return text, held_out
+
+
+def text_to_fit(loaded: LoadedModel, names: Sequence[str], settings: Settings, offline: bool) -> Corpus:
+    """More of the calibration part of the same texts, to fit probe and compensation to.
+
+    The text `self` is costly, and no more of it is sampled than is recorded.
+    """
+    sources = _open_all(names, _sampled(loaded, f"{settings.seed} calibration"), offline)
+    sampled = any(source.dataset == "self" for source, _ in sources)
+    tokens = min(settings.tokens, settings.fit_tokens) if sampled else settings.fit_tokens
+    return _calibration_part(loaded, sources, tokens, settings)
+
+
+def _calibration_part(
+    loaded: LoadedModel, sources: Sequence[tuple[TextSource, float]], tokens: int, settings: Settings
+) -> Corpus:
+    return build_mixture(
+        [
+            Ingredient(source, "all" if source.dataset == "self" else "calibration", weight)
+            for source, weight in sources
+        ],
+        loaded.tokenizer,
+        tokens=tokens,
+        sequence_length=settings.sequence_length,
+        seed=settings.seed,
+    )
 
 
 def held_out_of(
@@ -82,6 +105,7 @@ def held_out_of(
     eval_datasets: Sequence[str],
     settings: Settings,
     offline: bool,
+    exclude: frozenset[bytes] = frozenset(),
 ) -> Corpus:
     """The held-out text for a recording, as `calibration_and_held_out` builds it.
 
@@ -100,7 +124,7 @@ def held_out_of(
         sequence_length=settings.sequence_length,
         seed=settings.seed,
         offline=offline,
-        exclude=identity.documents,
+        exclude=identity.documents | exclude,
     )
 
 

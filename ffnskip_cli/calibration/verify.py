@@ -1,7 +1,7 @@
 """Run the model with the rule on, and correct the threshold until the measured ratio is the target.
 
-The simulation cannot know that a skip changes the similarities of the later layers and, through the KV cache, of the
-later tokens. The measured ratio does.
+The simulation cannot know that a skip changes the values of the later layers and, through the KV cache, of the later
+tokens. The measured ratio does.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measure_ratio(
     # The sample says what the simulation is wrong by, the whole recording what it says.
     rest = simulated_ratio(record, profile.skip) - simulated_ratio(sample, profile.skip)
     profile, journal = behind_prompts(profile, record), journal or Journal()
-    settings, total = profile.skip.model_dump(), SkipStats(profile.model.n_layers)
+    settings, total = profile.deciding, SkipStats(profile.model.n_layers)
     for sequence in track(sample.sequences, f"verifying threshold {threshold:g}", len(sample.sequences)):
         counts = journal.remember(["ratio", settings, sequence.tolist()], partial(_count, model, profile, sequence))
         total.add(SkipStats(**counts))

@@ -107,7 +107,7 @@ def _continue(
     model: PreTrainedModel, profile: Profile | None, prompts: Tensor, generated: int, track: Track, journal: Journal
 ) -> Tensor:
     """Greedy continuations, ``[prompts, generated]``."""
-    settings = None if profile is None else profile.skip.model_dump()
+    settings = None if profile is None else profile.deciding
     tokens = journal.remember(
         ["continue", settings, prompts.tolist(), generated],
         lambda: continue_prompts(model, profile, prompts, generated, track).tokens.tolist(),

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 NOISY = 0.25  # of the median; beyond it a difference of a few per cent between rows cannot be seen
 
 
-Measure = Annotated[str, typer.Option(metavar="PART[,PART…]", help="What to measure: quality, speed, worst-case.")]
+Measure = Annotated[
+    str, typer.Option(metavar="PART[,PART…]", help="What to measure: quality, baselines, speed, worst-case.")
+]
 EvalDatasets = Annotated[
     list[str] | None,
     typer.Option(
@@ -51,7 +53,7 @@ def command(
     profile: options.ProfilePath,
     threshold: options.Threshold = None,
     target: options.Target = None,
-    measure: Measure = "quality,speed,worst-case",
+    measure: Measure = "quality,baselines,speed,worst-case",
     eval_dataset: EvalDatasets = None,
     eval_tokens: EvalTokens = 8192,
     prompt_tokens: PromptTokens = 128,
@@ -69,9 +71,11 @@ def command(
 ) -> None:
     """Measure what a profile saves and what it costs.
 
-    Quality is perplexity, KL and top-1 agreement with the dense model on held-out text. Speed is tokens per second at
-    batch 1: the dense model, the profile and Hugging Face generate take turns in one process. The worst case is the
-    share of generated tokens that skip nothing at all.
+    Quality is perplexity, KL and top-1 agreement with the dense model on held-out text. The baselines skip as many
+    FFNs on that text by simpler means: at random, the same ones for every token (non-adaptive: evenly spread; static:
+    where the FFN changes its input least; shortgpt: where the layer does), or more of them the later the token
+    (skipdecode). Speed is tokens per second at batch 1: the dense model, the profile and Hugging Face generate take
+    turns in one process. The worst case is the share of generated tokens that skip nothing at all.
     """
     from ffnskip.profile import load_profile
 
@@ -96,7 +100,7 @@ def command(
     )
     apply(loaded.model, loaded_profile).remove()  # proves itself before the long part
     sequence_length = _sequence_length(loaded_profile, prompt_tokens)
-    decoded = 0 if parts == {"quality"} else prompt_tokens + new_tokens
+    decoded = prompt_tokens + new_tokens if parts & {"speed", "worst-case"} else 0
     options.refuse_longer(loaded.model, max(sequence_length, decoded), "lower --prompt-tokens and --new-tokens")
     with console.busy("Preparing text"):
         text = evaluation_text(
@@ -173,6 +177,8 @@ def _parse_parts(measure: str) -> frozenset[str]:
     parts = frozenset(part.strip() for part in measure.split(","))
     if unknown := parts - set(PARTS):
         raise FfnskipError(f"--measure cannot measure {sorted(unknown)[0]!r}: choose from {', '.join(PARTS)}.")
+    if "baselines" in parts and "quality" not in parts:
+        raise FfnskipError("--measure baselines needs the part quality as well: they skip as much as the profile does.")
     return parts
 
 

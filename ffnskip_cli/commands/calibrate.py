@@ -26,6 +26,11 @@ def command(
     eval_dataset: own.EvalDatasets = None,
     output: own.Output = None,
     plot: own.Plot = None,
+    rule: own.Rule = "predicted-damage",
+    compensate: own.Compensate = "low-rank",
+    rank: own.Rank = None,
+    neurons: own.Neurons = None,
+    fit_tokens: own.FitTokens = 98304,
     on: own.On = None,
     tokens: own.Tokens = None,
     eval_tokens: own.EvalTokens = 8192,
@@ -66,6 +71,11 @@ def command(
         "cold_s": cold_s,
         "cold_e": cold_e,
         "candidates": candidates,
+        "rule": rule,
+        "compensate": compensate,
+        "rank": rank,
+        "neurons": neurons,
+        "fit_tokens": fit_tokens,
     }
     given = {"on": on, "tokens": tokens, "sequence_length": sequence_length, "seed": seed}
     with console.busy("Starting"):

@@ -122,6 +122,31 @@ ColdEnd = Annotated[
         show_default=False,
     ),
 ]
+Rule = Annotated[
+    Literal["predicted-damage", "cosine"],
+    typer.Option(help="When to skip: by the damage that a probe predicts, or by similarity as in the paper."),
+]
+Compensate = Annotated[
+    Literal["none", "mean", "low-rank", "linear"],
+    typer.Option(help="What to add in place of a skipped FFN, fitted to the text."),
+]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Rank of --compensate low-rank. Default: a sixth of the width; a third without neurons.", show_default=False
+    ),
+]
+Neurons = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="How many of each FFN's own neurons are run beside the map. Default: a sixth of them, where they can be "
+        "told apart.",
+        show_default=False,
+    ),
+]
+FitTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to fit probe and compensation to.")]
 Candidates = Annotated[
     int,
     typer.Option(

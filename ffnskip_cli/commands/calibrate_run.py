@@ -123,7 +123,7 @@ class Run:
         if recorded is not None:
             known = recorded.identity.source.facts()
             refuse_difference(source.facts(), known, "the model", str(self.files.stats_in[0]))
-        identity, tokens, held_out = self._texts(source, recorded)
+        identity, tokens, held_out, fit_text = self._texts(source, recorded)
         blocks = [] if recorded else share.blocks(ranks, len(tokens), identity.text.on)
         left = sum(map(len, blocks))
         if self.files.dry_run:
@@ -139,27 +139,32 @@ class Run:
             if share.only_records:
                 self._say_recorded(statistics, share)
             else:
-                self._solve(statistics, held_out, format)
+                self._solve(statistics, held_out, fit_text, format)
 
-    def _texts(self, source: Source, recorded: Statistics | None) -> tuple[Identity, Tensor, Corpus]:
-        """The calibration text with its identity, and the held-out text."""
+    def _texts(self, source: Source, recorded: Statistics | None) -> tuple[Identity, Tensor, Corpus, Corpus | None]:
+        """The calibration text with its identity, the held-out text, and the text to fit to if there is a fit."""
         from ffnskip_cli.calibration.collect import identity_of
-        from ffnskip_cli.calibration.texts import calibration_and_held_out, held_out_of
+        from ffnskip_cli.calibration.texts import calibration_and_held_out, held_out_of, text_names, text_to_fit
 
+        loaded, settings, offline = self.loaded, self.settings, self.offline
+        fit_text = None
         with console.busy("Preparing text"):
+            if settings.fits and settings.goals:
+                names = self.datasets or (text_names(recorded.identity.text) if recorded else [])
+                fit_text = text_to_fit(loaded, names, settings, offline)
+                warn_of_shortfall("fitting", fit_text)
+            fitted = frozenset() if fit_text is None else fit_text.document_hashes
             if recorded is None:
                 text, held_out = calibration_and_held_out(
-                    self.loaded, self.datasets, self.eval_datasets, self.settings, self.offline
+                    loaded, self.datasets, self.eval_datasets, settings, offline, fitted
                 )
                 warn_of_shortfall("calibration", text)
-                identity, tokens = identity_of(source, text, self.settings), text.tokens
+                identity, tokens = identity_of(source, text, settings), text.tokens
             else:
                 identity, tokens = recorded.identity, recorded.record.sequences
-                held_out = held_out_of(
-                    self.loaded, identity, self.datasets, self.eval_datasets, self.settings, self.offline
-                )
+                held_out = held_out_of(loaded, identity, self.datasets, self.eval_datasets, settings, offline, fitted)
         warn_of_shortfall("evaluation", held_out)
-        return identity, tokens, held_out
+        return identity, tokens, held_out, fit_text
 
     def _forecast(self, tokens: Tensor, left: int, held_out: int, format: Format) -> None:
         from ffnskip_cli.calibration.forecast import memory_bytes, seconds, steps
@@ -176,7 +181,7 @@ class Run:
         console.talk.print(f"Recorded {done} of {len(statistics.done)} sequences in {share.path}.", markup=False)
         console.hint("With all parts recorded, solve them: ffnskip calibrate MODEL --target … --stats-in PART1 …")
 
-    def _solve(self, statistics: Statistics, held_out: Corpus, format: Format) -> None:
+    def _solve(self, statistics: Statistics, held_out: Corpus, fit_text: Corpus | None, format: Format) -> None:
         from ffnskip.errors import FfnskipError
         from ffnskip_cli.calibration.calibrate import calibrate
 
@@ -189,7 +194,7 @@ class Run:
             self._refuse_to_replace_another(self.files.stats_out, statistics)
             statistics.save(self.files.stats_out)
         journal = self.files.journal([statistics.identity.facts(), str(self.loaded.model.device), version("torch")])
-        result = calibrate(self.loaded.model, statistics, held_out, self.settings, console.track, journal)
+        result = calibrate(self.loaded.model, statistics, held_out, self.settings, console.track, journal, fit_text)
         if result.finished:
             written = write(result.finished, self.files.profiles, format)
             self._plot(result.finished[0].profile)

@@ -53,11 +53,13 @@ def apply(
 
     Raises:
         ProfileError: the profile cannot be read or belongs to another model.
-        FfnskipError: the mode is unknown, the threshold is not finite, the target is off the curve, or both are given.
+        FfnskipError: the mode is unknown, the threshold is not one of the rule's, the target is off the curve, or both
+            are given.
         UnsupportedModelError: the model's FFNs cannot be wrapped, or the self-check failed.
     """
     if not isinstance(profile, Profile):
         profile = load_profile(profile)
+    profile.refuse_missing_weights()
     check_identity(profile, model)
     if mode not in get_args(Mode):
         raise FfnskipError(f"The mode must be one of {', '.join(get_args(Mode))}, not {mode!r}.")
@@ -72,8 +74,8 @@ def self_check(model: PreTrainedModel, profile: Profile) -> None:
     """Run a few tokens without and with wrapped FFNs, and compare.
 
     Proves that every FFN is found where its residual stream is; that the wrapped ones are called once per pass and see
-    every token; and that with a threshold no similarity can reach, so that the rule runs but nothing is skipped, the
-    logits are bit-identical to the untouched model's.
+    every token; and that with a threshold nothing can pass, so that the rule runs but nothing is skipped, the logits
+    are bit-identical to the untouched model's.
 
     Raises:
         UnsupportedModelError: naming what does not hold.
@@ -82,11 +84,13 @@ def self_check(model: PreTrainedModel, profile: Profile) -> None:
     vocabulary = model.get_input_embeddings().num_embeddings
     tokens = torch.arange(_CHECK_TOKENS, device=input_device(model))[None] * 7919 % vocabulary
     plain = _check_residual(model, tokens)
-    settings = profile.skip.model_copy(update={"threshold": 2.0, "warm_up": 0, "refresh_every": None})
+    cosine = profile.skip.rule == "cosine"
+    nothing = 2.0 if cosine else 0.0
+    settings = profile.skip.model_copy(update={"threshold": nothing, "warm_up": 0, "refresh_every": None})
     with Applied(model, profile.model_copy(update={"skip": settings}), "score") as applied:
         wrapped: Tensor = model(tokens, use_cache=False).logits
         calls = [site.layer.mlp.calls for site in ffn_sites(model) if isinstance(site.layer.mlp, SkippableFFN)]
-        checked = applied.stats.checked[profile.skip.cold_s : profile.skip.cold_e - 1]
+        checked = applied.stats.checked[profile.skip.cold_s : profile.skip.cold_e - cosine]  # none follows the last
     if calls != [1] * (profile.skip.cold_e - profile.skip.cold_s):
         raise UnsupportedModelError("Self-check failed: the model does not call every wrapped FFN once per pass.")
     if any(count != _CHECK_TOKENS for count in checked):

@@ -10,21 +10,24 @@ from bisect import bisect_left
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
 from ffnskip import strict_yaml
 from ffnskip.atomic import replacing
+from ffnskip.compensation import Weights, check_weights, expected_shapes, load_weights
 from ffnskip.errors import FfnskipError, ProfileError
 from ffnskip.sections import (
     HEX_40,
     HEX_64,
     NOT_A_PATH,
+    WEIGHTS_FILE,
     CalibrationText,
     Compensation,
     Curve,
     CurvePoint,
     EvaluationText,
+    Fit,
     Measured,
     ModelInfo,
     Search,
@@ -48,11 +51,54 @@ class Profile(Section):
     evaluation: EvaluationText | None = None
     similarity: SimilarityCurve | None = None
     search: Search | None = None
+    fit: Fit | None = None
     measured: Measured | None = None
     curve: Curve = ()
     """Other thresholds, to move the ratio without a new calibration: lists of threshold, skip_ratio and kl."""
     made_with: Annotated[dict[Word, Word], AfterValidator(sort_keys)]
     """Versions of the software, by package name."""
+
+    _weights: Weights | None = PrivateAttr(default=None)
+
+    @property
+    def weights(self) -> Weights | None:
+        """The numbers of probe and compensation, which lie in a file beside the profile's; None if not loaded."""
+        return self._weights
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors that those must be; empty where rule and compensation need none."""
+        return expected_shapes(self.skip, self.compensation, self.model.hidden_size)
+
+    @property
+    def deciding(self) -> list[object]:
+        """All that decides what is skipped and what is added instead, as plain data."""
+        return [self.skip.model_dump(), self.compensation.sha256]
+
+    def with_weights(self, weights: Weights) -> "Profile":
+        """The same profile with these weights, whose file it then names.
+
+        Raises:
+            ProfileError: they do not fit rule and compensation.
+        """
+        check_weights(weights, self.weight_shapes, "The weights")
+        named = {"file": weights.file_name, "sha256": weights.sha256}
+        profile = self.model_copy(update={"compensation": self.compensation.model_copy(update=named)})
+        profile._weights = weights
+        return profile
+
+    def with_region(self, cold_s: int, cold_e: int) -> "Profile":
+        """The same profile for a part of its skip region, with the weights of that part."""
+        own = slice(cold_s - self.skip.cold_s, cold_e - self.skip.cold_s)
+        profile = self.model_copy(update={"skip": self.skip.model_copy(update={"cold_s": cold_s, "cold_e": cold_e})})
+        if self._weights is None:
+            return profile
+        return profile.with_weights(Weights({name: tensor[own] for name, tensor in self._weights.tensors.items()}))
+
+    def refuse_missing_weights(self) -> None:
+        """Raise ProfileError if the profile needs weights that were not loaded with it."""
+        if self.weight_shapes and self._weights is None:
+            raise ProfileError("The profile came without its weights: read it from its file, with the weights beside.")
 
     def with_threshold(self, threshold: float) -> "Profile":
         """The same profile with another threshold; what it says under `measured` stays that of the old one."""
@@ -74,8 +120,9 @@ class Profile(Section):
             raise FfnskipError(
                 "The profile's curve has fewer than two points to move between: calibrate for that target instead."
             )
-        # Of points with one ratio the higher threshold comes first, so that thresholds fall all along.
-        points = sorted(self.curve, key=lambda point: (point.skip_ratio, -point.threshold))
+        # Of points with one ratio the threshold that skips less comes first, so that thresholds go one way all along.
+        sign = 1 if self.skip.rule == "predicted-damage" else -1
+        points = sorted(self.curve, key=lambda point: (point.skip_ratio, sign * point.threshold))
         first, last = points[0].skip_ratio, points[-1].skip_ratio
         if not first <= ratio <= last:
             raise FfnskipError(
@@ -95,7 +142,8 @@ class Profile(Section):
         """The same profile with this threshold, or at this ratio of its curve, or as it is if neither is given.
 
         Raises:
-            FfnskipError: both are given, the threshold is not finite, or the target is not on the curve.
+            FfnskipError: both are given, the threshold is one that the rule cannot have, or the target is not on the
+                curve.
         """
         if threshold is not None and target is not None:
             raise FfnskipError("Give a threshold or a target, not both.")
@@ -105,6 +153,8 @@ class Profile(Section):
             return self
         if not math.isfinite(threshold):
             raise FfnskipError(f"The threshold must be a finite number, not {threshold}.")
+        if threshold < 0 and self.skip.rule == "predicted-damage":
+            raise FfnskipError(f"The threshold of predicted-damage is a number of nats and not {threshold}.")
         return self.with_threshold(threshold)
 
     @model_validator(mode="after")
@@ -120,29 +170,42 @@ class Profile(Section):
         for name, values in per_layer.items():
             if len(values) != n_layers:
                 raise ValueError(f"{name}: must hold {n_layers} numbers, one per layer, not {len(values)}")
+        if self.compensation.file is not None and not self.weight_shapes:
+            raise ValueError("compensation.file: this rule with this kind needs no file, but one is named")
         return self
 
 
 def load_profile(path: str | os.PathLike[str]) -> Profile:
-    """Read a profile from a file; raises ProfileError, and nothing else, for a file that is missing or wrong."""
+    """Read a profile and its weights from files; raises ProfileError, and nothing else, for one missing or wrong."""
     source = os.fspath(path)
     try:
         with open(source, "rb") as file:
             data = file.read(strict_yaml.MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise ProfileError(strict_yaml.sentence(source, "", f"cannot be read ({_reason(error)})")) from None
-    return parse_profile(data, source)
+    profile = parse_profile(data, source)
+    name, sha256 = profile.compensation.file, profile.compensation.sha256
+    if name is not None and sha256 is not None:
+        profile._weights = load_weights(Path(source).parent / name, sha256, profile.weight_shapes)
+    return profile
 
 
 def parse_profile(data: bytes | str, source: str = "profile") -> Profile:
-    """Read a profile from YAML; raises ProfileError, and nothing else, with `source: dotted.field: what is wrong`."""
+    """Read a profile, without weights, from YAML.
+
+    Raises ProfileError, and nothing else, with `source: dotted.field: what is wrong`.
+    """
     if isinstance(data, str):
         data = data.encode("utf-8", "surrogatepass")
     tree = strict_yaml.load(data, source)
     try:
-        return Profile.model_validate(tree)
+        profile = Profile.model_validate(tree)
     except ValidationError as error:
         raise ProfileError(_first_error(error, source)) from None
+    if profile.weight_shapes and profile.compensation.file is None:
+        message = "this rule with this kind needs a file, but none is named"
+        raise ProfileError(strict_yaml.sentence(source, "compensation.file", message))
+    return profile
 
 
 def dump_profile(profile: Profile) -> str:
@@ -152,6 +215,7 @@ def dump_profile(profile: Profile) -> str:
     """
     tree = profile.model_dump(mode="json", by_alias=True)
     sections = {key: value for key, value in tree.items() if value is not None and value != []}
+    sections["compensation"] = {key: value for key, value in tree["compensation"].items() if value}
     text = "# A skip profile for ffnskip.\n" + strict_yaml.dump(sections)
     if len(text.encode()) > strict_yaml.MAX_BYTES:
         raise ProfileError(f"the profile is larger than {strict_yaml.MAX_BYTES // 1024} KiB; shorten its curve")
@@ -159,10 +223,16 @@ def dump_profile(profile: Profile) -> str:
 
 
 def save_profile(profile: Profile, path: str | os.PathLike[str]) -> None:
-    """Write a profile to a file, making its folder; the file is complete or untouched, never half written."""
+    """Write a profile, and its weights beside it, making the folder; a file is complete or untouched, never half."""
     target = Path(path)
+    profile.refuse_missing_weights()
+    if profile.weights is not None:  # it may have been read from a file of another name
+        profile = profile.with_weights(profile.weights)
     data = dump_profile(profile).encode()
     try:
+        if profile.weights is not None:  # first, so that no profile ever names a file that is not there
+            with replacing(target.with_name(profile.weights.file_name)) as temporary:
+                temporary.write_bytes(profile.weights.data)
         with replacing(target) as temporary:
             temporary.write_bytes(data)
     except (OSError, ValueError) as error:
@@ -186,6 +256,7 @@ _MESSAGES = {
     HEX_40: "must be 40 lower-case hex digits in quotes",
     HEX_64: "must be 64 lower-case hex digits in quotes",
     NOT_A_PATH: "must be a name such as wikitext or org/name, never a path",
+    WEIGHTS_FILE: "must be the bare name of a .safetensors file in the profile's own folder",
 }
 
 

@@ -1,13 +1,17 @@
 """When to skip: pure functions of tensors.
 
-The rule is FFN-SkipLLM's Algorithm 1 (Jaiswal et al., EMNLP 2024). For one token, walk the layers of the skip region.
+`cosine` is FFN-SkipLLM's Algorithm 1 (Jaiswal et al., EMNLP 2024). For one token, walk the layers of the skip region.
 While the token is not triggered, run the FFN and compare ``cos(h, h + f)`` with the threshold. Once it passes, the
 token is triggered and the following FFNs are skipped: all up to ``cold_e``, or ``window`` of them, after which
-comparing starts again.
+comparing starts again. The state of a token is one integer, ``remaining``: how many of the next FFNs it still skips
+(0 = not triggered). The runtime, which meets one layer at a time, and `simulate`, which has every similarity at hand,
+share `arm`.
 
-The state of a token is one integer, ``remaining``: how many of the next FFNs it still skips (0 = not triggered).
-The runtime, which meets one layer at a time, and `simulate`, which has every similarity at hand, share `arm`.
+`predicted-damage` has no state: a layer is skipped where the damage in nats that is predicted from the FFN's own input
+is under the threshold (docs/predicted-damage.md).
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -60,24 +64,33 @@ def arm(similarity: Tensor, threshold: float, reach: int) -> Tensor:
     return (similarity >= threshold).to(torch.int32) * reach
 
 
-def simulate(similarities: Tensor, allowed: Tensor, skip: Skip) -> Tensor:
-    """The decisions that Algorithm 1 takes on recorded similarities.
+def harmless(score: Tensor, threshold: float) -> Tensor:
+    """Where the rule `predicted-damage` skips: ``score [...]``, log nats, is under the threshold's. ``[...]`` bool."""
+    return score < (math.log(threshold) if threshold > 0 else -math.inf)
 
-    Exact for each token taken alone. In a running model a skip also changes the similarities of later layers and
-    tokens, so what a threshold really does is measured by `ffnskip_cli.calibration.verify`.
+
+def simulate(values: Tensor, allowed: Tensor, skip: Skip) -> Tensor:
+    """The decisions that a rule takes on recorded values.
+
+    Exact for each token taken alone. In a running model a skip also changes the values of later layers and tokens, so
+    what a threshold really does is measured by `ffnskip_cli.calibration.verify`.
 
     Args:
-        similarities: ``[tokens, n_layers]``.
+        values: similarities, or for `predicted-damage` the scores, ``[tokens, n_layers]``.
         allowed: ``[tokens]`` bool, from `may_skip`.
         skip: the rule's settings.
 
     Returns:
         ``[tokens, n_layers]`` bool: True where the FFN is skipped.
     """
-    skipped = torch.zeros_like(similarities, dtype=torch.bool)
-    remaining = torch.zeros(similarities.shape[0], dtype=torch.int32, device=similarities.device)
+    skipped = torch.zeros_like(values, dtype=torch.bool)
+    if skip.rule == "predicted-damage":
+        region = slice(skip.cold_s, skip.cold_e)
+        skipped[:, region] = harmless(values[:, region], skip.threshold) & allowed[:, None]
+        return skipped
+    remaining = torch.zeros(values.shape[0], dtype=torch.int32, device=values.device)
     for layer in range(skip.cold_s, skip.cold_e):
         skipped[:, layer] = remaining > 0
-        armed = arm(similarities[:, layer], skip.threshold, reach(skip)) * allowed
+        armed = arm(values[:, layer], skip.threshold, reach(skip)) * allowed
         remaining = torch.where(skipped[:, layer], remaining - 1, armed)
     return skipped

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 HEX_40 = "^[0-9a-f]{40}$"
 HEX_64 = "^[0-9a-f]{64}$"
 NOT_A_PATH = r"^[^./\\~:][^/\\:]*(/[^./\\~:][^/\\:]*)?$"
+WEIGHTS_FILE = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors$"
 
 
 def _printable(text: str) -> str:
@@ -70,14 +71,15 @@ class ModelInfo(Section):
 class Skip(Section):
     """When to skip a feed-forward block (FFN): the rule and its numbers."""
 
-    rule: Literal["cosine"]
-    """`cosine` is Algorithm 1 of FFN-SkipLLM."""
+    rule: Literal["cosine", "predicted-damage"]
+    """`cosine` is Algorithm 1 of FFN-SkipLLM; with `predicted-damage` every layer decides alone."""
     cold_s: Count
     """First layer of the skip region; layers before it always run."""
     cold_e: Count
     """End of the skip region (exclusive); this layer and all after it always run."""
     threshold: float
-    """Similarity cos(h, h + f) at or above which the FFNs that follow are skipped."""
+    """`cosine`: similarity cos(h, h + f) at or above which the FFNs that follow are skipped. `predicted-damage`: nats
+    per skipped FFN under which it is skipped."""
     warm_up: Count
     """Generated tokens at the start of a sequence that run dense."""
     window: Positive | None = None
@@ -85,12 +87,39 @@ class Skip(Section):
     refresh_every: Annotated[int, Field(ge=2, le=2**63 - 1)] | None = None
     """Every n-th token runs dense; null: never."""
 
+    @model_validator(mode="after")
+    def _rule_agrees(self) -> "Skip":
+        if self.rule == "predicted-damage":
+            if self.threshold < 0:
+                raise ValueError("the threshold of predicted-damage is a number of nats and not negative")
+            if self.window is not None:
+                raise ValueError("window belongs to the rule cosine; with predicted-damage it is null")
+        return self
+
 
 class Compensation(Section):
     """What is added to the residual stream in place of a skipped FFN's output."""
 
-    kind: Literal["none"]
-    """`none` adds nothing."""
+    kind: Literal["none", "mean", "linear", "low-rank"]
+    """`none` adds nothing; `mean` the FFN's mean output; `linear` and `low-rank` an affine map of the FFN's input."""
+    rank: Positive | None = None
+    """Rank of a `low-rank` map."""
+    neurons: Count = 0
+    """How many of the FFN's own neurons are run beside a `linear` or `low-rank` map."""
+    file: Annotated[str, Field(max_length=100, pattern=WEIGHTS_FILE)] | None = None
+    """Name of the safetensors file with the weights, in the profile's own folder; null where none are needed."""
+    sha256: Hex64 | None = None
+    """SHA-256 of that file, 64 hex digits."""
+
+    @model_validator(mode="after")
+    def _kind_agrees(self) -> "Compensation":
+        if (self.rank is not None) != (self.kind == "low-rank"):
+            raise ValueError("rank belongs to the kind low-rank: give it there and nowhere else")
+        if self.neurons and self.kind not in ("linear", "low-rank"):
+            raise ValueError("neurons belong to the kinds linear and low-rank")
+        if (self.file is None) != (self.sha256 is None):
+            raise ValueError("file and sha256 belong together")
+        return self
 
 
 class NamedText(Section):
@@ -145,6 +174,24 @@ class CalibrationText(EvaluationText):
     """Precision of the model while calibrating, such as `bfloat16`."""
     on: Literal["text", "generated"]
     """Whether the tokens came from the text or from the model's own generation."""
+
+
+class Fit(Section):
+    """How probe and compensation were fitted."""
+
+    tokens: Count
+    """Tokens of the calibration text's datasets that they were fitted to."""
+    text_sha256: Hex64
+    """SHA-256 of the text that was used, 64 hex digits."""
+    gradient_tokens: Count
+    """Tokens that gradients were taken of."""
+    ridge: NotNegative
+    """Penalty of the least squares, relative to each regressor's own size."""
+    ratio: Ratio
+    """The skip_ratio at which the loop was closed."""
+    kl: Annotated[tuple[float, ...], Field(strict=False, max_length=100)]
+    """Mean KL divergence at that ratio on text that was held back, nats per token: after the fit to the dense model and
+    after each refit to the skipping one. The best was kept."""
 
 
 class SimilarityCurve(Section):

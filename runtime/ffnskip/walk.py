@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ffnskip.rules import arm, may_skip, reach, similarity
+from ffnskip.rules import arm, harmless, may_skip, reach, similarity
 from ffnskip.sections import Skip
 from ffnskip.stats import SkipStats
 
@@ -32,6 +32,7 @@ class Walk:
     def _clear(self) -> None:
         self.active = False
         self._past = self._allowed = self._remaining = self._ever = torch.empty(0)
+        self._n_allowed = 0
 
     def begin(self, position: Tensor, mask: Tensor | None) -> None:
         """Start a forward pass.
@@ -53,6 +54,7 @@ class Walk:
         self.active = True
         self._past = past
         self._allowed = may_skip(index, self.skip).flatten() & past
+        self._n_allowed = int(self._allowed.sum())
         self._remaining = torch.zeros_like(past, dtype=torch.int32)
         self._ever = torch.zeros_like(past)
 
@@ -68,10 +70,20 @@ class Walk:
             self._prompt_length = position[:, 0]  # another sequence, whose prompt went through without the profile
         return position - self._prompt_length[:, None]
 
-    def skipping(self, layer: int, device: torch.device) -> tuple[Tensor, int]:
-        """Which tokens skip this layer's FFN, ``[N]`` bool, and how many; they count as skipped from now on."""
+    def skipping(self, layer: int, device: torch.device, score: Tensor | None) -> tuple[Tensor, int]:
+        """Which tokens skip this layer's FFN, ``[N]`` bool, and how many; they count as skipped from now on.
+
+        Args:
+            layer: whose FFN it is.
+            device: where its hidden states are.
+            score: what the layer's probe says, ``[N]``, for the rule `predicted-damage`.
+        """
         self._move(device)
-        skipping = self._remaining > 0
+        if score is None:
+            skipping = self._remaining > 0
+        else:
+            skipping = harmless(score, self.skip.threshold) & self._allowed
+            self.stats.checked[layer] += self._n_allowed
         n_skipping = int(skipping.sum())
         if n_skipping:
             self.stats.skipped[layer] += n_skipping
@@ -89,8 +101,8 @@ class Walk:
             f: what the FFN adds, ``[n, hidden]``.
             rows: ``[n]`` indices of the n tokens among the N of the pass; None when all ran.
         """
-        if layer + 1 >= self.skip.cold_e:
-            return  # nothing is left to skip
+        if self.skip.rule != "cosine" or layer + 1 >= self.skip.cold_e:
+            return  # a decision needs no FFN, or nothing is left to skip
         allowed = self._allowed if rows is None else self._allowed[rows]
         self.stats.checked[layer] += int(allowed.sum())
         armed = arm(similarity(h, f), self.skip.threshold, self._reach) * allowed

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ffnskip.compensation import Compensator
 from ffnskip.errors import FfnskipError
 from ffnskip.layers import FFNSite, decoder, ffn_sites
 from ffnskip.profile import Profile
@@ -28,13 +29,20 @@ class SkippableFFN(nn.Module):
 
     In sandwich-norm models it holds the norm behind the FFN too, so that what it returns is what is added to the
     residual stream (`ffnskip.layers.FFNSite`).
+
+    Attributes:
+        calls: forward passes so far.
+        skipping: ``[N]`` bool, which tokens of the latest pass skipped; None if none was allowed to.
+        compensator: gives what is added where the FFN is skipped.
     """
 
-    def __init__(self, ffn: nn.Module, norm_after: nn.Module | None, site: FFNSite, index: int, walk: Walk) -> None:
+    def __init__(self, site: FFNSite, index: int, walk: Walk, compensator: Compensator) -> None:
         super().__init__()
-        self.ffn = ffn
-        self.norm_after = norm_after
+        self.ffn = site.layer.get_submodule("mlp")
+        self.norm_after = site.child(site.norm_after)
         self.calls = 0
+        self.skipping: Tensor | None = None
+        self.compensator = compensator
         self._site = site
         self._index = index
         self._walk = walk
@@ -49,12 +57,14 @@ class SkippableFFN(nn.Module):
         self.calls += 1
         h = x if self._site.norm_before is None else self._h
         self._h = None  # hold no activations longer than the layer does
+        self.skipping = None
         if not self._walk.active:
-            return self._run(x)
+            return self.run(x)
         assert h is not None, "the norm in front of the FFN was not called"
         return self._run_unless_skipped(x, h.flatten(0, -2))
 
-    def _run(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor) -> Tensor:
+        """``f`` for ``x [batch, sequence, hidden]``, whatever the rule says."""
         f: Tensor = self.ffn(x)
         return f if self.norm_after is None else self.norm_after(f)
 
@@ -62,19 +72,22 @@ class SkippableFFN(nn.Module):
         return f if self._site.scale == 1.0 else f * self._site.scale
 
     def _run_unless_skipped(self, x: Tensor, h: Tensor) -> Tensor:
-        skipping, n_skipping = self._walk.skipping(self._index, x.device)
+        flat = x.flatten(0, -2)
+        skipping, n_skipping = self._walk.skipping(self._index, x.device, self.compensator.score(flat))
+        self.skipping = skipping
         if n_skipping == 0:
-            f = self._run(x)
+            f = self.run(x)
             self._walk.observe(self._index, h, self._added(f.flatten(0, -2)), None)
             return f
         if n_skipping == len(skipping):
-            return torch.zeros_like(x)
-        rows = (~skipping).nonzero().squeeze(1)
-        f = self._run(x.flatten(0, -2)[None, rows])[0]
+            return self.compensator.added(flat).view_as(x)
+        rows, skipped = (~skipping).nonzero().squeeze(1), skipping.nonzero().squeeze(1)
+        f = self.run(flat[None, rows])[0]
         self._walk.observe(self._index, h[rows], self._added(f), rows)
-        output = f.new_zeros(x.shape)  # under autocast f is narrower than x
-        output.view(-1, output.shape[-1])[rows] = f
-        return output
+        output = f.new_empty(flat.shape)  # under autocast f is narrower than x
+        output[rows] = f
+        output[skipped] = self.compensator.added(flat[skipped]).to(f.dtype)
+        return output.view_as(x)
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The weights under the names they have without the wrapper, so that a model saved meanwhile is complete."""
@@ -98,11 +111,12 @@ class Applied:
         profile: the profile at work, with the threshold that is used.
     """
 
-    def __init__(self, model: PreTrainedModel, profile: Profile, mode: Mode) -> None:
+    def __init__(self, model: PreTrainedModel, profile: Profile, mode: Mode, walk: Walk | None = None) -> None:
         refuse_second_profile(model)
+        profile.refuse_missing_weights()
         self.model = model
         self.profile = profile
-        self._walk = Walk(profile.skip, profile.model.n_layers, mode)
+        self._walk = walk or Walk(profile.skip, profile.model.n_layers, mode)
         self._sites = list(enumerate(ffn_sites(model)))[profile.skip.cold_s : profile.skip.cold_e]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._install()
@@ -146,10 +160,12 @@ class Applied:
         self.remove()
 
     def _install(self) -> None:
-        for index, site in self._sites:
-            wrapper = SkippableFFN(
-                site.layer.get_submodule("mlp"), site.child(site.norm_after), site, index, self._walk
-            )
+        compensators = [  # all of them before the model is touched: they may refuse its FFNs
+            Compensator(self.profile.weights, place, site.layer.get_submodule("mlp"))
+            for place, (_, site) in enumerate(self._sites)
+        ]
+        for (index, site), compensator in zip(self._sites, compensators, strict=True):
+            wrapper = SkippableFFN(site, index, self._walk, compensator)
             if (norm_before := site.child(site.norm_before)) is not None:
                 self._hooks.append(norm_before.register_forward_pre_hook(wrapper.enter))
             site.layer.mlp = wrapper

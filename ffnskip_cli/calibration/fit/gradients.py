@@ -1,0 +1,108 @@
+"""How much the model's predictions depend on each layer's residual stream: Fisher matrices and sensitivities.
+
+A small change ``e`` of one token's stream behind a layer moves all predictions that depend on it; summed over them the
+KL divergence is ``½ eᵀ F e`` to second order, with the Fisher matrix ``F = E[∇∇ᵀ]``, where ``∇`` is the gradient of the
+log-likelihood of labels sampled from the model itself. One backward pass gives it for all layers.
+
+``F`` is a mean over tokens, and tokens differ by an order of magnitude and more. `sensitivity` predicts from the FFN's
+input by how much, as far as a linear probe can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ffnskip.layers import FFNSite, ffn_sites, input_device
+from ffnskip_cli.calibration.fit.normal import NormalEquations
+from ffnskip_cli.track import Track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_RIDGE = 1e-2  # there are few tokens with gradients, and their logarithms are noisy
+_TINY = 1e-20
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What the backward passes gave.
+
+    Attributes:
+        fisher: ``[layers, hidden, hidden]`` float32, in nats per squared unit of the stream.
+        sensitivity: ``[layers, hidden + 1]``, a probe on ``[x, 1]`` for the logarithm of a token's squared gradient
+            over that of the geometric mean of all tokens.
+    """
+
+    fisher: Tensor
+    sensitivity: Tensor
+
+
+def take_gradients(model: PreTrainedModel, sequences: Tensor, first: int, seed: int, track: Track) -> Gradients:
+    """Run forward and backward over ``sequences [n, length]``, using the positions from `first` on."""
+    sites = ffn_sites(model)
+    hidden = model.config.get_text_config().hidden_size
+    fisher = torch.zeros(len(sites), hidden, hidden, dtype=torch.float64)
+    logarithms = NormalEquations(len(sites), hidden + 1, 1)
+    tokens = 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for sequence in track(sequences, "taking gradients", len(sequences)):
+            for layer, (x, gradient) in enumerate(_backward(model, sites, sequence)):
+                x, gradient = x[first:].float(), gradient[first:].float()
+                fisher[layer] += (gradient.T @ gradient).double().cpu()
+                size = gradient.square().sum(dim=1, keepdim=True).clamp(min=_TINY)
+                logarithms.add(layer, with_one(x), size.log())
+            tokens += len(sequence) - first
+    return Gradients((fisher / tokens).float(), _centred(logarithms).float())
+
+
+def with_one(x: Tensor) -> Tensor:
+    """``[x, 1]``, float32."""
+    return torch.cat([x.float(), torch.ones(*x.shape[:-1], 1, device=x.device)], dim=-1)
+
+
+def _centred(logarithms: NormalEquations) -> Tensor:
+    """The probe, less what it says of the average token."""
+    probe = logarithms.solve(_RIDGE)[..., 0]
+    probe[:, -1] -= logarithms.cross[:, -1, 0] / logarithms.count
+    return probe
+
+
+def _backward(model: PreTrainedModel, sites: list[FFNSite], sequence: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Per layer, the FFN's input and the gradient of the stream behind the layer, both ``[length, hidden]``."""
+    inputs: dict[int, Tensor] = {}
+    streams: dict[int, Tensor] = {}
+
+    def enter(layer: int) -> object:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            inputs[layer] = args[0].detach()
+
+        return hook
+
+    def leave(layer: int) -> object:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            streams[layer] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    hooks = []
+    for layer, site in enumerate(sites):
+        hooks.append(site.layer.get_submodule("mlp").register_forward_pre_hook(enter(layer)))  # type: ignore[arg-type]
+        hooks.append(site.layer.register_forward_hook(leave(layer)))  # type: ignore[arg-type]
+    try:
+        with torch.enable_grad():
+            embedded = model.get_input_embeddings()(sequence[None].long().to(input_device(model)))
+            logits = model(inputs_embeds=embedded.detach().requires_grad_(True), use_cache=False).logits[0].float()
+            log_likelihoods = logits.log_softmax(dim=-1)
+            labels = torch.multinomial(log_likelihoods.detach().exp().cpu(), 1).to(logits.device)
+            gradients = torch.autograd.grad(
+                log_likelihoods.gather(1, labels).sum(), [streams[layer] for layer in range(len(sites))]
+            )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(inputs[layer].flatten(0, -2), g.flatten(0, -2)) for layer, g in enumerate(gradients)]
