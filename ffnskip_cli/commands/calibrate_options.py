@@ -133,7 +133,10 @@ Compensate = Annotated[
 Rank = Annotated[
     int | None,
     typer.Option(
-        metavar="N", min=1, help="Rank of --compensate low-rank. Default: a sixth of the width; a third without neurons.", show_default=False
+        metavar="N",
+        min=1,
+        help="Rank of --compensate low-rank. Default: a sixth of the stream's width, a third without neurons.",
+        show_default=False,
     ),
 ]
 Neurons = Annotated[

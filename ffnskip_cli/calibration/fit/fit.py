@@ -196,7 +196,7 @@ class _Fitter:
         damages.add(seen.place, with_one(seen.x), damage.clamp(min=_TINY).log())
 
     def _solve(self) -> dict[str, Tensor]:
-        return solve_map(self._sums, self.ridge, self._draft.compensation, self._gradients.fisher, self._index)
+        return solve_map(self._sums, self.ridge, self._draft.compensation, self._index)
 
     def _probe(self, damages: NormalEquations) -> dict[str, Tensor]:
         probe = damages.solve(PROBE_RIDGE)[..., 0].float() + SENSITIVITY * self._gradients.sensitivity

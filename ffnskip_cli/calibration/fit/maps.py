@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from ffnskip.sections import Compensation
 
-_FLOOR = 1e-4  # of a Fisher matrix's mean diagonal, so that no direction counts for nothing
-
 
 class Features:
     """What one layer's compensation is a linear function of: ``[x, a(x), 1]``, or ``[1]`` for the mean.
@@ -50,7 +48,7 @@ class Features:
 
 
 def solve_map(
-    fit: NormalEquations, ridge: float, compensation: Compensation, fisher: Tensor, index: Tensor | None
+    fit: NormalEquations, ridge: float, compensation: Compensation, index: Tensor | None
 ) -> dict[str, Tensor]:
     """The tensors of `ffnskip.compensation.Weights` but for the probe's, in float32.
 
@@ -58,7 +56,6 @@ def solve_map(
         fit: sums over the tokens to fit to, of `Features` and ``f``.
         ridge: the penalty.
         compensation: kind and rank.
-        fisher: ``[layers, hidden, hidden]``, the metric in which a low-rank map is closest to the whole one.
         index: ``[layers, neurons]``; None without.
     """
     if compensation.kind == "none":
@@ -70,10 +67,7 @@ def solve_map(
     if compensation.rank is None:
         tensors[LINEAR] = solution[:, :hidden].transpose(1, 2).float()
     else:
-        thin = [
-            _low_rank(fit, layer, solution[layer], fisher[layer].double(), compensation.rank)
-            for layer in range(len(solution))
-        ]
+        thin = [_low_rank(fit, layer, solution[layer], compensation.rank) for layer in range(len(solution))]
         first, second, solutions = zip(*thin, strict=True)
         tensors |= {FIRST: torch.stack(first).float(), SECOND: torch.stack(second).float()}
         solution = torch.stack(solutions)
@@ -83,14 +77,12 @@ def solve_map(
     return tensors
 
 
-def _low_rank(
-    fit: NormalEquations, layer: int, solution: Tensor, fisher: Tensor, rank: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Reduced-rank regression in the Fisher metric, with the neurons and the intercept fitted anew to what is left.
+def _low_rank(fit: NormalEquations, layer: int, solution: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Reduced-rank regression (Izenman 1975), with the neurons and the intercept fitted anew to what is left.
 
-    Of all maps ``x -> second first x`` of the given rank, the one whose outputs differ least from ``solution``'s, after
-    neurons and intercept have made up for what they can: ``min tr((W - W_r)ᵀ S (W - W_r) F)``, where ``S`` is the Gram
-    matrix of what of ``x`` neurons and intercept do not explain (Izenman 1975).
+    Of all maps ``x -> second first x`` of the given rank, the one whose outputs differ least from ``solution``'s after
+    neurons and intercept have made up for what they can: ``min tr((W - W_r)ᵀ S (W - W_r))``, where ``S`` is the Gram
+    matrix of what of ``x`` neurons and intercept do not explain.
 
     Returns:
         ``first [rank, hidden]``, ``second [hidden, rank]``, and the coefficients with those of ``x`` replaced.
@@ -100,22 +92,13 @@ def _low_rank(
     xx, xo, oo = gram[:hidden, :hidden], gram[:hidden, hidden:], gram[hidden:, hidden:].clone()
     oo.diagonal().add_(1e-9 * oo.diagonal().mean())
     own = xx - xo @ torch.linalg.solve(oo, xo.T)
-    root, inverse_root = _square_roots(fisher)
-    weight = solution[:hidden] @ root  # [inputs, outputs in the metric]
+    weight = solution[:hidden]  # [inputs, outputs]
     _, vectors = torch.linalg.eigh(weight.T @ own @ weight)
-    leading = vectors[:, -rank:]
-    first, second = (weight @ leading).T, inverse_root @ leading
+    second = vectors[:, -rank:]
+    first = (weight @ second).T
     thin = first.T @ second.T
     others = torch.linalg.solve(oo, cross[hidden:] - xo.T @ thin)
     return first, second, torch.cat([thin, others])
-
-
-def _square_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """``M^½`` and ``M^-½`` of a symmetric positive semi-definite matrix, lifted a little where it is flat."""
-    values, vectors = torch.linalg.eigh(matrix)
-    values = values.clamp(min=0.0) + _FLOOR * matrix.diagonal().mean() + 1e-30
-    root = values.sqrt()
-    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
 class NeuronChoice:
