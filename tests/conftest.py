@@ -77,10 +77,14 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plateau_profiles(plateau_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with profiles of that model: 0.05.yaml within the quality budget, 0.30.yaml over it. Warm-up is 4."""
+    """A folder with profiles of that model by the paper's rule, with a warm-up of 4.
+
+    0.05.yaml is within the quality budget and 0.30.yaml over it.
+    """
     folder = tmp_path_factory.mktemp("profiles")
     sizes = ("--tokens", 1024, "--eval-tokens", 512, "--sequence-length", 64, "--warm-up", 4, "--candidates", 0)
-    succeed("calibrate", plateau_folder, "--target", "0.05,0.3", "--dataset", text_file, "--output", folder, *sizes)
+    options = ("--dataset", text_file, "--output", folder, "--rule", "cosine", "--compensate", "none", *sizes)
+    succeed("calibrate", plateau_folder, "--target", "0.05,0.3", *options)
     return folder
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from cli import mistake, succeed, talk
+from factories import make_compensated
+from transformers import AutoModelForCausalLM
 
-from ffnskip.profile import load_profile
+from ffnskip.identity import model_info
+from ffnskip.profile import load_profile, save_profile
 
 
 def test_the_self_check_is_reported_and_every_layer_of_the_region_is_listed(
@@ -102,3 +105,41 @@ def test_a_threshold_that_is_not_finite(plateau_folder: Path, plateau_profiles: 
 def test_a_model_that_is_not_there(plateau_profiles: Path, tmp_path: Path) -> None:
     model = tmp_path / "none"
     assert mistake("apply", model, plateau_profiles / "0.05.yaml") == f"no such file or folder: {model}"
+
+
+@pytest.fixture
+def damage_profile(plateau_folder: Path, tmp_path: Path) -> Path:
+    """A profile of predicted-damage for that model, with random probes, and its weights beside it."""
+    info = model_info(AutoModelForCausalLM.from_pretrained(plateau_folder), id="plateau").model_dump()
+    settings = info | {"cold_s": 0, "cold_e": 8, "threshold": 1.0, "curve": [[0.5, 0.2, 0.1], [2.0, 0.6, 0.2]]}
+    profile = make_compensated("low-rank", rule="predicted-damage", rank=3, neurons=4, **settings)
+    save_profile(profile, tmp_path / "damage.yaml")
+    return tmp_path / "damage.yaml"
+
+
+def test_a_profile_of_predicted_damage_proves_itself_with_the_weights_beside_it(
+    plateau_folder: Path, damage_profile: Path
+) -> None:
+    result = succeed("apply", plateau_folder, damage_profile, "--format", "json")
+    assert talk(result)[0].startswith("Self-check passed: ")
+    document = json.loads(result.stdout)
+    assert [layer["layer"] for layer in document["layers"]] == list(range(8))
+    assert 0.2 < document["skip_ratio"] < 0.8
+
+
+def test_the_threshold_of_predicted_damage_is_moved_in_nats(plateau_folder: Path, damage_profile: Path) -> None:
+    arguments = ("apply", plateau_folder, damage_profile)
+    documents = [
+        json.loads(succeed(*arguments, *move, "--format", "json").stdout)
+        for move in (("--threshold", 0.0), ("--target", 0.4), ("--threshold", 1e9))
+    ]
+    assert [document["threshold"] for document in documents] == pytest.approx([0.0, 1.25, 1e9])
+    assert [document["skip_ratio"] for document in documents][::2] == [0.0, 1.0]
+    assert "is a number of nats and not -1.0" in mistake(*arguments, "--threshold", -1.0)
+
+
+def test_a_profile_without_its_weights_is_one_sentence(plateau_folder: Path, damage_profile: Path) -> None:
+    (weights,) = damage_profile.parent.glob("*.safetensors")
+    weights.unlink()
+    sentence = mistake("apply", plateau_folder, damage_profile)
+    assert sentence == f"{weights}: cannot be read (No such file or directory), and the profile needs it"

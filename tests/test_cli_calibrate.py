@@ -12,7 +12,11 @@ from cli import mistake, run, succeed, talk
 from ffnskip.profile import load_profile, parse_profile
 
 NULLS = ["max_kl", "max_perplexity_increase", "window", "refresh_every"]  # for a target, by the paper's rule
-SMALL = ("--tokens", 1024, "--eval-tokens", 512, "--sequence-length", 64, "--warm-up", 4, "--candidates", 0)
+PAPER = ("--rule", "cosine", "--compensate", "none")
+SMALL = (
+    *("--tokens", 1024, "--eval-tokens", 512, "--sequence-length", 64, "--warm-up", 4, "--candidates", 0),
+    *PAPER,
+)
 
 
 @pytest.fixture
@@ -121,7 +125,7 @@ def test_settings_reach_the_profile(calibrate: tuple[object, ...], text_file: Pa
 def test_calibration_on_what_the_model_writes(plateau_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     options = ("--on", "generated", "--dataset", "self", "--tokens", 512, "--eval-tokens", 512)
-    succeed("calibrate", plateau_folder, "--target", 0.1, "--output", path, *options)
+    succeed("calibrate", plateau_folder, "--target", 0.1, "--output", path, *options, *PAPER)
     calibration = load_profile(path).calibration
     assert calibration
     assert (calibration.dataset, calibration.on) == ("self", "generated")

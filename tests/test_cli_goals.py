@@ -10,7 +10,11 @@ from ffnskip.profile import load_profile
 from ffnskip_cli.report.explain import explain
 from ffnskip_cli.report.panels import TITLES
 
-SMALL = ("--tokens", 1024, "--eval-tokens", 512, "--sequence-length", 64, "--warm-up", 4, "--candidates", 0)
+PAPER = ("--rule", "cosine", "--compensate", "none")
+SMALL = (
+    *("--tokens", 1024, "--eval-tokens", 512, "--sequence-length", 64, "--warm-up", 4, "--candidates", 0),
+    *PAPER,
+)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from ffnskip_cli.calibration.statistics import load_statistics
 
 SIZES = ("--tokens", 1024, "--sequence-length", 64)
 EVALUATION = ("--eval-tokens", 256)
-GOAL = ("--target", 0.1, "--candidates", 5, "--warm-up", 4)
+GOAL = ("--target", 0.1, "--candidates", 5, "--warm-up", 4, "--rule", "cosine", "--compensate", "none")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_recording_is_solved_for_other_targets_without_running_it_again(
     result = succeed(*calibrate, *EVALUATION, *GOAL, *recording, "--output", tmp_path / "own.yaml")
     assert "recording similarities: " not in result.stderr
     assert (tmp_path / "own.yaml").read_bytes() == (undisturbed / "own.yaml").read_bytes()
-    several = ("--target", "0.05,0.2", "--candidates", 0, "--warm-up", 4, "--output", tmp_path)
+    several = (*GOAL, "--target", "0.05,0.2", "--candidates", 0, "--output", tmp_path)
     succeed(*calibrate, *EVALUATION, *recording, *several)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.05.yaml", "0.20.yaml", "own.yaml"]
 
@@ -184,7 +184,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ffnskip_cli.calibration.calibrate.choose_rule", interrupt)
+    monkeypatch.setattr("ffnskip_cli.calibration.calibrate.choose_cosine", interrupt)
     options = (*SIZES, *EVALUATION, *GOAL, "--output", tmp_path / "own.yaml", "--stats-out", tmp_path / "own.st")
     result = run(*calibrate, *options)
     assert result.exit_code == 130

@@ -22,7 +22,7 @@ from ffnskip.profile import Profile
 from ffnskip.stats import SkipStats
 from ffnskip_cli.benchmark.quality import Estimate, Quality, measure_quality
 from ffnskip_cli.calibration.calibrate import calibrate
-from ffnskip_cli.calibration.choose import choose_rule
+from ffnskip_cli.calibration.choose import choose_cosine
 from ffnskip_cli.calibration.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.compare import (
     ComparedText,
@@ -114,10 +114,10 @@ def test_profiles_with_different_warm_ups_are_measured_at_the_same_positions(
     model, warm_ups = pico_model(dtype=torch.float64), iter((2, 7))
 
     def choose(*arguments: Any) -> Profile:
-        draft = choose_rule(*arguments)
+        draft = choose_cosine(*arguments)
         return draft.model_copy(update={"skip": draft.skip.model_copy(update={"warm_up": next(warm_ups)})})
 
-    monkeypatch.setattr("ffnskip_cli.calibration.compare.choose_rule", choose)
+    monkeypatch.setattr("ffnskip_cli.calibration.compare.choose_cosine", choose)
     found = compare(model, pico_source(model), texts, SETTINGS, silently)
     assert [profile.skip.warm_up for profile in found.profiles] == [2, 7]
     for (one, other), text in zip(zip(*found.measured, strict=True), texts, strict=True):

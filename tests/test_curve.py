@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from factories import make_profile
+from factories import make_compensated, make_profile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,6 +76,22 @@ def test_of_points_with_one_ratio_the_threshold_that_skips_less_is_taken() -> No
     around = on(before, low, high, behind)
     assert around.point_at(0.15).threshold == pytest.approx((0.99 + 0.95) / 2)
     assert around.point_at(0.25).threshold == pytest.approx((0.9 + 0.8) / 2)
+
+
+def test_under_predicted_damage_a_higher_ratio_has_a_higher_threshold() -> None:
+    points = [
+        CurvePoint(0.01, 0.1, 0.1),
+        CurvePoint(0.02, 0.2, 0.2),
+        CurvePoint(0.04, 0.2, 0.3),
+        CurvePoint(0.1, 0.3, 1.0),
+    ]
+    profile = make_compensated("mean", rule="predicted-damage", threshold=0.01, curve=points[::-1])
+    assert [profile.at_ratio(ratio).skip.threshold for ratio in (0.1, 0.15, 0.2, 0.25)] == pytest.approx(
+        [0.01, 0.015, 0.02, 0.07]
+    )
+    assert profile.at_ratio(0.25).weights == profile.weights
+    with pytest.raises(FfnskipError, match=r"^The threshold of predicted-damage is a number of nats and not -1"):
+        profile.moved(threshold=-1.0)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.0499, 0.3001, 1.0, -0.1, 5])

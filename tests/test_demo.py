@@ -37,10 +37,11 @@ def demo() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
-    """A profile at a ratio of 0.10 from little text, what stdout said of it in JSON, and what stderr said."""
+    """A profile by the paper's rule at a ratio of 0.10, what stdout said of it in JSON, and what stderr said."""
     path = tmp_path_factory.mktemp("profiles") / "0.10.yaml"
     sizes = ("--tokens", 1024, "--eval-tokens", 512, "--candidates", 4, "--warm-up", WARM_UP)
-    options = ("--dataset", "demo", *sizes, "--output", path, "--format", "json")
+    paper = ("--rule", "cosine", "--compensate", "none")
+    options = ("--dataset", "demo", *sizes, *paper, "--output", path, "--format", "json")
     result = succeed("calibrate", "demo", "--target", "0.10", *options)
     (row,) = json.loads(result.stdout)["profiles"]
     return path, row, talk(result)
@@ -91,10 +92,12 @@ def test_bench_measures_everything(calibrated: tuple[Path, dict[str, Any], list[
     path, row, _ = calibrated
     sizes = ("--eval-tokens", 512, "--prompt-tokens", 16, "--new-tokens", WARM_UP + 8, "--prompts", 2, "-r", 1)
     document = json.loads(succeed("bench", "demo", "--profile", path, *sizes, "--format", "json").stdout)
-    dense, ffnskip_row, hugging_face = document["rows"]
+    dense, ffnskip_row, hugging_face, *baselines = document["rows"]
     assert (document["eval_dataset"], document["dtype"]) == ("demo", "bfloat16")
     assert None not in [*dense.values(), *ffnskip_row.values()]
     assert hugging_face["tokens_per_second"]["median"] > 0
+    assert baselines
+    assert all(baseline["kl"] > 0 for baseline in baselines)
     for figure in ("perplexity", "kl", "top1_agreement", "skip_ratio"):  # on the text that the profile was measured on
         assert ffnskip_row[figure] == pytest.approx(row[figure], rel=1e-3), figure
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from cli import mistake, run, succeed
-from factories import make_profile
+from factories import Kind, make_compensated, make_profile
 
 from ffnskip.profile import Profile, load_profile, save_profile
 from ffnskip_cli.report.diff import changes
@@ -365,3 +365,83 @@ def test_a_file_that_is_no_profile_is_a_sentence(files: tuple[Path, Path], tmp_p
     assert mistake("diff", a, tmp_path / "none.yaml").startswith(f"{tmp_path / 'none.yaml'}: cannot be read")
     (tmp_path / "broken.yaml").write_text("skip: 5")
     assert mistake("diff", tmp_path / "broken.yaml", a).startswith(f"{tmp_path / 'broken.yaml'}: ")
+
+
+def compensated(kind: Kind = "mean", **overrides: Any) -> Profile:
+    return make_compensated(kind, **{"rule": "predicted-damage", "threshold": 0.01, **overrides})
+
+
+def test_profiles_with_one_weights_file_are_said_to_share_it_and_thresholds_have_their_unit() -> None:
+    old, new = compensated(), compensated(threshold=0.02)
+    assert sentences(old, new)[1:] == [
+        "The threshold rose from 0.01 to 0.02 nats.",
+        f"They share one weights file, {old.compensation.file}.",
+    ]
+    assert rows(old, new) == {"skip.threshold": ("0.01", "0.02", "+0.01")}
+
+
+def test_another_compensation_is_named_with_the_file_of_its_weights() -> None:
+    old, new = compensated(), compensated("low-rank", rank=3, neurons=4)
+    assert sentences(old, new)[1:] == [
+        "What is added in place of a skipped FFN: mean → low-rank 3 + 4 neurons.",
+        f"Their weights differ: {old.compensation.file} → {new.compensation.file}.",
+    ]
+    assert list(rows(old, new)) == [f"compensation.{name}" for name in ("kind", "rank", "neurons", "file", "sha256")]
+
+
+def test_the_same_weights_under_another_name_are_not_said_to_differ() -> None:
+    old = compensated()
+    renamed = old.compensation.model_copy(update={"file": "shared.safetensors"})
+    assert sentences(old, old.model_copy(update={"compensation": renamed}))[1:] == [
+        f"Their weights are the same, in files of two names: {old.compensation.file} → shared.safetensors."
+    ]
+
+
+def test_thresholds_of_two_rules_are_not_compared() -> None:
+    old, new = make_profile(window=2), compensated()
+    assert sentences(old, new)[1:] == [
+        "The rule was cosine with a threshold of 0.9, and is predicted-damage with a threshold of 0.01 nats.",
+        "What is added in place of a skipped FFN: none → mean.",
+    ]
+    assert rows(old, new)["skip.threshold"] == ("0.9", "0.01", None)
+
+
+FIT = {"tokens": 4096, "text_sha256": "c" * 64, "gradient_tokens": 512, "ridge": 0.001, "ratio": 0.25, "kl": [0.2, 0.1]}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"kl": [0.2, 0.05], "tokens": 8192},
+            "The fits behind them differ: 4,096 tokens and 1 refit to KL 0.1 at ratio 0.25 → "
+            "8,192 tokens and 1 refit to KL 0.05 at ratio 0.25.",
+        ),
+        (
+            {"ridge": 0.01},
+            "The fits behind them differ: both had 4,096 tokens and 1 refit to KL 0.1 at ratio 0.25.",
+        ),
+    ],
+)
+def test_another_fit_is_one_sentence(change: dict[str, Any], sentence: str) -> None:
+    old, new = compensated(fit=FIT), compensated(fit={**FIT, **change})
+    assert sentences(old, new)[1:] == [f"They share one weights file, {old.compensation.file}.", sentence]
+    assert rows(old, new).get("fit.kl", ("2 values", "2 values", None)) == ("2 values", "2 values", None)
+
+
+def test_a_search_for_a_warm_up_alone_is_not_said_to_have_tried_rules() -> None:
+    search = {"ratio": 0.25, "tokens": 0, "warm_up": [TRIAL]}
+    old, new = compensated(search=search), compensated(search={**search, "warm_up": [TRIAL, TRIAL]})
+    assert sentences(old, new)[-1] == (
+        "The searches behind them differ: 1 warm-up at ratio 0.25 → 2 warm-ups at ratio 0.25."
+    )
+
+
+def test_the_command_reads_both_profiles_with_the_weights_that_they_share(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    for path, threshold in ((a, 0.01), (b, 0.02)):
+        save_profile(compensated(threshold=threshold), path)
+    weights = compensated().compensation.file
+    assert f"They share one weights file, {weights}." in succeed("diff", a, b).stdout.splitlines()
+    (tmp_path / str(weights)).unlink()
+    assert mistake("diff", a, b).startswith(f"{tmp_path / str(weights)}: cannot be read")

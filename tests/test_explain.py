@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from factories import make_profile
+from factories import Kind, make_compensated, make_profile
 
 from ffnskip.errors import FfnskipError
 from ffnskip_cli.budget import MAX_KL
@@ -69,6 +69,94 @@ def test_each_setting_of_the_rule_is_said(rule: dict[str, Any], sentence: str) -
 
 def test_without_cold_regions_none_is_named() -> None:
     assert not [said for said in explain(make_profile(cold_s=0, cold_e=6)) if "cold" in said]
+
+
+def test_a_predicted_damage_is_explained_by_its_probes_and_without_similarities() -> None:
+    profile = make_compensated("low-rank", rule="predicted-damage", rank=3, neurons=4, threshold=0.0125)
+    assert explain(profile) == [
+        "In layers 1 to 4, each feed-forward block (FFN) is skipped for a token when a probe on the FFN's own input "
+        "predicts that this does less than 0.0125 nats of damage.",
+        "In place of a skipped FFN's output an affine map of rank 3 of the FFN's input plus 4 neurons of the FFN's own "
+        f"is added; the weights lie in the file {profile.compensation.file} beside the profile.",
+        "The FFNs of layer 0 and layer 5 (the cold regions) always run.",
+        "The prompt and the first 2 generated tokens (the warm-up) run dense.",
+    ]
+
+
+@pytest.mark.parametrize("rule", ["predicted-damage", "cosine"])
+@pytest.mark.parametrize(
+    ("kind", "neurons", "words"),
+    [
+        ("mean", 0, "output its mean is added; the weights lie"),
+        ("linear", 0, "output a linear map of the FFN's input is added; the weights lie"),
+        (
+            "linear",
+            1,
+            "output a linear map of the FFN's input plus 1 neuron of the FFN's own is added; the weights lie",
+        ),
+    ],
+)
+def test_each_compensation_is_named_with_the_file_of_its_weights(
+    kind: Kind, neurons: int, rule: str, words: str
+) -> None:
+    profile = make_compensated(kind, rule=rule, neurons=neurons)
+    (sentence,) = [said for said in explain(profile) if words in said]
+    assert sentence.endswith(f"in the file {profile.compensation.file} beside the profile.")
+
+
+def test_probes_without_a_compensation_have_a_file_too() -> None:
+    profile = make_compensated("none", rule="predicted-damage", cold_s=0, cold_e=6)
+    assert explain(profile)[1:] == [
+        "In place of a skipped FFN's output nothing is added; the probes' weights lie in the file "
+        f"{profile.compensation.file} beside the profile.",
+        "The prompt and the first 2 generated tokens (the warm-up) run dense.",
+    ]
+
+
+FIT = {"tokens": 98304, "text_sha256": "c" * 64, "gradient_tokens": 24576, "ridge": 0.001, "ratio": 0.25}
+FITTED = "fitted to 98,304 tokens of the calibration text's datasets"
+AT_25 = f"{FITTED}: at a ratio of 0.25, on text that was held back, KL was 0.0712 after the dense fit"
+
+
+@pytest.mark.parametrize(
+    ("kl", "end"),
+    [
+        ([], f"{FITTED}."),
+        ([0.0712], f"{AT_25}."),
+        ([0.0712, 0.08], f"{AT_25}, and 0.08 after the refit to the skipping model; the best was kept."),
+        ([0.0712, 0.05, 0.04], f"{AT_25}, and 0.05 and 0.04 after the refits to the skipping model."),
+        (
+            [0.0712, 0.05, 0.04, 0.041],
+            f"{AT_25}, and 0.05, 0.04 and 0.041 after the refits to the skipping model; the best was kept.",
+        ),
+    ],
+)
+def test_the_course_of_the_fit_is_one_sentence(kl: list[float], end: str) -> None:
+    profile = make_compensated("mean", rule="predicted-damage", fit={**FIT, "kl": kl})
+    assert explain(profile)[-1] == f"Probes and compensation were {end}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "start"),
+    [("none", "predicted-damage", "The probes were fitted"), ("mean", "cosine", "The compensation was fitted")],
+)
+def test_only_what_the_profile_has_is_said_to_be_fitted(kind: Kind, rule: str, start: str) -> None:
+    assert explain(make_compensated(kind, rule=rule, fit={**FIT, "kl": [0.1]}))[-1].startswith(start)
+
+
+TRIED = [
+    {"kind": "mean", "rank": None, "neurons": 0, "skip_ratio": 0.1, "flops_saved": 0.04},
+    {"kind": "low-rank", "rank": 3, "neurons": 4, "skip_ratio": 0.2, "flops_saved": 0.081},
+]
+
+
+def test_a_compensation_that_was_chosen_is_compared_with_the_others() -> None:
+    fit = {**FIT, "kl": [0.1], "tried": TRIED}
+    assert explain(make_compensated("low-rank", rank=3, neurons=4, fit=fit))[-2] == (
+        "Of 2 compensations tried, low-rank 3 + 4 neurons saves most at the KL that is allowed: 8.1% of a token's "
+        "FLOPs, estimated from dense fits on text that was held back."
+    )
+    assert not [said for said in explain(make_compensated("linear", fit=fit)) if "tried" in said]
 
 
 GOALS: list[tuple[dict[str, Any], str]] = [
@@ -221,6 +309,15 @@ def test_the_quality_budget_lies_where_the_curve_has_its_kl() -> None:
     sentence = explain(profile)[-1]
     assert sentence == "On its curve, KL 0.25 (the quality budget) lies at a ratio of about 0.16."
     assert profile.point_at(0.16).kl == pytest.approx(MAX_KL)
+
+
+def test_a_curve_whose_thresholds_rise_with_the_ratio_is_read_like_any_other() -> None:
+    curve = [[0.03, 0.3, 0.7], [0.02, 0.2, 0.35], [0.01, 0.2, 0.35], [0.005, 0.1, 0.1]]
+    profile = make_compensated("mean", rule="predicted-damage", threshold=0.01, curve=curve)
+    assert explain(profile)[-2:] == [
+        "--target moves the ratio between 0.1 and 0.3 without a new calibration.",
+        "On its curve, KL 0.25 (the quality budget) lies at a ratio of about 0.16.",
+    ]
 
 
 @pytest.mark.parametrize("kls", [(0.1, 0.2), (0.3, 0.5)])

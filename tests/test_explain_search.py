@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from factories import make_profile
+from factories import make_compensated, make_profile
 
 from ffnskip_cli.report.explain import explain
 
@@ -106,3 +106,14 @@ def test_a_warm_up_is_called_the_smallest_within_noise_only_if_it_is(warm_up: in
 
 def test_a_warm_up_that_is_not_among_those_tried_is_not_explained() -> None:
     assert explain(make_profile(search=searched(warm_up=WARM_UPS))) == explain(make_profile())
+
+
+def test_warm_ups_of_predicted_damage_are_explained_although_no_rules_were_tried() -> None:
+    search = {"ratio": 0.25, "tokens": 0, "warm_up": [trial(0, 0.3, 0.02), trial(2, 0.1, 0.0)]}
+    without, told = (
+        explain(make_compensated("mean", rule="predicted-damage", **found)) for found in ({}, {"search": search})
+    )
+    assert [sentence for sentence in told if sentence not in without] == [
+        "The warm-up of 2 is the smallest of the 2 tried that is within noise (two standard errors) of the best: "
+        "KL 0.100, the lowest."
+    ]

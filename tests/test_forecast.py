@@ -8,16 +8,18 @@ from functools import cache
 from typing import Any
 
 import pytest
-from pico import N_LAYERS, VOCABULARY, pico_model, pico_source, pico_tokens
+from pico import HIDDEN, N_LAYERS, VOCABULARY, pico_model, pico_source, pico_tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffnskip.layers import decoder
 from ffnskip_cli.calibration.calibrate import calibrate
-from ffnskip_cli.calibration.choose import choose_rule
+from ffnskip_cli.calibration.choose import choose_cosine
 from ffnskip_cli.calibration.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.corpus import Corpus
-from ffnskip_cli.calibration.forecast import Step, memory_bytes, seconds, steps
+from ffnskip_cli.calibration.fit.auto import candidates
+from ffnskip_cli.calibration.fit.normal import NormalEquations
+from ffnskip_cli.calibration.forecast import MOST_CANDIDATES, Step, memory_bytes, seconds, steps
 from ffnskip_cli.calibration.ranks import Ranks
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.calibration.statistics import Statistics
@@ -28,6 +30,8 @@ from ffnskip_cli.track import silently
 LENGTH, HELD_OUT = 44, 5  # warm-ups of 0, 5 and 10 are possible in sequences of 44
 SELF_CHECK = 8  # tokens of the passes that prove that a profile works; too short to announce
 RATIO, KL = Goal("target_ratio", 0.2), Goal("max_kl", 0.05)
+FIT = 20 * LENGTH
+DAMAGE: dict[str, Any] = {"rule": "predicted-damage", "fit_tokens": FIT}
 
 
 @cache
@@ -48,10 +52,12 @@ def counted(length: int) -> Iterator[Count]:
     count = Count()
 
     def look(body: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        shape = tuple((args[0] if args else kwargs["input_ids"]).shape)
-        if shape == (1, length):
-            count.passes += 1
-        elif shape != (1, SELF_CHECK):
+        tokens = args[0] if args else kwargs.get("input_ids")
+        if tokens is None:  # whoever embeds by himself goes backward, too, which costs as much as two more
+            count.passes += 3
+        elif tokens.shape[1] == length:
+            count.passes += len(tokens)
+        elif tuple(tokens.shape) != (1, SELF_CHECK):
             count.decode_steps += 1
 
     hook = decoder(model_of()).register_forward_pre_hook(look, with_kwargs=True)
@@ -76,7 +82,9 @@ def recorded(settings: Settings) -> Statistics:
 def solve(settings: Settings, statistics: Statistics) -> None:
     held_out = pico_tokens(settings.sequence_length, batch=HELD_OUT, seed=1)
     corpus = Corpus(held_out, "cd" * 32, held_out.numel(), frozenset(), "other", None, None, None)
-    calibrate(model_of(), statistics, corpus, settings, silently)
+    text = pico_tokens(settings.sequence_length, batch=settings.fit_tokens // settings.sequence_length, seed=2)
+    to_fit = Corpus(text, "ef" * 32, text.numel(), frozenset(), "own", None, None, None) if settings.fits else None
+    calibrate(model_of(), statistics, corpus, settings, silently, fit_text=to_fit)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +98,10 @@ def solve(settings: Settings, statistics: Statistics) -> None:
         ((Goal("max_kl", 0.01), KL, Goal("max_kl", 50.0)), {"warm_up": 3, "candidates": 4}),
         ((Goal("max_perplexity_increase", 0.001), Goal("max_perplexity_increase", 0.02)), {"candidates": 2}),
         ((Goal("max_kl", 1e-9),), {"warm_up": 3, "candidates": 0}),  # is refused
+        ((RATIO,), {"compensate": "linear", "neurons": 0, "candidates": 2, "fit_tokens": FIT}),
+        ((RATIO,), {**DAMAGE, "compensate": "low-rank"}),
+        ((RATIO,), {**DAMAGE, "compensate": "auto", "warm_up": 3}),
+        ((Goal("max_kl", 0.01), KL), {**DAMAGE, "compensate": "mean", "warm_up": 3}),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else str(value),
 )
@@ -126,7 +138,7 @@ def test_the_same_holds_for_the_choice_of_the_rule_alone(goals: tuple[Goal, ...]
     settings = settings_for(*goals, sequences=10, **choices)
     statistics = recorded(settings)
     with counted(LENGTH) as count:
-        choose_rule(model_of(), statistics, settings, silently, Journal())
+        choose_cosine(model_of(), statistics, settings, silently, Journal())
     announced = sum(step.passes for step in steps(settings, 10, HELD_OUT)[1:-2])
     assert announced / 8 <= count.passes <= announced
 
@@ -203,6 +215,64 @@ def test_memory_is_the_weights_the_recording_and_logits(on: str) -> None:
     assert needs["recording"] == 2 * (record.sequences.nbytes + record.values.nbytes)  # a copy while it is saved
     assert needs["logits"] >= 3 * settings.sequence_length * VOCABULARY * 4
     assert record.values.shape[2] == N_LAYERS
+
+
+def test_what_a_fit_takes_is_announced_as_its_passes() -> None:
+    """20 sequences, of which two are held back, and half of the others have gradients."""
+    settings = settings_for(RATIO, sequences=10, **DAMAGE, compensate="low-rank", warm_up=3)
+    announced = {step.name: step.passes for step in steps(settings, 0, HELD_OUT)}
+    fitting = {
+        "take gradients": 3 * 9,
+        "choose neurons": 16,
+        "fit to the dense model": 6 + 2,
+        "refit up to 4 times": 4 * 6,
+        "measure the fits": 5 * 4 * 2,
+        "record predicted damages": 10,
+    }
+    assert list(announced)[1:-2] == list(fitting)
+    assert announced.items() >= fitting.items()
+
+
+def test_the_compensations_that_are_compared_are_no_more_than_announced() -> None:
+    assert len(candidates(model_of())) <= MOST_CANDIDATES
+
+
+@pytest.mark.parametrize(
+    ("choices", "features"),
+    [
+        ({"compensate": "low-rank", "rank": 3, "neurons": 8}, HIDDEN + 8 + 1),
+        ({"compensate": "linear", "neurons": 0}, HIDDEN + 1),
+        ({"compensate": "mean"}, 1),
+    ],
+)
+def test_the_sums_of_a_fit_take_memory_for_every_layer_of_the_region(
+    choices: dict[str, Any], features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins = {"cold_s": 1, "cold_e": 5, "warm_up": 3}
+    settings = settings_for(RATIO, sequences=10, **DAMAGE, **choices, **pins)
+    made: list[NormalEquations] = []
+    start = NormalEquations.__init__
+
+    def keep(sums: NormalEquations, *sizes: int) -> None:
+        start(sums, *sizes)
+        made.append(sums)
+
+    monkeypatch.setattr(NormalEquations, "__init__", keep)
+    solve(settings, recorded(settings))
+    largest = [sums for sums in made if sums.gram.shape == (4, features, features) and sums.cross.shape[2] == HIDDEN]
+    assert len(largest) >= 3  # to fit, to choose the ridge, and of a refit
+    sizes = {sums.gram.nbytes + sums.cross.nbytes for sums in largest}
+    assert sizes == {4 * 8 * features * (features + HIDDEN)}
+    fisher = N_LAYERS * HIDDEN**2 * 4
+    whole = memory_bytes(model_of(), settings)["fit"]
+    assert whole >= 2 * sizes.pop() + fisher
+    smaller = memory_bytes(model_of(), settings_for(RATIO, sequences=10, **DAMAGE, **choices, **pins | {"cold_e": 3}))
+    assert smaller["fit"] < whole or choices == {"compensate": "mean"}  # of which the gradients are the largest part
+
+
+def test_without_a_fit_none_is_announced() -> None:
+    assert "fit" not in memory_bytes(model_of(), settings_for(RATIO, sequences=3))
+    assert "fit" not in memory_bytes(model_of(), settings_for(sequences=3, **DAMAGE))  # only records
 
 
 def test_the_table_ends_with_the_sums(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import make_profile
+from factories import make_compensated, make_profile
 from typer.testing import CliRunner, Result
 
 from ffnskip.profile import load_profile, parse_profile, save_profile
@@ -153,6 +153,46 @@ def test_a_profile_without_optional_parts_is_shown_without_them(tmp_path: Path) 
 def test_a_shortfall_of_tokens_is_pointed_out(tmp_path: Path, used: int, pointed_out: bool) -> None:
     page = inspect(tmp_path, calibration={**CALIBRATION, "tokens_used": used}).stdout
     assert ("The calibration text yielded only 1,024 of the 2,048 tokens" in page) is pointed_out
+
+
+def test_a_profile_of_predicted_damage_has_its_thresholds_in_nats_and_its_fit_in_a_table(tmp_path: Path) -> None:
+    tried = [
+        {"kind": "mean", "rank": None, "neurons": 0, "skip_ratio": 0.1, "flops_saved": 0.04},
+        {"kind": "low-rank", "rank": 3, "neurons": 4, "skip_ratio": 0.2, "flops_saved": 0.081},
+    ]
+    fit = {"tokens": 4096, "text_sha256": "c" * 64, "gradient_tokens": 512, "ridge": 0.001, "ratio": 0.25}
+    profile = make_compensated(
+        "low-rank",
+        rule="predicted-damage",
+        rank=3,
+        neurons=4,
+        threshold=0.0125,
+        similarity=FULL["similarity"],
+        curve=[[0.02, 0.3, 0.2], [0.000512, 0.05, 0.01]],
+        fit={**fit, "kl": [0.0712, 0.05], "tried": tried},
+    )
+    save_profile(profile, tmp_path / "profile.yaml")
+    arguments = ["inspect", str(tmp_path / "profile.yaml")]
+    page = CliRunner().invoke(app, arguments).stdout
+    assert page.splitlines()[0] == explain(profile)[0]
+    assert cells(page.partition("other thresholds\n")[0], "threshold") == ["0.0125", "nats"]
+    assert cells(page, "rank") == ["3"]
+    assert cells(page, "file") == [str(profile.compensation.file)]
+    assert "window" not in page
+    assert "┊" not in page
+    curve = page.partition("other thresholds\n")[2].splitlines()
+    assert curve[0].startswith("threshold (nats)")
+    assert [line.split()[0] for line in curve[2:4]] == ["0.000512", "0.02"]
+    course = page.partition("fit\n")[2]
+    assert cells(course, "text_sha256")[0] == f"{'c' * 16}…"
+    assert [line.split()[-1] for line in course.splitlines() if line.startswith("kl (")][:2] == ["0.0712", "0.0500"]
+    compared = page.partition("compensations tried\n")[2].splitlines()
+    assert [line.split() for line in compared[2:4]] == [
+        ["low-rank", "3", "+", "4", "neurons", "20.00%", "8.10%", "chosen"],
+        ["mean", "10.00%", "4.00%"],
+    ]
+    document = json.loads(CliRunner().invoke(app, [*arguments, "--format", "json"]).stdout)
+    assert document == profile.model_dump(mode="json", by_alias=True)
 
 
 def test_json_is_the_profile_itself(tmp_path: Path) -> None:

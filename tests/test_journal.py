@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from ffnskip import FfnskipError
 from ffnskip_cli.journal import Journal
@@ -73,6 +75,51 @@ def test_a_finished_run_leaves_no_journal(tmp_path: Path) -> None:
     journal.discard()
     Journal().discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def never_tensors() -> dict[str, Tensor]:
+    raise AssertionError("was computed again")
+
+
+def test_tensors_are_there_after_a_kill_to_the_last_bit_and_gone_when_the_run_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "own[1].journal"  # no pattern, though it looks like one
+    matrix = torch.arange(6, dtype=torch.float64).view(2, 3).T / 7  # not contiguous
+    tensors = {"a": matrix, "scalar": torch.tensor(0.1, dtype=torch.float64), "index": torch.tensor([3, 1])}
+    Journal(path, "subject").remember_tensors("key", lambda: tensors)
+    (tmp_path / "own1.journal.0.safetensors").touch()  # another run's
+    resumed = Journal(path, "subject", resume=True)
+    found = resumed.remember_tensors("key", never_tensors)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    other = resumed.remember_tensors("another key", lambda: {"b": torch.ones(2)})
+    assert other["b"].tolist() == [1, 1]
+    resumed.discard()
+    assert [file.name for file in tmp_path.iterdir()] == ["own1.journal.0.safetensors"]
+
+
+@pytest.mark.parametrize(("subject", "resume"), [("another", True), ("subject", False)])
+def test_tensors_of_another_run_are_computed_anew(tmp_path: Path, subject: str, resume: bool) -> None:
+    path = tmp_path / "journal"
+    Journal(path, "subject").remember_tensors("key", lambda: {"a": torch.zeros(1)})
+    found = Journal(path, subject, resume=resume).remember_tensors("key", lambda: {"a": torch.ones(1)})
+    assert found["a"].tolist() == [1]
+
+
+def test_without_a_file_tensors_are_only_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Journal().remember_tensors("key", lambda: {"a": torch.ones(1)})["a"].tolist() == [1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_that_cannot_be_written_or_read_are_one_sentence(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", "subject")
+    journal.remember_tensors("key", lambda: {"a": torch.ones(1)})
+    (file,) = tmp_path.glob("journal.*")
+    file.write_bytes(b"no tensors")
+    with pytest.raises(FfnskipError, match=r"^[^\n]+ cannot be used: [^\n]+\.$"):
+        Journal(tmp_path / "journal", "subject", resume=True).remember_tensors("key", never_tensors)
 
 
 def test_a_journal_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

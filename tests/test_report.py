@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import make_profile
+from factories import make_compensated, make_profile
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -19,7 +19,7 @@ from ffnskip.profile import Profile
 from ffnskip.sections import SimilarityCurve
 from ffnskip_cli.report.curve import draw
 from ffnskip_cli.report.explain import explain
-from ffnskip_cli.report.panels import TITLES, drawings
+from ffnskip_cli.report.panels import TITLES, caption, drawings
 from ffnskip_cli.report.plot import plot_profile
 from ffnskip_cli.report.tables import Column, print_json, render
 
@@ -34,6 +34,13 @@ ROWS = [
 def profile_with_curve(mean: list[float], **overrides: Any) -> Profile:
     curve = SimilarityCurve(mean=tuple(mean), low=tuple(x - 0.01 for x in mean), high=tuple(mean))
     return make_profile(**{"threshold": 0.96, "similarity": curve.model_dump(), **overrides})
+
+
+def damage_profile(**overrides: Any) -> Profile:
+    similarity = {"mean": MEAN, "low": MEAN, "high": MEAN}
+    return make_compensated(
+        "mean", rule="predicted-damage", **{"threshold": 0.01, "similarity": similarity, **overrides}
+    )
 
 
 MEAN = [0.06, 0.94, 0.95, 0.97, 0.98, 0.7]
@@ -121,6 +128,12 @@ def test_the_threshold_stands_in_one_column_right_of_the_bars_that_do_not_reach_
     assert [row.find("┊") >= 0 for row in rows] == [True, True, True, False, False, True]
     assert len({row.find("┊") for row in rows} - {-1}) == 1
     assert legend.strip() == "┊ threshold 0.9600"
+
+
+def test_a_threshold_in_nats_is_no_mark_among_similarities() -> None:
+    profile = damage_profile(threshold=0.97)
+    assert profile.similarity
+    assert "┊" not in draw(profile.similarity, profile.skip)
 
 
 @pytest.mark.parametrize("threshold", [-5.0, 1.5])
@@ -226,9 +239,33 @@ def test_panels_that_a_profile_lacks_the_data_for_are_left_out(
 
 
 def drawn(panel: str, **overrides: Any) -> Any:
+    return drawn_of(full_profile(**overrides), panel)
+
+
+def drawn_of(profile: Profile, panel: str) -> Any:
     axes = Figure().subplots()
-    drawings(full_profile(**overrides))[panel](axes)
+    drawings(profile)[panel](axes)
     return axes
+
+
+NATS = [[0.02, 0.3, 0.5], [0.005, 0.1, 0.1]]
+
+
+def test_panels_of_predicted_damage_have_nats_on_the_axis_and_no_threshold_among_similarities() -> None:
+    profile = damage_profile(threshold=0.97, measured=MEASURED, curve=NATS)
+    assert [title for title in drawn_of(profile, "similarity").get_legend_handles_labels()[1] if "thr" in title] == []
+    axes = drawn_of(profile, "ratio")
+    assert axes.get_xlabel() == "threshold of the predicted damage (nats per skipped FFN)"
+    curve = [(0.005, 10), (0.02, 30)]
+    assert curve == points(axes.lines[0])
+
+
+def test_captions_say_what_the_rule_goes_by_and_name_cold_regions_only_where_there_are_any() -> None:
+    cosine, damage = full_profile(), damage_profile(cold_s=0, cold_e=6)
+    assert "does not decide by it" in caption("similarity", damage)
+    assert "does not decide by it" not in caption("similarity", cosine)
+    assert ["cold regions" in caption("similarity", profile) for profile in (cosine, damage)] == [True, False]
+    assert ["nats of predicted damage" in caption("ratio", profile) for profile in (cosine, damage)] == [False, True]
 
 
 def points(line: Any) -> list[tuple[float, float]]:
@@ -346,6 +383,16 @@ def test_a_page_has_a_table_of_what_was_searched(tmp_path: Path) -> None:
     assert "<caption>Rules tried at a ratio of 0.1 on 64 tokens</caption>" in html
     row = "<td>–</td><td>–</td><td>0.2000</td><td>0.0000</td><td>chosen</td>"
     assert f'<tr><th scope="row">[1, 5)</th>{row}</tr>' in html
+
+
+def test_a_page_of_a_fitted_profile_has_the_course_of_the_fit_in_a_table(tmp_path: Path) -> None:
+    fit = {"tokens": 4096, "text_sha256": "c" * 64, "gradient_tokens": 512, "ridge": 0.001, "ratio": 0.25}
+    profile = damage_profile(measured=MEASURED, curve=NATS, fit={**fit, "kl": [0.09, 0.05]})
+    html = picture(tmp_path, profile, suffix=".html")
+    assert "<caption>Fit</caption>" in html
+    for stage, kl in (("kl (dense fit)", "0.0900"), ("kl (refit 1)", "0.0500")):
+        assert f'<tr><th scope="row">{stage}</th><td>{kl}</td></tr>' in html
+    assert escape(explain(profile)[0]) in html
 
 
 @pytest.mark.parametrize("goal", [{"max_kl": 0.25}, {"max_perplexity_increase": 0.05}])

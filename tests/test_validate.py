@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from factories import make_profile
+from factories import make_compensated, make_profile
 from typer.testing import CliRunner, Result
 
 from ffnskip.profile import dump_profile, save_profile
@@ -53,6 +53,48 @@ def test_a_folder_stands_for_every_profile_below_it(tmp_path: Path) -> None:
     result = validate(tmp_path)
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [f"ok  {path}" for path in paths]
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder of two profiles that share one weights file, and that file."""
+    folder = tmp_path / "shared"
+    for threshold in (0.01, 0.02):
+        profile = make_compensated("mean", rule="predicted-damage", threshold=threshold)
+        save_profile(profile, folder / f"{threshold}.yaml")
+    (weights,) = folder.glob("*.safetensors")
+    return folder, weights
+
+
+def test_a_weights_file_that_profiles_share_is_no_profile(shared: tuple[Path, Path]) -> None:
+    folder, _ = shared
+    result = validate(folder)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [f"ok  {folder / '0.01.yaml'}", f"ok  {folder / '0.02.yaml'}"]
+
+
+def test_a_missing_weights_file_is_a_mistake_of_each_profile_that_names_it(shared: tuple[Path, Path]) -> None:
+    folder, weights = shared
+    weights.unlink()
+    result = validate(folder)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
+        f"Error: {folder / name}: {weights}: cannot be read (No such file or directory), and the profile needs it"
+        for name in ("0.01.yaml", "0.02.yaml")
+    ]
+
+
+def test_an_altered_weights_file_is_a_mistake(shared: tuple[Path, Path]) -> None:
+    folder, weights = shared
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    result = validate(folder / "0.01.yaml")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"Error: {folder / '0.01.yaml'}: {weights}: not the file that the profile was made with, its sha256 is another "
+        "one\n"
+    )
 
 
 def test_a_folder_without_profiles_is_a_mistake(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def measure_quality(
     what: str = "measuring quality",
     first: int | None = None,
     journal: Journal | None = None,
-    patterns: Sequence[Pattern] | None = None,
+    patterns: Sequence[Pattern | None] | None = None,
 ) -> list[Quality]:
     """Score `tokens` with the dense model once and with each profile.
 
@@ -103,7 +103,7 @@ def measure_quality(
         what: what to call this in the progress.
         first: position of the first prediction that counts; by default each profile's warm-up.
         journal: remembers the figures of each sequence.
-        patterns: one per profile, which decides what to skip in place of its rule.
+        patterns: one per profile, or None for its own rule: decides what to skip in its place.
 
     Returns:
         One Quality per profile.

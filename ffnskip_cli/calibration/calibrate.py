@@ -131,7 +131,7 @@ class _Solver:
                 refused.append(str(error))
         if found:
             self._measure({*self._grid(found.values()), *(solution.threshold for solution in found.values())})
-        by_ratio = sorted(self._measured, reverse=True)  # a lower threshold skips more
+        by_ratio = sorted(self._measured, key=lambda threshold: self._measured[threshold].skip_ratio.mean)
         curve = tuple(assemble.curve_point(threshold, self._measured[threshold]) for threshold in by_ratio)
         described = self._draft.model_copy(update={"curve": curve})
         finished = [

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 On = Literal["text", "generated"]
 Rule = Literal["predicted-damage", "cosine"]
-Kind = Literal["none", "mean", "low-rank", "linear"]
+Kind = Literal["auto", "none", "mean", "low-rank", "linear"]
 Free = Literal["auto"]  # a setting that the calibration chooses by what it does to quality
 
 PROMPT_TOKENS = GENERATED_TOKENS = 128  # of the paper's calibration, for `on="generated"`

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ffnskip.errors import FfnskipError
 from ffnskip.sections import CalibrationText, EvaluationText, TextPart
 from ffnskip_cli.calibration.corpus import Corpus, Ingredient, build_mixture, first_hashes
+from ffnskip_cli.calibration.fit.fit import refuse_too_little
 from ffnskip_cli.calibration.self_text import sample_documents
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.sources.models import LoadedModel
@@ -76,11 +77,16 @@ def text_to_fit(loaded: LoadedModel, names: Sequence[str], settings: Settings, o
     """More of the calibration part of the same texts, to fit probe and compensation to.
 
     The text `self` is costly, and no more of it is sampled than is recorded.
+
+    Raises:
+        FfnskipError: there is too little text.
     """
     sources = _open_all(names, _sampled(loaded, f"{settings.seed} calibration"), offline)
     sampled = any(source.dataset == "self" for source, _ in sources)
     tokens = min(settings.tokens, settings.fit_tokens) if sampled else settings.fit_tokens
-    return _calibration_part(loaded, sources, tokens, settings)
+    text = _calibration_part(loaded, sources, tokens, settings)
+    refuse_too_little(text.tokens)
+    return text
 
 
 def _calibration_part(

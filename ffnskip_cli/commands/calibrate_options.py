@@ -127,8 +127,11 @@ Rule = Annotated[
     typer.Option(help="When to skip: by the damage that a probe predicts, or by similarity as in the paper."),
 ]
 Compensate = Annotated[
-    Literal["none", "mean", "low-rank", "linear"],
-    typer.Option(help="What to add in place of a skipped FFN, fitted to the text."),
+    Literal["auto", "none", "mean", "low-rank", "linear"],
+    typer.Option(
+        help="What to add in place of a skipped FFN, fitted to the text; auto: what saves most FLOPs at the quality "
+        "budget, which takes longer."
+    ),
 ]
 Rank = Annotated[
     int | None,

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 Format = Literal["table", "json", "md", "csv"]
 
+_DECIDES = {
+    "cosine": "how little an FFN turns a token",
+    "predicted-damage": "the damage that skipping an FFN is predicted to do",
+}
+
 
 def output_paths(output: Path | None, model: str, goals: Sequence[Goal]) -> dict[Goal, Path]:
     """Where each goal's profile goes; checked now, because the run is long."""
@@ -87,9 +92,9 @@ def write(finished: list[Calibrated], path_of: dict[Goal, Path], format: Format)
         found = [row | {"profile": profile} for row, profile in zip(rows, profiles, strict=True)]
         print_json({"schema": "ffnskip-calibrate/v1", "profiles": found})
     elif format == "table":
-        render(*turned(rows, _columns()))
+        render(*turned(rows, _columns(finished, format)))
     else:
-        render(rows, _columns(), format)
+        render(rows, _columns(finished, format), format)
     if format in ("table", "md") and len(finished) == 1:
         _explain(finished[0].profile, format)
     for calibrated, path in zip(finished, paths, strict=True):
@@ -121,7 +126,7 @@ def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
     if kinds_of(held_out) != kinds_of(text):
         console.talk.print(
             f"{moved}, and {calibrated.calibration_ratio:.3f} on {text_name(text)}, which it was calibrated on. That "
-            "the ratio moves is the rule at work: the threshold is on how little an FFN turns a token, not on how many "
+            f"the ratio moves is the rule at work: the threshold is on {_DECIDES[profile.skip.rule]}, not on how many "
             "are skipped, so text in which the FFNs have less to do skips more, and other text less.",
             markup=False,
         )
@@ -133,6 +138,8 @@ def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
 
 
 def _row(calibrated: Calibrated, path: Path) -> dict[str, object]:
+    from ffnskip_cli.report.rule_words import compensation_name
+
     profile = calibrated.profile
     assert profile.measured is not None
     goals = ("target_ratio", "max_kl", "max_perplexity_increase")
@@ -141,23 +148,33 @@ def _row(calibrated: Calibrated, path: Path) -> dict[str, object]:
         "goal": profile.measured.goal,
         **profile.measured.model_dump(include={*goals}),
         "calibration_ratio": calibrated.calibration_ratio,
+        "rule": profile.skip.rule,
+        "compensation": compensation_name(profile.compensation),
         "region": f"[{profile.skip.cold_s}, {profile.skip.cold_e})",
         **profile.skip.model_dump(include={"window", "refresh_every", "warm_up", "threshold"}),
         **profile.measured.model_dump(exclude={"standard_error", "first_skipped", *goals}),
     }
 
 
-def _columns() -> list[Column]:
+def _columns(finished: Sequence[Calibrated], format: Format) -> list[Column]:
+    """All columns for programs; for people only those that mean something under the rule, which all profiles share."""
     from ffnskip_cli.report.tables import Column
 
-    return [
+    skips = [calibrated.profile.skip for calibrated in finished]
+    damage = any(skip.rule == "predicted-damage" for skip in skips)
+    left_out = {"window"} if damage and format != "csv" else set()
+    if left_out and not any(skip.refresh_every for skip in skips):
+        left_out.add("refresh_every")
+    columns = [
         Column("path", "profile"),
         Column("goal", "asked for"),
+        Column("rule", "rule"),
+        Column("compensation", "compensation"),
         Column("region", "skip region"),
         Column("window", "window"),
         Column("refresh_every", "refresh every"),
         Column("warm_up", "warm-up"),
-        Column("threshold", "threshold", ".6f"),
+        Column("threshold", f"threshold{' (nats)' * damage}", ".6f"),
         Column("calibration_ratio", "ratio (calibration)", ".3f"),
         Column("skip_ratio", "ratio (held out)", ".3f"),
         Column("flops_saved", "FLOPs saved", ".1%"),
@@ -167,3 +184,4 @@ def _columns() -> list[Column]:
         Column("kl", "KL", ".3f"),
         Column("top1_agreement", "top-1 agreement", ".3f"),
     ]
+    return [column for column in columns if column.key not in left_out]

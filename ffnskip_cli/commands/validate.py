@@ -17,7 +17,8 @@ def command(
 ) -> None:
     """Check that skip profiles follow the schema.
 
-    Every file is checked, a mistake is reported with its file, its field and the reason, and the exit code is then 2.
+    The weights that a profile names must lie beside it, unaltered. Every file is checked, a mistake is reported with
+    its file, its field and the reason, and the exit code is then 2.
     """
     from ffnskip_cli.report.tables import print_json
 
@@ -51,5 +52,6 @@ def _mistake(path: Path) -> str | None:
     try:
         load_profile(path)
     except ProfileError as error:
-        return str(error)
+        message = str(error)
+        return message if message.startswith(f"{path}: ") else f"{path}: {message}"  # of the weights that it names
     return None

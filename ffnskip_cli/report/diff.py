@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 COLUMNS = (Column("field", "field"), Column("a", "A", ">"), Column("b", "B", ">"), Column("change", "change", ">"))
 _WIDEST = 24  # characters of a value in a table
+_STAGES = "fit.kl"  # a number for each stage of the fit, which are not layers
+_THRESHOLD = "skip.threshold"  # a cosine under one rule, nats under the other
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Change:
     Attributes:
         field: its dotted name, as in the file.
         a, b: the values; None where a profile lacks the field.
-        change: b - a of numbers; of lists with a number for each layer, the largest b - a by size; otherwise None.
+        change: b - a of numbers of one unit; of lists with a number for each layer, the largest b - a by size;
+            otherwise None.
         layer: the layer of that largest change; None for other fields.
     """
 
@@ -54,7 +57,9 @@ def changes(a: Profile, b: Profile) -> list[Change]:
     left, right = (dict(_leaves(tree)) for tree in trees)
     sections = list(trees[0])
     names = sorted({**left, **right}, key=lambda name: sections.index(name.partition(".")[0]))
-    return [_change(name, left.get(name), right.get(name)) for name in names if left.get(name) != right.get(name)]
+    differing = [name for name in names if left.get(name) != right.get(name)]
+    incomparable = {_STAGES} if a.skip.rule == b.skip.rule else {_STAGES, _THRESHOLD}
+    return [(Change if name in incomparable else _change)(name, left.get(name), right.get(name)) for name in differing]
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

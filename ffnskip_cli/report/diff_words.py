@@ -7,12 +7,22 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ffnskip_cli.report.explain_texts import text_name
+from ffnskip_cli.report.rule_words import compensation_name, count, threshold_text
 
 if TYPE_CHECKING:
     from ffnskip.profile import Profile
-    from ffnskip.sections import EvaluationText, Measured, ModelInfo, Search, SimilarityCurve, Skip
+    from ffnskip.sections import (
+        Compensation,
+        EvaluationText,
+        Fit,
+        Measured,
+        ModelInfo,
+        Search,
+        SimilarityCurve,
+        Skip,
+    )
 
-_OPTIONAL = ("calibration", "evaluation", "similarity", "search", "measured", "curve")
+_OPTIONAL = ("calibration", "evaluation", "similarity", "search", "fit", "measured", "curve")
 # Of a text: said otherwise, or nothing new.
 _NAMING = {"dataset", "config", "split", "text_sha256", "tokens_requested", "parts"}
 _OTHERS = {
@@ -38,9 +48,13 @@ def _sentences(a: Profile, b: Profile) -> Iterator[str]:
     if a.measured and b.measured:
         yield from _figures(a.measured, b.measured)
     yield from _rule(a.skip, b.skip)
+    yield from _instead(a.compensation, b.compensation)
     if a.search and b.search and a.search != b.search:
         old, new = _tried(a.search), _tried(b.search)
         yield f"The searches behind them differ: {f'both tried {new}' if old == new else f'{old} → {new}'}."
+    if a.fit and b.fit and a.fit != b.fit:
+        old, new = _fitted(a.fit), _fitted(b.fit)
+        yield f"The fits behind them differ: {f'both had {new}' if old == new else f'{old} → {new}'}."
     if a.calibration and b.calibration:
         yield from _texts("calibrated", a.calibration, b.calibration)
     if a.similarity and b.similarity and a.model.n_layers == b.model.n_layers:
@@ -114,28 +128,50 @@ def _verdicts(a: Measured, b: Measured) -> str:
 
 
 def _rule(a: Skip, b: Skip) -> Iterator[str]:
-    if a.threshold != b.threshold:
-        yield f"The threshold {_moved(a.threshold, b.threshold, '')}."
+    if a.rule != b.rule:
+        old, new = (f"{skip.rule} with a threshold of {threshold_text(skip)}" for skip in (a, b))
+        yield f"The rule was {old}, and is {new}."
+    elif a.threshold != b.threshold:
+        unit = " nats" if b.rule == "predicted-damage" else ""
+        yield f"The threshold {_moved(a.threshold, b.threshold, '')}{unit}."
     if (a.cold_s, a.cold_e) != (b.cold_s, b.cold_e):
         grown = (b.cold_e - b.cold_s) - (a.cold_e - a.cold_s)
-        layers = f"by {_counted(abs(grown), 'layer')}"
+        layers = f"by {count(abs(grown), 'layer')}"
         how = f"grew {layers}" if grown > 0 else f"shrank {layers}" if grown < 0 else "moved"
         yield f"The skip region {how}: [{a.cold_s}, {a.cold_e}) → [{b.cold_s}, {b.cold_e})."
     if a.warm_up != b.warm_up:
         yield f"The warm-up {_moved(a.warm_up, b.warm_up, '')} tokens."
-    if a.window != b.window:
+    if a.window != b.window and a.rule == b.rule == "cosine":
         yield f"FFNs skipped after a trigger, at most: {a.window or 'all'} → {b.window or 'all'}."
     if a.refresh_every != b.refresh_every:
         yield f"Tokens until one runs dense again: {a.refresh_every or 'no end'} → {b.refresh_every or 'no end'}."
 
 
+def _instead(a: Compensation, b: Compensation) -> Iterator[str]:
+    old, new = compensation_name(a), compensation_name(b)
+    if old != new:
+        yield f"What is added in place of a skipped FFN: {old} → {new}."
+    if a.sha256 is None or b.sha256 is None:
+        return
+    if a.sha256 != b.sha256:
+        yield f"Their weights differ: {a.file} → {b.file}."
+    elif a.file == b.file:
+        yield f"They share one weights file, {a.file}."
+    else:
+        yield f"Their weights are the same, in files of two names: {a.file} → {b.file}."
+
+
 def _tried(search: Search) -> str:
-    rules, warm_ups = _counted(len(search.candidates), "rule"), _counted(len(search.warm_up), "warm-up")
+    warm_ups = count(len(search.warm_up), "warm-up")
+    if not search.candidates:
+        return f"{warm_ups} at ratio {search.ratio:g}"
+    rules = count(len(search.candidates), "rule")
     return f"{rules} at ratio {search.ratio:g} on {search.tokens:,} tokens and {warm_ups}"
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def _fitted(fit: Fit) -> str:
+    kl = f" to KL {min(fit.kl):.3g}" if fit.kl else ""
+    return f"{fit.tokens:,} tokens and {count(max(len(fit.kl) - 1, 0), 'refit')}{kl} at ratio {fit.ratio:g}"
 
 
 def _texts(done: str, a: EvaluationText, b: EvaluationText) -> Iterator[str]:

@@ -8,12 +8,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ffnskip_cli.budget import MAX_KL
-from ffnskip_cli.report.explain_search import explain_search, layers
-from ffnskip_cli.report.explain_texts import explain_texts, listed, unseen
+from ffnskip_cli.report.explain_rule import explain_fit, explain_rule
+from ffnskip_cli.report.explain_search import explain_search
+from ffnskip_cli.report.explain_texts import explain_texts, unseen
+from ffnskip_cli.report.rule_words import by_ratio
 
 if TYPE_CHECKING:
     from ffnskip.profile import Profile
-    from ffnskip.sections import CurvePoint, Measured, Skip
+    from ffnskip.sections import CurvePoint, Measured
 
 
 def explain(profile: Profile) -> list[str]:
@@ -25,17 +27,17 @@ def explain(profile: Profile) -> list[str]:
 
 
 def _sentences(profile: Profile) -> Iterator[str]:
-    yield from _rule(profile.skip, profile.model.n_layers)
+    yield from explain_rule(profile)
     if profile.measured:
         yield _reached(profile.measured, "unseen text" if unseen(profile) else "text")
         yield from _saved(profile.measured)
         yield _cost(profile.measured)
         yield f"Verdict: {profile.measured.verdict.rstrip('.')}."
     yield from explain_search(profile)
+    yield from explain_fit(profile)
     if texts := explain_texts(profile):
         yield texts
-    # In the order of `Profile.point_at`.
-    points = sorted(profile.curve, key=lambda point: (point.skip_ratio, -point.threshold))
+    points = by_ratio(profile)
     if len(points) > 1:
         yield _range(points[0].skip_ratio, points[-1].skip_ratio)
     for below, above in pairwise(points):
@@ -43,22 +45,6 @@ def _sentences(profile: Profile) -> Iterator[str]:
             ratio = _crossing(below, above)
             yield f"On its curve, KL {MAX_KL:g} (the quality budget) lies at a ratio of about {ratio:.2g}."
             break
-
-
-def _rule(skip: Skip, n_layers: int) -> Iterator[str]:
-    following = {None: "all later FFNs of these layers are", 1: "the next FFN is"}
-    skipped = following.get(skip.window, f"the next {skip.window} FFNs of these layers are")
-    yield (
-        f"In {layers(skip.cold_s, skip.cold_e)}, once a feed-forward block (FFN) turns a token's residual stream so "
-        f"little that cos(h, h + FFN(h)) is at least {skip.threshold:g}, {skipped} skipped for this token."
-    )
-    cold = [layers(start, end) for start, end in ((0, skip.cold_s), (skip.cold_e, n_layers)) if start < end]
-    if cold:
-        yield f"The FFNs of {listed(cold)} (the cold regions) always run."
-    tokens = "generated token" if skip.warm_up == 1 else f"{skip.warm_up} generated tokens"
-    dense = f"The prompt and the first {tokens} (the warm-up) run" if skip.warm_up else "The prompt runs"
-    refresh = f"; after that, one token in {skip.refresh_every} runs dense" if skip.refresh_every else ""
-    yield f"{dense} dense{refresh}."
 
 
 def _reached(measured: Measured, text: str) -> str:

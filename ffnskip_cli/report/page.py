@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from ffnskip_cli.report.explain import explain
-from ffnskip_cli.report.summary import Section, figures, search_tables
+from ffnskip_cli.report.summary import Section, figures, fit_tables, search_tables
 
 if TYPE_CHECKING:
     from ffnskip.profile import Profile
@@ -32,12 +32,14 @@ td { font-variant-numeric: tabular-nums; }
 
 
 def page(profile: Profile, svg: str, captions: Sequence[str]) -> str:
-    """The page: the profile in words, the picture with its captions, and tables of what was measured and searched."""
+    """The page: the profile in words, the picture with its captions, and tables of figures and of what was tried."""
     title = escape(f"Skip profile of {profile.model.id}")
     words = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in explain(profile))
     tables = [figures(profile.measured)] if profile.measured else []
     if profile.search:
         tables += search_tables(profile.search, profile.skip)
+    if profile.fit:
+        tables += fit_tables(profile.fit, profile.compensation)
     return f"""\
 <!DOCTYPE html>
 <html lang="en">

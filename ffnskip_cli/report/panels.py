@@ -19,18 +19,31 @@ TITLES = {
     "first-skip": "Where skipping begins",
 }
 
-CAPTIONS = {
-    "similarity": "the mean of cos(h, h + FFN(h)) over tokens, layer by layer, and the band of the middle 80%; the "
-    "axis is stretched towards 1. The hatched cold regions always run.",
-    "ratio": "every threshold gives a share of FFNs that are skipped; the marked one is the profile's.",
-    "kl": "what skipping that share costs, as KL from the dense model on held-out text.",
-    "first-skip": "in which layer tokens skip their first FFN, and how many never skip one.",
-}
-
 _TICKS = (-1, -0.5, 0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999)
 _NEAREST_TO_ONE = 1e-4  # of 1 - cos; beyond it the logarithm would stretch the axis for nothing
 _CURVE = {"color": "0.45", "marker": "o", "markerfacecolor": "white", "markersize": 5, "label": "other thresholds"}
 _OWN = {"color": "black", "marker": "D", "markersize": 7, "linestyle": "none", "capsize": 3}
+
+
+def caption(name: str, profile: Profile) -> str:
+    """What a panel of `TITLES` shows, in words."""
+    skip, damage = profile.skip, profile.skip.rule == "predicted-damage"
+    match name:
+        case "similarity":
+            cold = skip.cold_s > 0 or skip.cold_e < profile.model.n_layers
+            return (
+                "the mean of cos(h, h + FFN(h)) over tokens, layer by layer, and the band of the middle 80%; the axis "
+                "is stretched towards 1."
+                + " The rule does not decide by it: it has probes that predict the damage." * damage
+                + " The hatched cold regions always run." * cold
+            )
+        case "ratio":
+            unit = ", nats of predicted damage per skipped FFN," if damage else ""
+            return f"every threshold{unit} gives a share of FFNs that are skipped; the marked one is the profile's."
+        case "kl":
+            return "what skipping that share costs, as KL from the dense model on held-out text."
+        case _:
+            return "in which layer tokens skip their first FFN, and how many never skip one."
 
 
 def drawings(profile: Profile) -> dict[str, Drawing]:
@@ -41,7 +54,7 @@ def drawings(profile: Profile) -> dict[str, Drawing]:
         found["similarity"] = partial(_similarity, similarity=profile.similarity, skip=profile.skip)
     if profile.curve:
         curve = sorted(profile.curve)
-        found["ratio"] = partial(_ratio, curve=curve, threshold=profile.skip.threshold, measured=measured)
+        found["ratio"] = partial(_ratio, curve=curve, skip=profile.skip, measured=measured)
         found["kl"] = partial(_kl, curve=curve, measured=measured)
     if measured and measured.first_skipped is not None:
         never = measured.never_skip_fraction
@@ -61,7 +74,7 @@ def _similarity(axes: Any, similarity: SimilarityCurve, skip: Skip) -> None:
     axes.plot(layers, similarity.mean, color="black", marker="o", markersize=4, label="mean")
     _cold_regions(axes, skip, n_layers)
     values = [*similarity.low, *similarity.mean]
-    if -1 <= skip.threshold < 1:
+    if skip.rule == "cosine" and -1 <= skip.threshold < 1:
         axes.axhline(skip.threshold, color="black", linestyle="--", label=f"threshold {skip.threshold:.4f}")
         values.append(skip.threshold)
     _nines_scale(axes, min(values), max(*values, *similarity.high))
@@ -71,14 +84,18 @@ def _similarity(axes: Any, similarity: SimilarityCurve, skip: Skip) -> None:
     axes.set_ylabel("cos(h, h + FFN(h))")
 
 
-def _ratio(axes: Any, curve: Sequence[CurvePoint], threshold: float, measured: Measured | None) -> None:
+def _ratio(axes: Any, curve: Sequence[CurvePoint], skip: Skip, measured: Measured | None) -> None:
     """Skip ratio against threshold, the profile's own point marked."""
     axes.plot([point.threshold for point in curve], [100 * point.skip_ratio for point in curve], **_CURVE)
     if measured:
-        _own_point(axes, threshold, 100 * measured.skip_ratio, None, _percent(measured.standard_error, "skip_ratio"))
+        _own_point(
+            axes, skip.threshold, 100 * measured.skip_ratio, None, _percent(measured.standard_error, "skip_ratio")
+        )
     axes.ticklabel_format(axis="x", useOffset=False)
+    axes.locator_params(axis="x", nbins=6)
     _floor_at_zero(axes)
-    axes.set_xlabel("threshold of cos(h, h + FFN(h))")
+    of = {"cosine": "of cos(h, h + FFN(h))", "predicted-damage": "of the predicted damage (nats per skipped FFN)"}
+    axes.set_xlabel(f"threshold {of[skip.rule]}")
     axes.set_ylabel("skip ratio (% of FFNs)")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ffnskip.atomic import replacing
 from ffnskip.errors import FfnskipError
 from ffnskip_cli.report.page import page
-from ffnskip_cli.report.panels import CAPTIONS, TITLES, Drawing, drawings
+from ffnskip_cli.report.panels import TITLES, Drawing, caption, drawings
 
 if TYPE_CHECKING:
     from ffnskip.profile import Profile
@@ -48,7 +48,7 @@ def plot_profile(profile: Profile, path: str | os.PathLike[str], panels: Sequenc
     _refuse_absurd(profile)
     if kind == ".html":
         captions = [
-            f"({letter}) {TITLES[name]}: {CAPTIONS[name]}" for letter, name in zip("abcd", chosen, strict=False)
+            f"({letter}) {TITLES[name]}: {caption(name, profile)}" for letter, name in zip("abcd", chosen, strict=False)
         ]
         data = page(profile, _figure(profile, chosen, ".svg").decode(), captions).encode()
     else:

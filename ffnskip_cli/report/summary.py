@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ffnskip_cli.report.explain_search import is_chosen
+from ffnskip_cli.report.rule_words import by_ratio, compensation_name, threshold_text
 from ffnskip_cli.report.tables import Column, Row
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from ffnskip.profile import Profile
-    from ffnskip.sections import Candidate, EvaluationText, Measured, Search, Skip, WarmUpTrial
+    from ffnskip.sections import Candidate, Compensation, EvaluationText, Fit, Measured, Search, Skip, WarmUpTrial
 
 _FIELD, _VALUE = Column("field", ""), Column("value", "")
 _CHOSEN = Column("chosen", "")
@@ -46,12 +47,14 @@ class Section:
 def sections(profile: Profile) -> Iterator[Section]:
     """The tables of a profile, in reading order; a part that the profile lacks is left out."""
     yield Section("model", _fields(profile.model))
-    yield Section("skip", _fields(profile.skip))
-    yield Section("compensation", _fields(profile.compensation))
+    yield Section("skip", _rule(profile.skip))
+    yield Section("compensation", [row for row in _fields(profile.compensation) if row["value"]])
     if profile.calibration or profile.evaluation:
         yield from _texts(profile.calibration, profile.evaluation)
     if profile.search:
         yield from search_tables(profile.search, profile.skip)
+    if profile.fit:
+        yield from fit_tables(profile.fit, profile.compensation)
     if profile.measured:
         yield figures(profile.measured)
     if profile.curve:
@@ -61,6 +64,15 @@ def sections(profile: Profile) -> Iterator[Section]:
 
 def _fields(section: BaseModel) -> list[Row]:
     return [{"field": name, "value": value} for name, value in section.model_dump().items()]
+
+
+def _rule(skip: Skip) -> list[Row]:
+    """Without a window where there is no trigger that could open one."""
+    rows = _fields(skip)
+    if skip.rule == "cosine":
+        return rows
+    shown = {"threshold": threshold_text(skip)}
+    return [{**row, "value": shown.get(str(row["field"]), row["value"])} for row in rows if row["field"] != "window"]
 
 
 def _texts(calibration: EvaluationText | None, evaluation: EvaluationText | None) -> Iterator[Section]:
@@ -113,6 +125,32 @@ def search_tables(search: Search, skip: Skip) -> Iterator[Section]:
         )
 
 
+def fit_tables(fit: Fit, compensation: Compensation) -> Iterator[Section]:
+    """How probe and compensation were fitted, and which compensations were tried before, the best first."""
+    if fit.tried:
+        chosen = compensation_name(compensation)
+        yield Section(
+            "compensations tried",
+            [
+                {
+                    "compensation": (name := compensation_name(tried)),
+                    **tried.model_dump(include={"skip_ratio", "flops_saved"}),
+                    "chosen": "chosen" if name == chosen else "",
+                }
+                for tried in sorted(fit.tried, key=lambda tried: -tried.flops_saved)
+            ],
+            (
+                Column("compensation", "compensation"),
+                *(Column(name, name, _PERCENT) for name in ("skip_ratio", "flops_saved")),
+                _CHOSEN,
+            ),
+        )
+    stages = ["kl (dense fit)", *(f"kl (refit {number})" for number in range(1, len(fit.kl)))]
+    rows: list[Row] = [{"field": name, "value": short(value)} for name, value in fit if name not in ("kl", "tried")]
+    rows += [{"field": stage, "value": f"{kl:.4f}"} for stage, kl in zip(stages, fit.kl, strict=False)]
+    yield Section("fit", rows)
+
+
 def _kl(tried: Candidate | WarmUpTrial) -> float:
     return tried.kl
 
@@ -136,9 +174,10 @@ def figures(measured: Measured) -> Section:
 
 
 def _curve(profile: Profile) -> Section:
+    damage = profile.skip.rule == "predicted-damage"
     columns = (
-        Column("threshold", "threshold", ".4f"),
+        Column("threshold", "threshold (nats)", ".4g") if damage else Column("threshold", "threshold", ".4f"),
         Column("skip_ratio", "skip_ratio", _PERCENT),
         Column("kl", "kl (nats per token)", ".4f"),
     )
-    return Section("other thresholds", [point._asdict() for point in profile.curve], columns)
+    return Section("other thresholds", [point._asdict() for point in by_ratio(profile)], columns)

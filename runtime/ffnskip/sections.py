@@ -176,6 +176,21 @@ class CalibrationText(EvaluationText):
     """Whether the tokens came from the text or from the model's own generation."""
 
 
+class TriedCompensation(Section):
+    """A compensation that `--compensate auto` tried, fitted to the dense model only."""
+
+    kind: Literal["mean", "linear", "low-rank"]
+    """As in `compensation`."""
+    rank: Positive | None
+    """As in `compensation`."""
+    neurons: Count
+    """As in `compensation`."""
+    skip_ratio: Ratio
+    """What it could skip within the quality budget, on the text that was held back."""
+    flops_saved: Annotated[float, Field(le=1)]
+    """What of a token's FLOPs that would save, the compensation's and the probes' charged."""
+
+
 class Fit(Section):
     """How probe and compensation were fitted."""
 
@@ -192,6 +207,8 @@ class Fit(Section):
     kl: Annotated[tuple[float, ...], Field(strict=False, max_length=100)]
     """Mean KL divergence at that ratio on text that was held back, nats per token: after the fit to the dense model and
     after each refit to the skipping one. The best was kept."""
+    tried: Annotated[tuple[TriedCompensation, ...], Field(strict=False, max_length=100)] = ()
+    """The compensations that the profile's was chosen from, if it was."""
 
 
 class SimilarityCurve(Section):

@@ -13,7 +13,7 @@ class SkipStats:
         warm_up_tokens: tokens of the sequences' warm-up, which ran dense. A decode's prompt counts in neither.
         never_skipped: tokens past warm-up in which no FFN was skipped.
         skipped: per layer, tokens past warm-up whose FFN was skipped.
-        checked: per layer, tokens for which the similarity was computed.
+        checked: per layer, tokens for which the similarity, or the predicted damage, was computed.
         first_skipped: per layer, tokens whose first skipped FFN is this layer's.
     """
 

@@ -49,12 +49,13 @@ class Walk:
         past = ((index >= self.skip.warm_up) & real).flatten()
         self.stats.tokens += (n_past := int(past.sum()))
         self.stats.warm_up_tokens += int(real.sum()) - n_past
-        if n_past == 0:
+        allowed = may_skip(index, self.skip).flatten() & past
+        self._n_allowed = int(allowed.sum())
+        if self._n_allowed == 0:  # all are within their warm-up, or run dense to refresh
+            self.stats.never_skipped += n_past
             return
         self.active = True
-        self._past = past
-        self._allowed = may_skip(index, self.skip).flatten() & past
-        self._n_allowed = int(self._allowed.sum())
+        self._past, self._allowed = past, allowed
         self._remaining = torch.zeros_like(past, dtype=torch.int32)
         self._ever = torch.zeros_like(past)
 

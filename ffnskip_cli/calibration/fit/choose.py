@@ -8,9 +8,11 @@ import torch
 
 from ffnskip.profile import Profile
 from ffnskip.rules import may_skip, simulate
-from ffnskip.sections import Skip
+from ffnskip.sections import Skip, TriedCompensation
+from ffnskip_cli.budget import MAX_KL
 from ffnskip_cli.calibration import assemble
 from ffnskip_cli.calibration.corpus import Corpus
+from ffnskip_cli.calibration.fit.auto import choose_compensation
 from ffnskip_cli.calibration.fit.fit import fit_weights
 from ffnskip_cli.calibration.fit.kinds import compensation_of
 from ffnskip_cli.calibration.fit.loop import record_scores
@@ -34,8 +36,15 @@ def compensate(
     model: PreTrainedModel, draft: Profile, text: Corpus, settings: Settings, track: Track, journal: Journal
 ) -> Profile:
     """The draft of a rule with the compensation that the settings ask for, fitted at the middle of their ratios."""
-    draft = draft.model_copy(update={"compensation": compensation_of(model, settings)})
-    return fit_weights(model, draft, text, _ratio(settings), settings.seed, track, journal)
+    ratio, seed = _ratio(settings), settings.seed
+    tried: tuple[TriedCompensation, ...] = ()
+    if settings.compensate == "auto":
+        budget = max((goal.value for goal in settings.goals if goal.kind == "max_kl"), default=MAX_KL)
+        chosen, tried = choose_compensation(model, draft, text, ratio, budget, seed, track, journal)
+    else:
+        chosen = compensation_of(model, settings)
+    draft = draft.model_copy(update={"compensation": chosen})
+    return fit_weights(model, draft, text, ratio, seed, track, journal, tried)
 
 
 def choose_damage(

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ffnskip.compensation import PROBE, PROBE_BIAS, Weights
+from ffnskip.compensation import PROBE, PROBE_BIAS, Compensator, Weights
+from ffnskip.errors import FfnskipError
 from ffnskip.layers import ffn_sites
 from ffnskip.profile import Profile
-from ffnskip.sections import Fit
+from ffnskip.sections import Compensation, Fit, TriedCompensation
 from ffnskip_cli.calibration.corpus import Corpus
 from ffnskip_cli.calibration.fit.gradients import Gradients, take_gradients, with_one
-from ffnskip_cli.calibration.fit.held_back import HeldBack, trial
+from ffnskip_cli.calibration.fit.held_back import Cost, HeldBack, trial
 from ffnskip_cli.calibration.fit.loop import Seen, run
 from ffnskip_cli.calibration.fit.maps import Features, NeuronChoice, solve_map
 from ffnskip_cli.calibration.fit.normal import NormalEquations, best_ridge
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_REFITS = 4
 HELD_BACK = 12  # sequences on which a refit must prove itself; nothing is fitted to them
-GRADIENT_TOKENS = 24576
+GRADIENT_TOKENS = 24576  # at most, and at most half of the text: a backward pass costs as much as three others
 CHOICE_SEQUENCES = 16  # that neurons are chosen on
 DENSE_PART, PROBE_PART, REFIT_PART = 1 / 3, 1 / 8, 1 / 3  # of the text
 WARM_UP = 16  # positions of each sequence that nothing is fitted to: the first tokens are unlike all others
@@ -40,7 +41,14 @@ _TINY = 1e-12  # nats
 
 
 def fit_weights(
-    model: PreTrainedModel, draft: Profile, text: Corpus, ratio: float, seed: int, track: Track, journal: Journal
+    model: PreTrainedModel,
+    draft: Profile,
+    text: Corpus,
+    ratio: float,
+    seed: int,
+    track: Track,
+    journal: Journal,
+    tried: tuple[TriedCompensation, ...] = (),
 ) -> Profile:
     """The draft with fitted weights, a threshold to start from, and what the fit went through.
 
@@ -52,18 +60,19 @@ def fit_weights(
         seed: of the sampled labels.
         track: shows progress.
         journal: remembers finished stages.
+        tried: the compensations that the draft's was chosen from.
     """
-    fitter = _Fitter(model, draft, text.tokens, ratio, seed, track, journal)
+    fitter = Fitter(model, draft, text.tokens, ratio, seed, track, journal)
     best = tensors = fitter.fit_dense()
-    threshold, kl = fitter.held_back.solve(best)
-    start, history = threshold, [kl]
+    best_cost = cost = fitter.measure(tensors)
+    history = [cost.kl]
     for number in range(1, MAX_REFITS + 1):
-        tensors = fitter.refit(tensors, threshold, number)
-        threshold, kl = fitter.held_back.solve(tensors)
-        history.append(kl)
-        if kl > min(history[:-1]) * (1 - GAIN):
+        tensors = fitter.refit(tensors, cost.threshold, number)
+        cost = fitter.measure(tensors)
+        history.append(cost.kl)
+        if cost.kl > best_cost.kl * (1 - GAIN):
             break
-        best, start = tensors, threshold
+        best, best_cost = tensors, cost
     evidence = Fit(
         tokens=text.tokens_used,
         text_sha256=text.text_sha256,
@@ -71,9 +80,35 @@ def fit_weights(
         ridge=fitter.ridge,
         ratio=round(ratio, 6),
         kl=tuple(float(f"{value:.4g}") for value in history),
+        tried=tried,
     )
-    fitted = draft.with_threshold(start).with_weights(stored(best))
+    fitted = draft.with_threshold(best_cost.threshold).with_weights(stored(best))
     return fitted.model_copy(update={"fit": evidence})
+
+
+def held_back(sequences: int) -> int:
+    """How many of this many sequences of text nothing is fitted to."""
+    return min(HELD_BACK, max(2, sequences // 8))
+
+
+def gradient_sequences(sequences: int, length: int) -> int:
+    """How many of this many sequences gradients are taken of."""
+    return max(1, min(GRADIENT_TOKENS // length, sequences // 2))
+
+
+def refuse_too_little(text: Tensor) -> None:
+    """Raise FfnskipError if all of ``text [sequences, length]`` would be held back."""
+    sequences, length = text.shape
+    if sequences <= (least := held_back(sequences)):
+        raise FfnskipError(
+            f"{text.numel()} tokens are too few to fit to, which takes {(least + 1) * length}: ask for more "
+            "--fit-tokens, with --dataset self for more --tokens, or name a longer text."
+        )
+
+
+def share(part: float, sequences: int) -> int:
+    """How many sequences a part of this many is; at least two."""
+    return max(2, round(part * sequences))
 
 
 def stored(tensors: dict[str, Tensor]) -> Weights:
@@ -86,7 +121,7 @@ def stored(tensors: dict[str, Tensor]) -> Weights:
     )
 
 
-class _Fitter:
+class Fitter:
     """The passes over the text, and the sums that they leave."""
 
     def __init__(
@@ -99,57 +134,98 @@ class _Fitter:
         track: Track,
         journal: Journal,
     ) -> None:
-        held_back = min(HELD_BACK, max(2, len(text) // 8))
+        refuse_too_little(text)
+        last = held_back(len(text))
         skip = draft.skip.model_copy(update={"warm_up": min(WARM_UP, text.shape[1] // 4), "refresh_every": None})
         sites = ffn_sites(model)[skip.cold_s : skip.cold_e]
         self.ridge = 0.0
         self._model, self._track, self._journal = model, track, journal
         self._draft = draft.model_copy(update={"skip": skip})
-        self.held_back = HeldBack(model, self._draft, text[-held_back:], ratio, track, journal)
-        self._text = text[:-held_back]
-        self._cursor = 0
-        self.gradient_sequences = self._text[: max(1, GRADIENT_TOKENS // text.shape[1])]
-        self._gradients = self._take_gradients(seed)
+        self.held_back = HeldBack(model, text[-last:], ratio, track, journal)
+        self._text = text[:-last]
+        self._subject = [self._draft.skip.model_dump(), draft.compensation.model_dump(), ratio, text.tolist(), seed]
+        self.gradient_sequences = self._text[: gradient_sequences(len(self._text), text.shape[1])]
+        self.gradients = self._take_gradients(seed)
         self._scales = [site.scale for site in sites]
-        self._ffns = [site.layer.get_submodule("mlp") for site in sites]
-        self._index = self._choose_neurons()
+        self.ffns = [site.layer.get_submodule("mlp") for site in sites]
+        self.index = self._choose_neurons()
         self._features = [
-            Features(draft.compensation, ffn, None if self._index is None else self._index[place])
-            for place, ffn in enumerate(self._ffns)
+            Features(draft.compensation, ffn, None if self.index is None else self.index[place])
+            for place, ffn in enumerate(self.ffns)
         ]
-        self._sums = self._no_sums()
+        self.sums = self._no_sums()
 
     def fit_dense(self) -> dict[str, Tensor]:
-        """Least squares on the dense model's states, with the ridge that did best on one sequence in eight of them."""
-        held_out, sequences = self._no_sums(), self._next(DENSE_PART)
-        part = max(1, len(sequences) // 8)
-        for sums, chunk in ((held_out, sequences[:part]), (self._sums, sequences[part:])):
-            self._run({}, None, chunk, partial(self._add, sums, all_tokens=True), "fitting to the dense model")
-        self.ridge = best_ridge(self._sums, held_out)
-        held_out.blend(self._sums, 1.0)
-        self._sums = self._no_sums()
-        self._sums.blend(held_out, DENSE_WEIGHT)
-        tensors = self._solve()
-        if self._draft.skip.rule != "predicted-damage":
-            return tensors
-        damages = NormalEquations(len(self._ffns), self._hidden + 1, 1)
-        self._run(tensors, None, self._next(PROBE_PART), partial(self._add_damage, damages), "fitting the probes")
-        return tensors | self._probe(damages)
+        """Weights fitted to the dense model's states: the map by least squares, then the probes to what it damages."""
+        return self._stage("dense", self._fit_dense)
 
     def refit(self, tensors: dict[str, Tensor], threshold: float, number: int) -> dict[str, Tensor]:
         """The same on the states of the model that skips with `tensors`: the map on what it skips, the probe on all."""
-        new, damages = self._no_sums(), NormalEquations(len(self._ffns), self._hidden + 1, 1)
-        probing = self._draft.skip.rule == "predicted-damage"
+        return self._stage(f"refit {number}", partial(self._refit, tensors, threshold, number))
+
+    def measure(self, tensors: dict[str, Tensor]) -> Cost:
+        """What the weights cost on the text that is held back."""
+        return self.held_back.measure(self._draft, tensors)
+
+    def like_draft(self, compensation: Compensation) -> Profile:
+        """The draft as it is fitted, with another compensation."""
+        return self._draft.model_copy(update={"compensation": compensation})
+
+    def sum_up_dense(self) -> None:
+        """Take the sums over the dense model's states, and the ridge that does best on an eighth of the sequences."""
+        held_out, sequences = self._no_sums(), self._part(0.0, DENSE_PART)
+        part = max(1, len(sequences) // 8)
+        for sums, chunk in ((held_out, sequences[:part]), (self.sums, sequences[part:])):
+            self.run({}, None, chunk, partial(self._add, sums, all_tokens=True), "fitting to the dense model")
+        self.ridge = best_ridge(self.sums, held_out)
+        self.sums.blend(held_out, 1.0)
+        self.sums.scale(DENSE_WEIGHT)
+
+    def _fit_dense(self) -> dict[str, Tensor]:
+        self.sum_up_dense()
+        tensors = self._solve()
+        if not self._probing:
+            return tensors
+        damages = NormalEquations(len(self.ffns), self._hidden + 1, 1)
+        self.run(tensors, None, self.probe_text, partial(self._add_damage, damages), "fitting the probes")
+        return tensors | self.probes(damages.solve(PROBE_RIDGE)[..., 0])
+
+    def _refit(self, tensors: dict[str, Tensor], threshold: float, number: int) -> dict[str, Tensor]:
+        new, damages = self._no_sums(), NormalEquations(len(self.ffns), self._hidden + 1, 1)
 
         def see(seen: Seen) -> None:
             self._add(new, seen, all_tokens=False)
-            if probing:
+            if self._probing:
                 self._add_damage(damages, seen)
 
-        self._run(tensors, threshold, self._next(REFIT_PART), see, f"refit {number}")
-        new.blend(self._sums, DECAY)
-        self._sums = new
-        return self._solve() | (self._probe(damages) if probing else {})
+        start = DENSE_PART + PROBE_PART + (number - 1) * REFIT_PART
+        self.run(tensors, threshold, self._part(start, REFIT_PART), see, f"refit {number}")
+        new.blend(self.sums, DECAY)
+        self.sums = new
+        return self._solve() | (self.probes(damages.solve(PROBE_RIDGE)[..., 0]) if self._probing else {})
+
+    def _stage(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A stage that is finished is kept, with the sums that the next one goes on with."""
+
+        def both() -> dict[str, Tensor]:
+            weights = {f"weights {key}": tensor for key, tensor in compute().items()}
+            ridge = torch.tensor(self.ridge, dtype=torch.float64)
+            return weights | {f"sums {key}": tensor for key, tensor in vars(self.sums).items()} | {"ridge": ridge}
+
+        kept = self._journal.remember_tensors([name, self._subject], both)
+        for key in vars(self.sums):
+            setattr(self.sums, key, kept[f"sums {key}"])
+        self.ridge = float(kept["ridge"])
+        return {key.removeprefix("weights "): tensor for key, tensor in kept.items() if key.startswith("weights ")}
+
+    @property
+    def probe_text(self) -> Tensor:
+        """``[sequences, length]`` for the first fit of the probes."""
+        return self._part(DENSE_PART, PROBE_PART)
+
+    @property
+    def _probing(self) -> bool:
+        return self._draft.skip.rule == "predicted-damage"
 
     @property
     def _hidden(self) -> int:
@@ -167,21 +243,19 @@ class _Fitter:
     def _choose_neurons(self) -> Tensor | None:
         if (count := self._draft.compensation.neurons) == 0:
             return None
-        choice = NeuronChoice(self._ffns, self._hidden)
+        choice = NeuronChoice(self.ffns, self._hidden)
         sample = self._text[-CHOICE_SEQUENCES:]
-        self._run({}, None, sample, lambda seen: choice.add(seen.place, seen.x), "choosing neurons")
-        return choice.choose(count, self._gradients.fisher)
+        self.run({}, None, sample, lambda seen: choice.add(seen.place, seen.x), "choosing neurons")
+        return choice.choose(count, self.gradients.fisher)
 
     def _no_sums(self) -> NormalEquations:
         features = self._features[0].count(self._hidden)
-        return NormalEquations(len(self._ffns), features, self._hidden)
+        return NormalEquations(len(self.ffns), features, self._hidden)
 
-    def _next(self, part: float) -> Tensor:
-        """The next part of the text; behind its end it begins anew."""
-        count = max(2, round(part * len(self._text)))
-        places = (torch.arange(count) + self._cursor) % len(self._text)
-        self._cursor += count
-        return self._text[places]
+    def _part(self, start: float, part: float) -> Tensor:
+        """A part of the text; behind its end it begins anew."""
+        places = torch.arange(share(part, len(self._text))) + round(start * len(self._text))
+        return self._text[places % len(self._text)]
 
     def _add(self, sums: NormalEquations, seen: Seen, *, all_tokens: bool) -> None:
         rows = slice(None) if all_tokens else seen.skipped
@@ -189,20 +263,24 @@ class _Fitter:
             sums.add(seen.place, self._features[seen.place](x), seen.f[rows].float())
 
     def _add_damage(self, damages: NormalEquations, seen: Seen) -> None:
-        """The damage of adding ``g`` would be ``½ eᵀ F e`` nats, whether the token is skipped or not."""
-        fisher = self._gradients.fisher[seen.place].to(seen.x.device)
-        error = (seen.f.float() - seen.compensator.added(seen.x).float()) * self._scales[seen.place]
+        damages.add(seen.place, with_one(seen.x), self.log_damage(seen, seen.compensator))
+
+    def log_damage(self, seen: Seen, compensator: Compensator) -> Tensor:
+        """What adding ``g`` would cost each token, skipped or not: log of ``½ eᵀ F e`` nats, ``[n, 1]``."""
+        fisher = self.gradients.fisher[seen.place].to(seen.x.device)
+        error = (seen.f.float() - compensator.added(seen.x).float()) * self._scales[seen.place]
         damage = 0.5 * ((error @ fisher) * error).sum(dim=1, keepdim=True)
-        damages.add(seen.place, with_one(seen.x), damage.clamp(min=_TINY).log())
+        return damage.clamp(min=_TINY).log()
 
     def _solve(self) -> dict[str, Tensor]:
-        return solve_map(self._sums, self.ridge, self._draft.compensation, self._index)
+        return solve_map(self.sums, self.ridge, self._draft.compensation, self.index)
 
-    def _probe(self, damages: NormalEquations) -> dict[str, Tensor]:
-        probe = damages.solve(PROBE_RIDGE)[..., 0].float() + SENSITIVITY * self._gradients.sensitivity
+    def probes(self, log_damage: Tensor) -> dict[str, Tensor]:
+        """The probes' weights from a fit of the log damage, ``[layers, hidden + 1]``, plus a token's sensitivity."""
+        probe = log_damage.float() + SENSITIVITY * self.gradients.sensitivity
         return {PROBE: probe[:, :-1], PROBE_BIAS: probe[:, -1]}
 
-    def _run(
+    def run(
         self,
         tensors: dict[str, Tensor],
         threshold: float | None,
@@ -210,4 +288,5 @@ class _Fitter:
         see: Callable[[Seen], None],
         what: str,
     ) -> None:
+        """Run part of the text with the draft and these weights; without a threshold, as the dense model."""
         run(self._model, trial(self._draft, tensors, threshold), sequences, see, self._track, what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,55 +44,80 @@ def trial(draft: Profile, tensors: dict[str, Tensor], threshold: float | None = 
     return profile.with_weights(Weights(tensors | missing))
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a fit costs near the ratio: KL is taken to be a power of the ratio through two measured points.
+
+    Attributes:
+        threshold: that gives the ratio, by simulation.
+        ratio: which.
+        below, above: measured points (ratio, KL) on both sides.
+    """
+
+    threshold: float
+    ratio: float
+    below: tuple[float, float]
+    above: tuple[float, float]
+
+    @property
+    def kl(self) -> float:
+        """Nats per token at exactly this ratio."""
+        (low, low_kl), (high, high_kl) = self.below, self.above
+        if not 0.0 < low < high:
+            return high_kl
+        return math.exp(math.log(low_kl) + self._power * math.log(self.ratio / low))
+
+    def ratio_at(self, kl: float) -> float:
+        """The ratio that costs `kl`, 1 at most."""
+        low, low_kl = self.below
+        if self._power <= 0.0:
+            return low
+        return min(1.0, math.exp(math.log(low) + math.log(kl / low_kl) / self._power))
+
+    @property
+    def _power(self) -> float:
+        (low, low_kl), (high, high_kl) = self.below, self.above
+        return math.log(high_kl / low_kl) / math.log(high / low) if 0.0 < low < high else 0.0
+
+
 class HeldBack:
     """Measures fits at one skip_ratio.
 
     Args:
         model: the dense model.
-        draft: rule, region and kind of compensation.
         sequences: ``[n, length]``, the piece of text.
         ratio: where to measure.
         track: shows progress.
         journal: remembers what was measured.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, draft: Profile, sequences: Tensor, ratio: float, track: Track, journal: Journal
-    ) -> None:
-        self._model, self._draft, self._sequences = model, draft, sequences
+    def __init__(self, model: PreTrainedModel, sequences: Tensor, ratio: float, track: Track, journal: Journal) -> None:
+        self._model, self._sequences = model, sequences
         self._ratio, self._track, self._journal = ratio, track, journal
         self._threshold: float | None = None  # the last one that was solved
 
-    def solve(self, tensors: dict[str, Tensor]) -> tuple[float, float]:
-        """The threshold that gives the ratio, by simulation, and the KL that a ratio of exactly this would cost."""
-        record = self._record(tensors)
-        most = highest_ratio(record, self._draft.skip)
+    def measure(self, draft: Profile, tensors: dict[str, Tensor]) -> Cost:
+        """What the weights `tensors` of `draft` cost at the ratio."""
+        record = self._record(draft, tensors)
+        most = highest_ratio(record, draft.skip)
         wanted = min(self._ratio, most)
         thresholds = [
-            solve_threshold(record, self._draft.skip, ratio) for ratio in (_BELOW * wanted, min(_ABOVE * wanted, most))
+            solve_threshold(record, draft.skip, ratio) for ratio in (_BELOW * wanted, min(_ABOVE * wanted, most))
         ]
-        profiles = [trial(self._draft, tensors, threshold) for threshold in thresholds]
-        below, above = (
-            (quality.skip_ratio.mean, max(quality.kl.mean, _TINY))
-            for quality in measure_quality(
-                self._model, profiles, self._sequences, self._track, what="measuring the fit", journal=self._journal
-            )
+        qualities = measure_quality(
+            self._model,
+            [trial(draft, tensors, threshold) for threshold in thresholds],
+            self._sequences,
+            self._track,
+            what="measuring the fit",
+            journal=self._journal,
         )
-        self._threshold = solve_threshold(record, self._draft.skip, wanted)
-        return self._threshold, _power_law(below, above, wanted)
+        below, above = ((quality.skip_ratio.mean, max(quality.kl.mean, _TINY)) for quality in qualities)
+        self._threshold = solve_threshold(record, draft.skip, wanted)
+        return Cost(self._threshold, wanted, below, above)
 
-    def _record(self, tensors: dict[str, Tensor]) -> Record:
-        if self._draft.skip.rule == "cosine":
+    def _record(self, draft: Profile, tensors: dict[str, Tensor]) -> Record:
+        if draft.skip.rule == "cosine":
             return record_text(self._model, self._sequences.long())
         # In the loop that skips already, as skipping changes what later probes see.
-        profile = trial(self._draft, tensors, self._threshold)
-        return record_scores(self._model, profile, self._sequences, 0, self._track)
-
-
-def _power_law(below: tuple[float, float], above: tuple[float, float], ratio: float) -> float:
-    """KL at `ratio` from two measured points of (ratio, KL)."""
-    (low, low_kl), (high, high_kl) = below, above
-    if not 0.0 < low < high:
-        return high_kl
-    share = math.log(ratio / low) / math.log(high / low)
-    return math.exp((1 - share) * math.log(low_kl) + share * math.log(high_kl))
+        return record_scores(self._model, trial(draft, tensors, self._threshold), self._sequences, 0, self._track)

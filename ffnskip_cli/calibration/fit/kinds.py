@@ -30,7 +30,7 @@ def compensation_of(model: PreTrainedModel, settings: Settings) -> Compensation:
         return Compensation(kind=kind)
     hidden = model.config.get_text_config().hidden_size
     available = min(count_neurons(site.layer.get_submodule("mlp")) for site in ffn_sites(model))
-    neurons = _usual_neurons(available) if settings.neurons is None else settings.neurons
+    neurons = usual_neurons(available) if settings.neurons is None else settings.neurons
     if neurons > available:
         raise FfnskipError(
             f"--neurons {neurons} is more than the {available} that each FFN of this model has."
@@ -45,6 +45,7 @@ def compensation_of(model: PreTrainedModel, settings: Settings) -> Compensation:
     return Compensation(kind="low-rank", rank=rank, neurons=neurons)
 
 
-def _usual_neurons(available: int) -> int:
+def usual_neurons(available: int) -> int:
+    """How many neurons are run where nobody said, of so many that can be."""
     groups = -(-round(available * _NEURONS) // _EVEN)
     return min(available, groups * _EVEN)

@@ -121,11 +121,11 @@ class NeuronChoice:
         self._fit.add(place, with_one(x), activations(self._ffns[place], x).float())
 
     def choose(self, count: int, fisher: Tensor) -> Tensor:
-        """``[layers, count]`` integers, in rising order."""
+        """``[layers, count]`` integers, the most worthwhile first."""
         unexplained = self._fit.errors(self._fit.solve(ridge=1e-2)) / self._fit.count[:, None].clamp(min=1.0)
         chosen = []
         for place, ffn in enumerate(self._ffns):
             down = down_projection(ffn).double().cpu()
             harm = unexplained[place] * (down * (fisher[place].double() @ down)).sum(dim=0)
-            chosen.append(harm.topk(count).indices.sort().values)
+            chosen.append(harm.topk(count).indices)
         return torch.stack(chosen)

@@ -40,9 +40,21 @@ class NormalEquations:
 
     def blend(self, other: NormalEquations, weight: float) -> None:
         """Take in another fit's tokens, each counting as `weight` of one."""
-        self.gram += weight * other.gram
-        self.cross += weight * other.cross
-        self.square += weight * other.square
+        self.gram.add_(other.gram, alpha=weight)
+        self.cross.add_(other.cross, alpha=weight)
+        self.square.add_(other.square, alpha=weight)
+
+    def scale(self, weight: float) -> None:
+        """Let each token so far count as `weight` of one."""
+        for sums in (self.gram, self.cross, self.square):
+            sums.mul_(weight)
+
+    def select(self, features: Tensor) -> NormalEquations:
+        """The fit to some of the features alone: their indices, that of the constant 1 last."""
+        chosen = NormalEquations(len(self.gram), len(features), self.cross.shape[2])
+        chosen.gram = self.gram[:, features][:, :, features]
+        chosen.cross, chosen.square = self.cross[:, features], self.square
+        return chosen
 
     def solve(self, ridge: float) -> Tensor:
         """Coefficients ``[layers, features, outputs]`` of ridge regression; zeros for a layer without tokens.

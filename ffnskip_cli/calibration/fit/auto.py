@@ -1,0 +1,111 @@
+"""Choose kind and size of the compensation by what they save: `--compensate auto`.
+
+A larger compensation does less harm per skipped FFN, so that more can be skipped for the same KL, but each skip saves
+less. Every candidate is fitted to the dense model, all from the same sums; its cost on the text that is held back says
+how much it could skip within the budget, and the one that then saves most FLOPs, its own charged, is taken.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ffnskip.compensation import Compensator, Weights
+from ffnskip.layers import ffn_sites
+from ffnskip.neurons import count_neurons
+from ffnskip.profile import Profile
+from ffnskip.sections import Compensation, TriedCompensation
+from ffnskip_cli.benchmark.flops import model_cost, overhead
+from ffnskip_cli.calibration.corpus import Corpus
+from ffnskip_cli.calibration.fit.fit import PROBE_RIDGE, Fitter, stored
+from ffnskip_cli.calibration.fit.gradients import with_one
+from ffnskip_cli.calibration.fit.kinds import usual_neurons
+from ffnskip_cli.calibration.fit.loop import Seen
+from ffnskip_cli.calibration.fit.maps import solve_map
+from ffnskip_cli.calibration.fit.normal import NormalEquations
+from ffnskip_cli.journal import Journal
+from ffnskip_cli.track import Track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def candidates(model: PreTrainedModel) -> list[Compensation]:
+    """From next to nothing to a whole linear map with neurons, in rising size."""
+    hidden = model.config.get_text_config().hidden_size
+    most = usual_neurons(min(count_neurons(site.layer.get_submodule("mlp")) for site in ffn_sites(model)))
+    sizes = [(hidden // 12, 0), (hidden // 12, most // 2), (hidden // 6, most // 2), (hidden // 6, most)]
+    thin = [Compensation(kind="low-rank", rank=max(1, rank), neurons=neurons) for rank, neurons in sizes]
+    whole = [Compensation(kind="linear", neurons=neurons) for neurons in (0, most)]
+    distinct = {one.model_dump_json(): one for one in (Compensation(kind="mean"), *thin, *whole)}
+    return list(distinct.values())
+
+
+def choose_compensation(
+    model: PreTrainedModel,
+    draft: Profile,
+    text: Corpus,
+    ratio: float,
+    budget: float,
+    seed: int,
+    track: Track,
+    journal: Journal,
+) -> tuple[Compensation, tuple[TriedCompensation, ...]]:
+    """The candidate that saves most FLOPs at a KL of `budget` nats per token, and what each of them would save.
+
+    The other arguments are those of `fit_weights`.
+    """
+    tried = candidates(model)
+    widest = draft.model_copy(update={"compensation": tried[-1]})
+    fitter = Fitter(model, widest, text.tokens, ratio, seed, track, journal)
+    fitter.sum_up_dense()
+    fits = [_fit(fitter, one) for one in tried]
+    if draft.skip.rule == "predicted-damage":
+        fits = _with_probes(fitter, fits)
+    cost, n_layers = model_cost(model), draft.model.n_layers
+    found = []
+    for one, tensors in zip(tried, fits, strict=True):
+        profile = draft.model_copy(update={"compensation": one})
+        reached = fitter.held_back.measure(fitter.like_draft(one), tensors).ratio_at(budget)
+        added = overhead(profile, model)
+        probed = profile.skip.cold_e - profile.skip.cold_s
+        net = reached * n_layers * (cost.ffn_flops - added.added_flops) - probed * added.check_flops
+        saved = net / (n_layers * cost.ffn_flops + cost.other_flops)
+        found.append(
+            TriedCompensation(
+                **one.model_dump(include={"kind", "rank", "neurons"}),
+                skip_ratio=float(f"{reached:.4g}"),
+                flops_saved=float(f"{saved:.4g}"),
+            )
+        )
+    best = max(range(len(found)), key=lambda place: found[place].flops_saved)
+    return tried[best], tuple(found)
+
+
+def _fit(fitter: Fitter, one: Compensation) -> dict[str, Tensor]:
+    """The map of one candidate, from the sums of all features."""
+    features, hidden = fitter.sums.gram.shape[1], fitter.sums.cross.shape[2]
+    of_x = [] if one.kind == "mean" else list(range(hidden))
+    chosen = torch.tensor([*of_x, *range(hidden, hidden + one.neurons), features - 1])
+    index = fitter.index[:, : one.neurons] if fitter.index is not None and one.neurons else None
+    return solve_map(fitter.sums.select(chosen), fitter.ridge, one, index)
+
+
+def _with_probes(fitter: Fitter, fits: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The maps with probes for the damage that each does, in one pass."""
+    layers, features = len(fitter.ffns), fitter.sums.cross.shape[2] + 1
+    damages = NormalEquations(layers, features, len(fits))
+    weights = [stored(tensors) for tensors in fits]
+    compensators = [
+        [Compensator(Weights(one.tensors), place, ffn) for one in weights] for place, ffn in enumerate(fitter.ffns)
+    ]
+
+    def see(seen: Seen) -> None:
+        columns = [fitter.log_damage(seen, compensator) for compensator in compensators[seen.place]]
+        damages.add(seen.place, with_one(seen.x), torch.cat(columns, dim=1))
+
+    fitter.run({}, None, fitter.probe_text, see, "fitting the probes")
+    solved = damages.solve(PROBE_RIDGE)
+    return [tensors | fitter.probes(solved[..., place]) for place, tensors in enumerate(fits)]
