@@ -28,7 +28,7 @@ from ffnskip_cli.calibration.corpus import Corpus
 from ffnskip_cli.calibration.ranks import Ranks
 from ffnskip_cli.calibration.record import record_text
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal, Settings
-from ffnskip_cli.calibration.texts import calibration_and_held_out
+from ffnskip_cli.calibration.texts import held_out_of, text_to_record
 from ffnskip_cli.calibration.verify import Verified, verify
 from ffnskip_cli.sources.models import load_model
 from ffnskip_cli.track import silently
@@ -285,9 +285,11 @@ def calibrated_in(folder: Path, pico_folder: Path, seed: int = 0) -> str:
         candidates=0,
         seed=seed,
     )
-    text, held_out = calibration_and_held_out(loaded, [str(folder / "text.jsonl")], [], settings, offline=True)
-    assert not text.document_hashes & held_out.document_hashes
+    names = [str(folder / "text.jsonl")]
+    text = text_to_record(loaded, names, settings, offline=True)
     identity = identity_of(source_of(loaded), text, settings)
+    held_out = held_out_of(loaded, identity, names, [], settings, offline=True)
+    assert not text.document_hashes & held_out.document_hashes
     statistics = collect(loaded.model, identity, text.tokens, Share(), Ranks(), silently)
     (found,) = all_finished(calibrate(loaded.model, statistics, held_out, settings, silently))
     return dump_profile(found.profile)

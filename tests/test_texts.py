@@ -17,12 +17,12 @@ from ffnskip_cli.calibration.collect import identity_of, source_of
 from ffnskip_cli.calibration.corpus import Corpus
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.calibration.texts import (
-    calibration_and_held_out,
     check_names,
     dataset_names,
     evaluation_text,
     held_out_of,
     text_names,
+    text_to_record,
 )
 from ffnskip_cli.sources.models import LoadedModel, load_model
 
@@ -53,7 +53,9 @@ def settings_of(**changes: int) -> Settings:
 
 
 def both(loaded: LoadedModel, datasets: list[str], evals: list[str] = NO_NAMES) -> tuple[Corpus, Corpus]:
-    return calibration_and_held_out(loaded, datasets, evals, settings_of(), offline=True)
+    text = text_to_record(loaded, datasets, settings_of(), offline=True)
+    identity = identity_of(source_of(loaded), text, settings_of())
+    return text, held_out_of(loaded, identity, datasets, evals, settings_of(), offline=True)
 
 
 def part(dataset: str, config: str | None, split: str | None, weight: float) -> TextPart:

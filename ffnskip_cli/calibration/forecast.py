@@ -102,11 +102,10 @@ def _fitting(settings: Settings) -> list[Step]:
     choosing = min(left, fit.CHOICE_SEQUENCES) if kind in ("auto", "low-rank", "linear") and neurons != 0 else 0
     fitting = dense + probes * (settings.rule == "predicted-damage")
     measuring = _MEASURED * held_back
-    found = []
+    found = [Step("take gradients", gradients)]
     if kind == "auto":
-        passes = gradients + choosing + fitting + MOST_CANDIDATES * measuring
+        passes = choosing + fitting + MOST_CANDIDATES * measuring
         found.append(Step(f"compare up to {MOST_CANDIDATES} compensations", passes))
-    found.append(Step("take gradients", gradients))
     if choosing:
         found.append(Step("choose neurons", choosing))
     return [

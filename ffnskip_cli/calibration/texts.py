@@ -37,60 +37,52 @@ def check_names(names: Sequence[str], offline: bool) -> None:
     _open_all(names, generate=lambda: iter(()), offline=offline)
 
 
-def calibration_and_held_out(
-    loaded: LoadedModel,
-    datasets: Sequence[str],
-    eval_datasets: Sequence[str],
-    settings: Settings,
-    offline: bool,
-    exclude: frozenset[bytes] = frozenset(),
-) -> tuple[Corpus, Corpus]:
-    """Build both texts.
+def text_to_record(loaded: LoadedModel, datasets: Sequence[str], settings: Settings, offline: bool) -> Corpus:
+    """Build the text to record.
 
     Args:
-        loaded: whose tokenizer packs them, and who writes the text named `self`.
-        datasets: names of the calibration texts, each with ``=weight`` or of weight 1.
-        eval_datasets: names of the held-out texts, likewise; none for the held-out part of `datasets`.
-        settings: sizes and seed.
+        loaded: whose tokenizer packs it, and who writes the text named `self`.
+        datasets: names of the texts, each with ``=weight`` or of weight 1.
+        settings: size and seed.
         offline: use only what is cached.
-        exclude: documents, by hash, that the held-out text must not have.
 
     Raises:
         FfnskipError: there is no such text, or not even one sequence of it, or it is named twice.
     """
     sources = _open_all(datasets, _sampled(loaded, f"{settings.seed} calibration"), offline)
-    text = _calibration_part(loaded, sources, settings.tokens, settings)
-    held_out = evaluation_text(
-        loaded,
-        eval_datasets or datasets,
-        calibrated_on=[source.dataset for source, _ in sources],
-        tokens=settings.eval_tokens,
-        sequence_length=settings.sequence_length,
-        seed=settings.seed,
-        offline=offline,
-        exclude=text.document_hashes | exclude,
-    )
-    return text, held_out
+    return _calibration_part(loaded, sources, settings.tokens, settings)
 
 
-def text_to_fit(loaded: LoadedModel, names: Sequence[str], settings: Settings, offline: bool) -> Corpus:
+def text_to_fit(
+    loaded: LoadedModel, names: Sequence[str], settings: Settings, offline: bool, recorded: frozenset[bytes]
+) -> Corpus:
     """More of the calibration part of the same texts, to fit probe and compensation to.
 
-    The text `self` is costly, and no more of it is sampled than is recorded.
+    Where there is enough text it shares no document (by hash) with what is `recorded`, because a threshold that is
+    solved on the very text of a fit skips less of any other. The text `self` is costly, and no more of it is sampled
+    than is recorded.
 
     Raises:
         FfnskipError: there is too little text.
     """
-    sources = _open_all(names, _sampled(loaded, f"{settings.seed} calibration"), offline)
+    sources = _open_all(names, _sampled(loaded, f"{settings.seed} fit"), offline)
     sampled = any(source.dataset == "self" for source, _ in sources)
     tokens = min(settings.tokens, settings.fit_tokens) if sampled else settings.fit_tokens
-    text = _calibration_part(loaded, sources, tokens, settings)
-    refuse_too_little(text.tokens)
-    return text
+    whole = _calibration_part(loaded, sources, tokens, settings)
+    refuse_too_little(whole.tokens)
+    try:
+        apart = _calibration_part(loaded, sources, tokens, settings, recorded)
+    except FfnskipError:  # nothing is left
+        return whole
+    return apart if 2 * apart.tokens_used >= whole.tokens_used else whole
 
 
 def _calibration_part(
-    loaded: LoadedModel, sources: Sequence[tuple[TextSource, float]], tokens: int, settings: Settings
+    loaded: LoadedModel,
+    sources: Sequence[tuple[TextSource, float]],
+    tokens: int,
+    settings: Settings,
+    exclude: frozenset[bytes] = frozenset(),
 ) -> Corpus:
     return build_mixture(
         [
@@ -101,6 +93,7 @@ def _calibration_part(
         tokens=tokens,
         sequence_length=settings.sequence_length,
         seed=settings.seed,
+        exclude=exclude,
     )
 
 
@@ -113,15 +106,20 @@ def held_out_of(
     offline: bool,
     exclude: frozenset[bytes] = frozenset(),
 ) -> Corpus:
-    """The held-out text for a recording, as `calibration_and_held_out` builds it.
+    """The held-out text for a calibration text.
 
-    `datasets` may be empty where none of the recorded texts is a local file: the recording has their names.
+    Args:
+        loaded: whose tokenizer packs it.
+        identity: of the calibration text.
+        datasets: its names; may be empty where none of them is a local file, as the identity has them.
+        eval_datasets: names of the held-out texts, if they are others than its own held-out part.
+        settings: size and seed.
+        offline: use only what is cached.
+        exclude: documents, by hash, that it must not have, besides those of the calibration text.
 
     Raises:
-        FfnskipError: `datasets` are others than those recorded, or there is not even one sequence of held-out text.
+        FfnskipError: there is not even one sequence of held-out text.
     """
-    if datasets:
-        _refuse_other_texts(identity, _open_all(datasets, lambda: iter(()), offline))
     return evaluation_text(
         loaded,
         eval_datasets or datasets or text_names(identity.text),
@@ -134,8 +132,9 @@ def held_out_of(
     )
 
 
-def _refuse_other_texts(identity: Identity, opened: Sequence[tuple[TextSource, float]]) -> None:
+def refuse_other_texts(identity: Identity, datasets: Sequence[str], offline: bool) -> None:
     """Raise FfnskipError unless these are the recorded texts: by name and, as far as the beginning shows, content."""
+    opened = _open_all(datasets, lambda: iter(()), offline)
     parts = identity.text.parts or (identity.text,)
     recorded = [(part.dataset, part.config, part.split, getattr(part, "weight", 1.0)) for part in parts]
     named = [(source.dataset, source.config, source.split, weight) for source, weight in opened]

@@ -144,25 +144,32 @@ class Run:
     def _texts(self, source: Source, recorded: Statistics | None) -> tuple[Identity, Tensor, Corpus, Corpus | None]:
         """The calibration text with its identity, the held-out text, and the text to fit to if there is a fit."""
         from ffnskip_cli.calibration.collect import identity_of
-        from ffnskip_cli.calibration.texts import calibration_and_held_out, held_out_of, text_names, text_to_fit
+        from ffnskip_cli.calibration.texts import (
+            held_out_of,
+            refuse_other_texts,
+            text_names,
+            text_to_fit,
+            text_to_record,
+        )
 
-        loaded, settings, offline = self.loaded, self.settings, self.offline
+        loaded, settings, offline, datasets = self.loaded, self.settings, self.offline, self.datasets
         fit_text = None
         with console.busy("Preparing text"):
-            if settings.fits and settings.goals:
-                names = self.datasets or (text_names(recorded.identity.text) if recorded else [])
-                fit_text = text_to_fit(loaded, names, settings, offline)
-                warn_of_shortfall("fitting", fit_text)
-            fitted = frozenset() if fit_text is None else fit_text.document_hashes
             if recorded is None:
-                text, held_out = calibration_and_held_out(
-                    loaded, self.datasets, self.eval_datasets, settings, offline, fitted
-                )
+                text = text_to_record(loaded, datasets, settings, offline)
                 warn_of_shortfall("calibration", text)
                 identity, tokens = identity_of(source, text, settings), text.tokens
             else:
                 identity, tokens = recorded.identity, recorded.record.sequences
-                held_out = held_out_of(loaded, identity, self.datasets, self.eval_datasets, settings, offline, fitted)
+                if datasets:
+                    refuse_other_texts(identity, datasets, offline)
+            used = identity.documents
+            if settings.fits and settings.goals:
+                names = datasets or text_names(identity.text)
+                fit_text = text_to_fit(loaded, names, settings, offline, used)
+                warn_of_shortfall("fitting", fit_text)
+                used |= fit_text.document_hashes
+            held_out = held_out_of(loaded, identity, datasets, self.eval_datasets, settings, offline, used)
         warn_of_shortfall("evaluation", held_out)
         return identity, tokens, held_out, fit_text
 

@@ -20,7 +20,7 @@ from ffnskip.sections import Compensation, TriedCompensation
 from ffnskip_cli.benchmark.flops import model_cost, overhead
 from ffnskip_cli.calibration.corpus import Corpus
 from ffnskip_cli.calibration.fit.fit import PROBE_RIDGE, Fitter, stored
-from ffnskip_cli.calibration.fit.gradients import with_one
+from ffnskip_cli.calibration.fit.gradients import Gradients, with_one
 from ffnskip_cli.calibration.fit.kinds import usual_neurons
 from ffnskip_cli.calibration.fit.loop import Seen
 from ffnskip_cli.calibration.fit.maps import solve_map
@@ -52,8 +52,8 @@ def choose_compensation(
     seed: int,
     track: Track,
     journal: Journal,
-) -> tuple[Compensation, tuple[TriedCompensation, ...]]:
-    """The candidate that saves most FLOPs at a KL of `budget` nats per token, and what each of them would save.
+) -> tuple[Compensation, tuple[TriedCompensation, ...], Gradients]:
+    """The candidate that saves most FLOPs at a KL of `budget` nats per token, what each would save, and the gradients.
 
     The other arguments are those of `fit_weights`.
     """
@@ -81,7 +81,7 @@ def choose_compensation(
             )
         )
     best = max(range(len(found)), key=lambda place: found[place].flops_saved)
-    return tried[best], tuple(found)
+    return tried[best], tuple(found), fitter.gradients
 
 
 def _fit(fitter: Fitter, one: Compensation) -> dict[str, Tensor]:

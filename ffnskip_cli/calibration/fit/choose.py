@@ -38,13 +38,14 @@ def compensate(
     """The draft of a rule with the compensation that the settings ask for, fitted at the middle of their ratios."""
     ratio, seed = _ratio(settings), settings.seed
     tried: tuple[TriedCompensation, ...] = ()
+    gradients = None
     if settings.compensate == "auto":
         budget = max((goal.value for goal in settings.goals if goal.kind == "max_kl"), default=MAX_KL)
-        chosen, tried = choose_compensation(model, draft, text, ratio, budget, seed, track, journal)
+        chosen, tried, gradients = choose_compensation(model, draft, text, ratio, budget, seed, track, journal)
     else:
         chosen = compensation_of(model, settings)
     draft = draft.model_copy(update={"compensation": chosen})
-    return fit_weights(model, draft, text, ratio, seed, track, journal, tried)
+    return fit_weights(model, draft, text, ratio, seed, track, journal, tried, gradients)
 
 
 def choose_damage(

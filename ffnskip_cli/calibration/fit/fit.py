@@ -49,6 +49,7 @@ def fit_weights(
     track: Track,
     journal: Journal,
     tried: tuple[TriedCompensation, ...] = (),
+    gradients: Gradients | None = None,
 ) -> Profile:
     """The draft with fitted weights, a threshold to start from, and what the fit went through.
 
@@ -61,8 +62,9 @@ def fit_weights(
         track: shows progress.
         journal: remembers finished stages.
         tried: the compensations that the draft's was chosen from.
+        gradients: those that were taken for that choice.
     """
-    fitter = Fitter(model, draft, text.tokens, ratio, seed, track, journal)
+    fitter = Fitter(model, draft, text.tokens, ratio, seed, track, journal, gradients)
     best = tensors = fitter.fit_dense()
     best_cost = cost = fitter.measure(tensors)
     history = [cost.kl]
@@ -133,6 +135,7 @@ class Fitter:
         seed: int,
         track: Track,
         journal: Journal,
+        gradients: Gradients | None = None,
     ) -> None:
         refuse_too_little(text)
         last = held_back(len(text))
@@ -145,7 +148,7 @@ class Fitter:
         self._text = text[:-last]
         self._subject = [self._draft.skip.model_dump(), draft.compensation.model_dump(), ratio, text.tolist(), seed]
         self.gradient_sequences = self._text[: gradient_sequences(len(self._text), text.shape[1])]
-        self.gradients = self._take_gradients(seed)
+        self.gradients = gradients or self._take_gradients(seed)
         self._scales = [site.scale for site in sites]
         self.ffns = [site.layer.get_submodule("mlp") for site in sites]
         self.index = self._choose_neurons()
