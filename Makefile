@@ -23,16 +23,16 @@ help:
 	touch $@
 
 demo: .venv/installed
-	@echo "== 1/4  Calibrate: one recording, three profiles; less text and fewer candidates than by default =="
-	$(FFNSKIP) calibrate demo --dataset demo --target 0.05,0.10,0.20 --output $(DEMO) \
-	    --tokens 8192 --eval-tokens 4096 --candidates 8 --warm-up 25
-	@echo "== 2/4  Inspect the middle one =="
-	$(FFNSKIP) inspect $(DEMO)/0.10.yaml --plot $(DEMO)/profile.html
+	@echo "== 1/4  Calibrate: one fit, two profiles; on less text than by default =="
+	$(FFNSKIP) calibrate demo --dataset demo --target 0.10,0.25 --output $(DEMO) \
+	    --tokens 8192 --fit-tokens 32768 --eval-tokens 4096 --warm-up 25
+	@echo "== 2/4  Inspect the second one =="
+	$(FFNSKIP) inspect $(DEMO)/0.25.yaml --plot $(DEMO)/profile.html
 	@echo "== 3/4  Generate, next to the dense model =="
-	$(FFNSKIP) generate demo "Explain in three sentences why the sky is blue." --profile $(DEMO)/0.05.yaml \
+	$(FFNSKIP) generate demo "Explain in three sentences why the sky is blue." --profile $(DEMO)/0.25.yaml \
 	    --max-new-tokens 96 --compare
-	@echo "== 4/4  Bench =="
-	$(FFNSKIP) bench demo --profile $(DEMO)/0.05.yaml --eval-tokens 4096 --new-tokens 64 --repetitions 3
+	@echo "== 4/4  Bench, with other ways to skip as much =="
+	$(FFNSKIP) bench demo --profile $(DEMO)/0.25.yaml --eval-tokens 4096 --new-tokens 64 --repetitions 3
 	@echo "Profiles and picture are in $(DEMO)/:" && ls $(DEMO)
 
 lint: .venv/installed
@@ -41,7 +41,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 schema: .venv/installed
 	$(BIN)/python -W ignore::RuntimeWarning -m ffnskip.profile > profiles/schema.json

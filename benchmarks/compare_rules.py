@@ -93,7 +93,7 @@ def _variants(model: Any, ours: Any, text: Any) -> list[dict[str, Any]]:
     from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
     from ffnskip_cli.track import silently
 
-    bare = bare_profile(ours)
+    bare = bare_profile(ours, max(RATIOS))
     n_layers = ours.model.n_layers
     record = record_text(model, text[:RULER].long())
     variants = []

@@ -29,7 +29,7 @@ def model() -> PreTrainedModel:
 
 @cache
 def bare() -> Profile:
-    return bare_profile(pico_profile(model(), warm_up=WARM_UP))
+    return bare_profile(pico_profile(model(), warm_up=WARM_UP), 0.6)
 
 
 @cache
@@ -123,11 +123,11 @@ def test_the_same_text_is_skipped_alike_and_another_one_is_not() -> None:
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_the_bare_profile_reaches_whatever_the_profile_may_skip_and_needs_no_weights() -> None:
+def test_the_bare_profile_spares_both_ends_unless_the_ratio_needs_them_and_needs_no_weights() -> None:
     own = model_info(model(), id="org/pico").model_dump()
-    profile = make_compensated("linear", rule="predicted-damage", **own, cold_s=3, cold_e=6, refresh_every=4)
-    found = bare_profile(profile)
-    assert (found.skip.cold_s, found.skip.cold_e, found.skip.refresh_every) == (2, 6, None)
-    assert (found.skip.warm_up, found.weights, found.compensation.kind) == (profile.skip.warm_up, None, "none")
-    small = bare_profile(profile.model_copy(update={"skip": profile.skip.model_copy(update={"cold_s": 0})}))
-    assert (small.skip.cold_s, small.skip.cold_e) == (0, 6)
+    profile = make_compensated("linear", rule="predicted-damage", **own, cold_s=0, cold_e=6, refresh_every=4)
+    found = bare_profile(profile, 0.3)
+    assert found.weights is None
+    assert (found.skip.cold_s, found.skip.cold_e, found.skip.refresh_every) == (2, 4, None)
+    wide = bare_profile(profile, 0.9)
+    assert (wide.skip.cold_s, wide.skip.cold_e) == (0, 6)

@@ -1,8 +1,7 @@
 """Other ways to skip as many FFNs: what a profile must be better than to be worth its name.
 
 A baseline decides by layer and position alone, never by the token, and adds nothing in place of a skipped FFN. All skip
-between the first two and the last two layers, and wherever the profile that they are compared with may skip, so that
-its ratio is within their reach; and all leave its warm-up dense.
+between the first two and the last two layers, where it does least harm, or as many as the ratio leaves; and all leave the warm-up of the profile that they are compared with dense.
 
 ==============  ====================================================================================================
 row             what it skips
@@ -99,10 +98,11 @@ class _PatternWalk(Walk):
         pass
 
 
-def bare_profile(profile: Profile) -> Profile:
+def bare_profile(profile: Profile, ratio: float) -> Profile:
     """The profile that baselines are measured with: the same model and warm-up, their layers, no compensation."""
     n_layers, skip = profile.model.n_layers, profile.skip
-    region = {"cold_s": min(_COLD, skip.cold_s), "cold_e": max(n_layers - _COLD, skip.cold_e)}
+    cold = min(_COLD, int((1.0 - ratio) * n_layers / 2))
+    region = {"cold_s": cold, "cold_e": n_layers - cold}
     return Profile(
         schema="ffnskip/v1",
         model=profile.model,

@@ -86,7 +86,7 @@ def _baselines(
     model: PreTrainedModel, profile: Profile, ratio: float, text: Tensor, track: Track
 ) -> list[dict[str, Any]]:
     """Rows of what else could skip that share of the FFNs, on the same text."""
-    bare = bare_profile(profile)
+    bare = bare_profile(profile, ratio)
     patterns = baseline_patterns(model, bare, ratio, text[:_SAMPLE], track)
     profiles = [bare] * len(patterns)
     qualities = measure_quality(
