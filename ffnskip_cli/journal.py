@@ -37,7 +37,6 @@ class Journal:
         self._path = path
         self._subject: object = None
         self._known: dict[str, Any] = {}
-        self._resumed = resume
         if path is None:
             return
         self._subject = subject
@@ -45,6 +44,7 @@ class Journal:
             if resume and path.exists():
                 self._known = _read(path)
             else:
+                self.discard()  # tensors of an earlier run, too
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("")
         except OSError as error:
@@ -69,16 +69,22 @@ class Journal:
         """The same for tensors by name, which are kept in a file of their own beside the journal's."""
         if self._path is None:
             return compute()
-        file = self._path.with_name(f"{self._path.name}.{_digest([self._subject, key])[:16]}.safetensors")
+        file = self._tensor_file(self._path, key)
         try:
-            if self._resumed and file.exists():
-                return load_file(file)
+            if file.exists():
+                # Copies, because products round by how their factors lie in memory, and the file's are mapped as is.
+                return {name: tensor.clone() for name, tensor in load_file(file).items()}
             tensors = compute()
             with replacing(file) as temporary:
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
         except (OSError, SafetensorError) as error:
             raise FfnskipError(f"{file} cannot be used: {error}.") from error
         return tensors
+
+    def forget_tensors(self, key: object) -> None:
+        """Delete what `remember_tensors` keeps under this key, if anything."""
+        if self._path is not None:
+            self._tensor_file(self._path, key).unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Delete the files: the run is over."""
@@ -87,6 +93,9 @@ class Journal:
         self._path.unlink(missing_ok=True)
         for file in self._path.parent.glob(f"{glob.escape(self._path.name)}.*.safetensors"):
             file.unlink(missing_ok=True)
+
+    def _tensor_file(self, path: Path, key: object) -> Path:
+        return path.with_name(f"{path.name}.{_digest([self._subject, key])[:16]}.safetensors")
 
     def _append(self, name: str, value: object) -> None:
         if self._path is None:

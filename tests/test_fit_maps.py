@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ffnskip.compensation import BIAS, DOWN, FIRST, LINEAR, NEURONS, SECOND, Compensator, Weights, expected_shapes
 from ffnskip.layers import ffn_sites
-from ffnskip.neurons import activations, down_projection
+from ffnskip.neurons import activations
 from ffnskip.sections import Compensation, Skip
 from ffnskip_cli.calibration.fit.maps import Features, NeuronChoice, solve_map
 from ffnskip_cli.calibration.fit.normal import NormalEquations
@@ -148,8 +148,9 @@ def planted() -> tuple[nn.Module, Tensor]:
         for neuron in (7, 11):
             gate.weight[neuron] *= 300.0
             up.weight[neuron] *= 300.0
-        down_projection(ffn)[:, 11] = 0.0
-        down_projection(ffn)[0, 11] = 10.0  # a large change, in a direction that changes no prediction
+        down = ffn.get_submodule("down_proj").weight
+        down[:, 11] = 0.0
+        down[0, 11] = 10.0  # a large change, in a direction that changes no prediction
     fisher = torch.eye(HIDDEN)
     fisher[0] = fisher[:, 0] = 0.0
     return ffn, fisher

@@ -1,7 +1,8 @@
 """Other ways to skip as many FFNs: what a profile must be better than to be worth its name.
 
 A baseline decides by layer and position alone, never by the token, and adds nothing in place of a skipped FFN. All skip
-between the first two and the last two layers, where it does least harm, or as many as the ratio leaves; and all leave the warm-up of the profile that they are compared with dense.
+between the first two and the last two layers, where it does least harm, or as many of them as the ratio leaves; and all
+leave the warm-up of the profile that they are compared with dense.
 
 ==============  ====================================================================================================
 row             what it skips

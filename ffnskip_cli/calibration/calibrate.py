@@ -84,7 +84,7 @@ def calibrate(
         draft = choose_cosine(model, statistics, settings, track, journal)
         if settings.fits:
             assert fit_text is not None, "there is no text to fit to"
-            draft = compensate(model, draft, fit_text, settings, track, journal)
+            draft = compensate(model, draft, fit_text, statistics.record.sequences, settings, track, journal)
     check_size(held_out.tokens, draft.skip.warm_up)
     self_check(model, draft)
     described = draft.model_copy(

@@ -94,17 +94,16 @@ def _fitting(settings: Settings) -> list[Step]:
     """The steps of `ffnskip_cli.calibration.fit.fit`, for as much text as was asked for."""
     length = settings.sequence_length
     text = settings.fit_tokens // length
-    held_back = fit.held_back(text)
-    left = max(text - held_back, 0)
+    held_back = min(fit.HELD_BACK, settings.tokens // length)
     kind, neurons = settings.compensate, settings.neurons
-    dense, probes, refit = (fit.share(part, left) for part in (fit.DENSE_PART, fit.PROBE_PART, fit.REFIT_PART))
-    gradients = _BACKWARD * fit.gradient_sequences(left, length)
-    choosing = min(left, fit.CHOICE_SEQUENCES) if kind in ("auto", "low-rank", "linear") and neurons != 0 else 0
+    dense, probes, refit = (fit.share(part, text) for part in (fit.DENSE_PART, fit.PROBE_PART, fit.REFIT_PART))
+    gradients = _BACKWARD * fit.gradient_sequences(text, length)
+    choosing = min(text, fit.CHOICE_SEQUENCES) if kind in ("auto", "low-rank", "linear") and neurons != 0 else 0
     fitting = dense + probes * (settings.rule == "predicted-damage")
     measuring = _MEASURED * held_back
     found = [Step("take gradients", gradients)]
     if kind == "auto":
-        passes = choosing + fitting + MOST_CANDIDATES * measuring
+        passes = choosing + fitting + MOST_CANDIDATES * 2 * measuring
         found.append(Step(f"compare up to {MOST_CANDIDATES} compensations", passes))
     if choosing:
         found.append(Step("choose neurons", choosing))

@@ -45,8 +45,8 @@ def largest_within(
     most, aim = highest_ratio(record, profile.skip), limit * (1.0 + NEARLY) / 2
     if most == 0.0:
         raise FfnskipError(
-            f"Nothing can be skipped from layer {profile.skip.cold_s} to {profile.skip.cold_e - 1}, because every "
-            "token runs at least the FFN that triggers it: choose --cold-s and --cold-e further apart."
+            f"Nothing can be skipped from layer {profile.skip.cold_s} to {profile.skip.cold_e - 1}: with --rule cosine "
+            "every token runs at least the FFN that triggers it: choose --cold-s and --cold-e further apart."
         )
     best = Verified(profile.skip.threshold, 0.0)
     below, bracket = (0.0, -aim), None  # skipping nothing costs nothing

@@ -168,6 +168,11 @@ class Run:
                 names = datasets or text_names(identity.text)
                 fit_text = text_to_fit(loaded, names, settings, offline, used)
                 warn_of_shortfall("fitting", fit_text)
+                if used & fit_text.document_hashes:
+                    console.warn(
+                        "The text is too short to keep what is fitted to apart from what the threshold is solved on: "
+                        "the ratio will be lower on unseen text."
+                    )
                 used |= fit_text.document_hashes
             held_out = held_out_of(loaded, identity, datasets, self.eval_datasets, settings, offline, used)
         warn_of_shortfall("evaluation", held_out)
@@ -200,7 +205,9 @@ class Run:
         if self.files.stats_in and self.files.stats_out is not None:
             self._refuse_to_replace_another(self.files.stats_out, statistics)
             statistics.save(self.files.stats_out)
-        journal = self.files.journal([statistics.identity.facts(), str(self.loaded.model.device), version("torch")])
+        journal = self.files.journal(
+            [statistics.identity.facts(), str(self.loaded.model.device), *map(version, ("torch", "ffnskip"))]
+        )
         result = calibrate(self.loaded.model, statistics, held_out, self.settings, console.track, journal, fit_text)
         if result.finished:
             written = write(result.finished, self.files.profiles, format)

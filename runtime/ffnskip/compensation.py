@@ -159,7 +159,7 @@ class Compensator:
     def __init__(self, weights: Weights | None, place: int, ffn: nn.Module) -> None:
         own = {} if weights is None else {name: tensor[place] for name, tensor in weights.tensors.items()}
         self._neurons = Neurons(ffn, own.pop(NEURONS)) if NEURONS in own else None
-        self._own = own
+        self._original = self._own = own
         self._at: tuple[torch.device, torch.dtype] | None = None
 
     def score(self, x: Tensor) -> Tensor | None:
@@ -196,7 +196,7 @@ class Compensator:
         with torch.inference_mode(False):  # or a first pass in inference mode would forbid later ones with gradients
             self._own = {
                 name: tensor.to(x.device, torch.float32 if name == PROBE_BIAS else x.dtype)
-                for name, tensor in self._own.items()
+                for name, tensor in self._original.items()
             }
             if self._neurons is not None:
                 self._neurons.to(x)

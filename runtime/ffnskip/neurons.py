@@ -34,7 +34,8 @@ def activations(ffn: nn.Module, x: Tensor) -> Tensor:
 
 def down_projection(ffn: nn.Module) -> Tensor:
     """``[hidden, neurons]``: what each neuron adds to the FFN's output per unit of activation."""
-    return _linear(ffn, _DOWN).weight.detach()
+    with align_module_device(projection := _linear(ffn, _DOWN)):
+        return projection.weight.detach().clone()
 
 
 class Neurons:
@@ -50,7 +51,10 @@ class Neurons:
 
     def __init__(self, ffn: nn.Module, index: Tensor) -> None:
         if not 0 <= int(index.min()) <= int(index.max()) < count_neurons(ffn):
-            raise ProfileError("The profile's compensation uses neurons that the model's FFNs do not have.")
+            raise ProfileError(
+                "The profile's compensation uses neurons that the model's FFNs do not have as plain matrices: load the "
+                "model unquantized and without adapters."
+            )
         self._act = _act(ffn)
         gate, up = (_linear(ffn, name) for name in (_GATE, _UP))
         self._gate, self._gate_bias = _rows(gate, index)

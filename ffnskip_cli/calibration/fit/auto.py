@@ -47,6 +47,7 @@ def choose_compensation(
     model: PreTrainedModel,
     draft: Profile,
     text: Corpus,
+    held_back: Tensor,
     ratio: float,
     budget: float,
     seed: int,
@@ -59,7 +60,7 @@ def choose_compensation(
     """
     tried = candidates(model)
     widest = draft.model_copy(update={"compensation": tried[-1]})
-    fitter = Fitter(model, widest, text.tokens, ratio, seed, track, journal)
+    fitter = Fitter(model, widest, text.tokens, held_back, ratio, seed, track, journal)
     fitter.sum_up_dense()
     fits = [_fit(fitter, one) for one in tried]
     if draft.skip.rule == "predicted-damage":
@@ -68,7 +69,7 @@ def choose_compensation(
     found = []
     for one, tensors in zip(tried, fits, strict=True):
         profile = draft.model_copy(update={"compensation": one})
-        reached = fitter.held_back.measure(fitter.like_draft(one), tensors).ratio_at(budget)
+        reached = fitter.held_back.ratio_within(budget, fitter.like_draft(one), stored(tensors).tensors)
         added = overhead(profile, model)
         probed = profile.skip.cold_e - profile.skip.cold_s
         net = reached * n_layers * (cost.ffn_flops - added.added_flops) - probed * added.check_flops

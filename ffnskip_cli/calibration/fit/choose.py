@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ffnskip.profile import Profile
 from ffnskip.rules import may_skip, simulate
@@ -13,7 +14,7 @@ from ffnskip_cli.budget import MAX_KL
 from ffnskip_cli.calibration import assemble
 from ffnskip_cli.calibration.corpus import Corpus
 from ffnskip_cli.calibration.fit.auto import choose_compensation
-from ffnskip_cli.calibration.fit.fit import fit_weights
+from ffnskip_cli.calibration.fit.fit import HELD_BACK, fit_weights
 from ffnskip_cli.calibration.fit.kinds import compensation_of
 from ffnskip_cli.calibration.fit.loop import record_scores
 from ffnskip_cli.calibration.record import Record
@@ -33,19 +34,31 @@ _HARDLY_EVER = 0.002  # of the tokens: a layer at the end of the region that ski
 
 
 def compensate(
-    model: PreTrainedModel, draft: Profile, text: Corpus, settings: Settings, track: Track, journal: Journal
+    model: PreTrainedModel,
+    draft: Profile,
+    text: Corpus,
+    recorded: Tensor,
+    settings: Settings,
+    track: Track,
+    journal: Journal,
 ) -> Profile:
-    """The draft of a rule with the compensation that the settings ask for, fitted at the middle of their ratios."""
+    """The draft of a rule with the compensation that the settings ask for, fitted at the middle of their ratios.
+
+    The first of the sequences `recorded`, ``[n, length]``, are what the fit proves itself on.
+    """
+    held_back = recorded[:HELD_BACK]
     ratio, seed = _ratio(settings), settings.seed
     tried: tuple[TriedCompensation, ...] = ()
     gradients = None
     if settings.compensate == "auto":
         budget = max((goal.value for goal in settings.goals if goal.kind == "max_kl"), default=MAX_KL)
-        chosen, tried, gradients = choose_compensation(model, draft, text, ratio, budget, seed, track, journal)
+        chosen, tried, gradients = choose_compensation(
+            model, draft, text, held_back, ratio, budget, seed, track, journal
+        )
     else:
         chosen = compensation_of(model, settings)
     draft = draft.model_copy(update={"compensation": chosen})
-    return fit_weights(model, draft, text, ratio, seed, track, journal, tried, gradients)
+    return fit_weights(model, draft, text, held_back, ratio, seed, track, journal, tried, gradients)
 
 
 def choose_damage(
@@ -67,7 +80,8 @@ def choose_damage(
         warm_up=usual if settings.warm_up == "auto" else settings.warm_up,
         refresh_every=None if settings.refresh_every == "auto" else settings.refresh_every,
     )
-    fitted = compensate(model, assemble.draft(statistics.identity.source.model, skip), text, settings, track, journal)
+    draft = assemble.draft(statistics.identity.source.model, skip)
+    fitted = compensate(model, draft, text, statistics.record.sequences, settings, track, journal)
     sample, ratio = statistics.record.first(VERIFY_TOKENS), _ratio(settings)
     if settings.warm_up == "auto" and possible_warm_ups(sample.sequences.shape[1]):
         trials = ablate(model, fitted, sample, track, journal)
@@ -95,6 +109,8 @@ def _without_idle_ends(profile: Profile, record: Record, settings: Settings) -> 
         for values in record.chunks(skip.warm_up)
     )
     assert isinstance(shares, torch.Tensor)
+    if not shares.any():
+        return profile
     busy = (shares > _HARDLY_EVER * shares.max()).nonzero().squeeze(1).tolist()
     cold_s = profile.skip.cold_s if settings.cold_s is not None else busy[0]
     cold_e = profile.skip.cold_e if settings.cold_e is not None else busy[-1] + 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ffnskip.compensation import PROBE, PROBE_BIAS, Compensator, Weights
-from ffnskip.errors import FfnskipError
+from ffnskip.errors import FfnskipError, ProfileError
 from ffnskip.layers import ffn_sites
 from ffnskip.profile import Profile
 from ffnskip.sections import Compensation, Fit, TriedCompensation
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MAX_REFITS = 4
-HELD_BACK = 12  # sequences on which a refit must prove itself; nothing is fitted to them
+HELD_BACK = 12  # sequences on which a refit must prove itself
+_LEAST = 3  # sequences to fit to
 GRADIENT_TOKENS = 24576  # at most, and at most half of the text: a backward pass costs as much as three others
 CHOICE_SEQUENCES = 16  # that neurons are chosen on
 DENSE_PART, PROBE_PART, REFIT_PART = 1 / 3, 1 / 8, 1 / 3  # of the text
@@ -44,6 +45,7 @@ def fit_weights(
     model: PreTrainedModel,
     draft: Profile,
     text: Corpus,
+    held_back: Tensor,
     ratio: float,
     seed: int,
     track: Track,
@@ -56,7 +58,8 @@ def fit_weights(
     Args:
         model: the dense model.
         draft: rule, region and kind of compensation.
-        text: to fit to; its last few sequences are held back to see when refits stop helping.
+        text: to fit to.
+        held_back: ``[sequences, length]`` of other text, on which a refit must prove itself.
         ratio: the skip_ratio at which the loop is closed.
         seed: of the sampled labels.
         track: shows progress.
@@ -64,7 +67,7 @@ def fit_weights(
         tried: the compensations that the draft's was chosen from.
         gradients: those that were taken for that choice.
     """
-    fitter = Fitter(model, draft, text.tokens, ratio, seed, track, journal, gradients)
+    fitter = Fitter(model, draft, text.tokens, held_back, ratio, seed, track, journal, gradients)
     best = tensors = fitter.fit_dense()
     best_cost = cost = fitter.measure(tensors)
     history = [cost.kl]
@@ -72,25 +75,25 @@ def fit_weights(
         tensors = fitter.refit(tensors, cost.threshold, number)
         cost = fitter.measure(tensors)
         history.append(cost.kl)
-        if cost.kl > best_cost.kl * (1 - GAIN):
+        gained = 1 - cost.kl / best_cost.kl
+        if gained > 0:
+            best, best_cost = tensors, cost
+        if gained < GAIN:
             break
-        best, best_cost = tensors, cost
     evidence = Fit(
         tokens=text.tokens_used,
         text_sha256=text.text_sha256,
         gradient_tokens=fitter.gradient_sequences.numel(),
         ridge=fitter.ridge,
-        ratio=round(ratio, 6),
+        ratio=round(best_cost.ratio, 6),
         kl=tuple(float(f"{value:.4g}") for value in history),
         tried=tried,
     )
-    fitted = draft.with_threshold(best_cost.threshold).with_weights(stored(best))
+    try:
+        fitted = draft.with_threshold(best_cost.threshold).with_weights(stored(best))
+    except ProfileError:
+        raise FfnskipError("The fit gave numbers that are not finite: try another --dtype, such as float32.") from None
     return fitted.model_copy(update={"fit": evidence})
-
-
-def held_back(sequences: int) -> int:
-    """How many of this many sequences of text nothing is fitted to."""
-    return min(HELD_BACK, max(2, sequences // 8))
 
 
 def gradient_sequences(sequences: int, length: int) -> int:
@@ -99,11 +102,10 @@ def gradient_sequences(sequences: int, length: int) -> int:
 
 
 def refuse_too_little(text: Tensor) -> None:
-    """Raise FfnskipError if all of ``text [sequences, length]`` would be held back."""
-    sequences, length = text.shape
-    if sequences <= (least := held_back(sequences)):
+    """Raise FfnskipError if ``text [sequences, length]`` cannot be shared out among the steps of a fit."""
+    if len(text) < _LEAST:
         raise FfnskipError(
-            f"{text.numel()} tokens are too few to fit to, which takes {(least + 1) * length}: ask for more "
+            f"{text.numel()} tokens are too few to fit to, which takes {_LEAST * text.shape[1]}: ask for more "
             "--fit-tokens, with --dataset self for more --tokens, or name a longer text."
         )
 
@@ -131,6 +133,7 @@ class Fitter:
         model: PreTrainedModel,
         draft: Profile,
         text: Tensor,
+        held_back: Tensor,
         ratio: float,
         seed: int,
         track: Track,
@@ -138,14 +141,13 @@ class Fitter:
         gradients: Gradients | None = None,
     ) -> None:
         refuse_too_little(text)
-        last = held_back(len(text))
         skip = draft.skip.model_copy(update={"warm_up": min(WARM_UP, text.shape[1] // 4), "refresh_every": None})
         sites = ffn_sites(model)[skip.cold_s : skip.cold_e]
         self.ridge = 0.0
         self._model, self._track, self._journal = model, track, journal
         self._draft = draft.model_copy(update={"skip": skip})
-        self.held_back = HeldBack(model, text[-last:], ratio, track, journal)
-        self._text = text[:-last]
+        self.held_back = HeldBack(model, held_back, ratio, track, journal)
+        self._text = text
         self._subject = [self._draft.skip.model_dump(), draft.compensation.model_dump(), ratio, text.tolist(), seed]
         self.gradient_sequences = self._text[: gradient_sequences(len(self._text), text.shape[1])]
         self.gradients = gradients or self._take_gradients(seed)
@@ -160,15 +162,17 @@ class Fitter:
 
     def fit_dense(self) -> dict[str, Tensor]:
         """Weights fitted to the dense model's states: the map by least squares, then the probes to what it damages."""
-        return self._stage("dense", self._fit_dense)
+        tensors = self._stage(0, self._fit_dense)
+        self.ridge = self._journal.remember(["ridge", self._subject], lambda: self.ridge)
+        return tensors
 
     def refit(self, tensors: dict[str, Tensor], threshold: float, number: int) -> dict[str, Tensor]:
         """The same on the states of the model that skips with `tensors`: the map on what it skips, the probe on all."""
-        return self._stage(f"refit {number}", partial(self._refit, tensors, threshold, number))
+        return self._stage(number, partial(self._refit, tensors, threshold, number))
 
     def measure(self, tensors: dict[str, Tensor]) -> Cost:
         """What the weights cost on the text that is held back."""
-        return self.held_back.measure(self._draft, tensors)
+        return self.held_back.measure(self._draft, stored(tensors).tensors)
 
     def like_draft(self, compensation: Compensation) -> Profile:
         """The draft as it is fitted, with another compensation."""
@@ -180,7 +184,8 @@ class Fitter:
         part = max(1, len(sequences) // 8)
         for sums, chunk in ((held_out, sequences[:part]), (self.sums, sequences[part:])):
             self.run({}, None, chunk, partial(self._add, sums, all_tokens=True), "fitting to the dense model")
-        self.ridge = best_ridge(self.sums, held_out)
+        ridge = best_ridge(self.sums, held_out)
+        self.ridge = self._journal.remember(["ridge", self._subject], lambda: ridge)
         self.sums.blend(held_out, 1.0)
         self.sums.scale(DENSE_WEIGHT)
 
@@ -207,19 +212,29 @@ class Fitter:
         self.sums = new
         return self._solve() | (self.probes(damages.solve(PROBE_RIDGE)[..., 0]) if self._probing else {})
 
-    def _stage(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """A stage that is finished is kept, with the sums that the next one goes on with."""
+    def _stage(self, number: int, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Weights of a stage, 0 for the dense fit. Of the sums, which are large, only the latest stage's are kept."""
 
-        def both() -> dict[str, Tensor]:
-            weights = {f"weights {key}": tensor for key, tensor in compute().items()}
-            ridge = torch.tensor(self.ridge, dtype=torch.float64)
-            return weights | {f"sums {key}": tensor for key, tensor in vars(self.sums).items()} | {"ridge": ridge}
+        def finish() -> dict[str, Tensor]:
+            if number > 0:
+                self._restore(self._journal.remember_tensors(self._key("sums", number - 1), self._state))
+            tensors = compute()
+            self._journal.remember_tensors(self._key("sums", number), self._state)
+            return tensors
 
-        kept = self._journal.remember_tensors([name, self._subject], both)
-        for key in vars(self.sums):
-            setattr(self.sums, key, kept[f"sums {key}"])
-        self.ridge = float(kept["ridge"])
-        return {key.removeprefix("weights "): tensor for key, tensor in kept.items() if key.startswith("weights ")}
+        tensors = self._journal.remember_tensors(self._key("weights", number), finish)
+        self._journal.forget_tensors(self._key("sums", number - 1))
+        return tensors
+
+    def _key(self, what: str, number: int) -> list[object]:
+        return [what, number, self._subject]
+
+    def _state(self) -> dict[str, Tensor]:
+        return dict(vars(self.sums))
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        for name in vars(self.sums):
+            setattr(self.sums, name, state[name])
 
     @property
     def probe_text(self) -> Tensor:
@@ -246,10 +261,14 @@ class Fitter:
     def _choose_neurons(self) -> Tensor | None:
         if (count := self._draft.compensation.neurons) == 0:
             return None
-        choice = NeuronChoice(self.ffns, self._hidden)
-        sample = self._text[-CHOICE_SEQUENCES:]
-        self.run({}, None, sample, lambda seen: choice.add(seen.place, seen.x), "choosing neurons")
-        return choice.choose(count, self.gradients.fisher)
+
+        def choose() -> dict[str, Tensor]:
+            choice = NeuronChoice(self.ffns, self._hidden)
+            sample = self._text[-CHOICE_SEQUENCES:]
+            self.run({}, None, sample, lambda seen: choice.add(seen.place, seen.x), "choosing neurons")
+            return {"index": choice.choose(count, self.gradients.fisher)}
+
+        return self._journal.remember_tensors(["neurons", self._subject], choose)["index"]
 
     def _no_sums(self) -> NormalEquations:
         features = self._features[0].count(self._hidden)
@@ -281,7 +300,7 @@ class Fitter:
     def probes(self, log_damage: Tensor) -> dict[str, Tensor]:
         """The probes' weights from a fit of the log damage, ``[layers, hidden + 1]``, plus a token's sensitivity."""
         probe = log_damage.float() + SENSITIVITY * self.gradients.sensitivity
-        return {PROBE: probe[:, :-1], PROBE_BIAS: probe[:, -1]}
+        return {PROBE: probe[:, :-1].contiguous(), PROBE_BIAS: probe[:, -1].contiguous()}
 
     def run(
         self,

@@ -51,11 +51,13 @@ class Cost:
     Attributes:
         threshold: that gives the ratio, by simulation.
         ratio: which.
+        most: the largest ratio that the region allows.
         below, above: measured points (ratio, KL) on both sides.
     """
 
     threshold: float
     ratio: float
+    most: float
     below: tuple[float, float]
     above: tuple[float, float]
 
@@ -68,11 +70,11 @@ class Cost:
         return math.exp(math.log(low_kl) + self._power * math.log(self.ratio / low))
 
     def ratio_at(self, kl: float) -> float:
-        """The ratio that costs `kl`, 1 at most."""
+        """The ratio that costs `kl`, or the most that the region allows."""
         low, low_kl = self.below
         if self._power <= 0.0:
             return low
-        return min(1.0, math.exp(math.log(low) + math.log(kl / low_kl) / self._power))
+        return min(self.most, math.exp(math.log(low) + math.log(kl / low_kl) / self._power))
 
     @property
     def _power(self) -> float:
@@ -96,6 +98,14 @@ class HeldBack:
         self._ratio, self._track, self._journal = ratio, track, journal
         self._threshold: float | None = None  # the last one that was solved
 
+    def ratio_within(self, kl: float, draft: Profile, tensors: dict[str, Tensor]) -> float:
+        """The ratio that costs `kl` nats per token, measured anew where the first guess says."""
+        usual = self._ratio
+        self._ratio = self.measure(draft, tensors).ratio_at(kl)
+        found = self.measure(draft, tensors).ratio_at(kl)
+        self._ratio = usual
+        return found
+
     def measure(self, draft: Profile, tensors: dict[str, Tensor]) -> Cost:
         """What the weights `tensors` of `draft` cost at the ratio."""
         record = self._record(draft, tensors)
@@ -114,7 +124,7 @@ class HeldBack:
         )
         below, above = ((quality.skip_ratio.mean, max(quality.kl.mean, _TINY)) for quality in qualities)
         self._threshold = solve_threshold(record, draft.skip, wanted)
-        return Cost(self._threshold, wanted, below, above)
+        return Cost(self._threshold, wanted, most, below, above)
 
     def _record(self, draft: Profile, tensors: dict[str, Tensor]) -> Record:
         if draft.skip.rule == "cosine":

@@ -67,17 +67,19 @@ def solve_map(
     if compensation.rank is None:
         tensors[LINEAR] = solution[:, :hidden].transpose(1, 2).float()
     else:
-        thin = [_low_rank(fit, layer, solution[layer], compensation.rank) for layer in range(len(solution))]
+        thin = [_low_rank(fit, layer, solution[layer], compensation.rank, ridge) for layer in range(len(solution))]
         first, second, solutions = zip(*thin, strict=True)
         tensors |= {FIRST: torch.stack(first).float(), SECOND: torch.stack(second).float()}
         solution = torch.stack(solutions)
     tensors[BIAS] = solution[:, -1].float()
     if index is not None:
         tensors |= {NEURONS: index.to(torch.int32), DOWN: solution[:, hidden:-1].transpose(1, 2).float()}
-    return tensors
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def _low_rank(fit: NormalEquations, layer: int, solution: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def _low_rank(
+    fit: NormalEquations, layer: int, solution: Tensor, rank: int, ridge: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Reduced-rank regression (Izenman 1975), with the neurons and the intercept fitted anew to what is left.
 
     Of all maps ``x -> second first x`` of the given rank, the one whose outputs differ least from ``solution``'s after
@@ -90,7 +92,8 @@ def _low_rank(fit: NormalEquations, layer: int, solution: Tensor, rank: int) -> 
     hidden = fit.cross.shape[2]
     gram, cross = fit.gram[layer], fit.cross[layer]
     xx, xo, oo = gram[:hidden, :hidden], gram[:hidden, hidden:], gram[hidden:, hidden:].clone()
-    oo.diagonal().add_(1e-9 * oo.diagonal().mean())
+    oo.diagonal()[:-1] *= 1.0 + ridge  # as in `NormalEquations.solve`
+    oo.diagonal()[:-1] += 1e-9 * oo.diagonal().mean()
     own = xx - xo @ torch.linalg.solve(oo, xo.T)
     weight = solution[:hidden]  # [inputs, outputs]
     _, vectors = torch.linalg.eigh(weight.T @ own @ weight)
@@ -118,14 +121,14 @@ class NeuronChoice:
 
     def add(self, place: int, x: Tensor) -> None:
         """Take in the inputs ``x [n, hidden]`` of one layer's FFN."""
-        self._fit.add(place, with_one(x), activations(self._ffns[place], x).float())
+        self._fit.add(place, with_one(x), activations(self._ffns[place], x)[:, : self._fit.cross.shape[2]].float())
 
     def choose(self, count: int, fisher: Tensor) -> Tensor:
         """``[layers, count]`` integers, the most worthwhile first."""
         unexplained = self._fit.errors(self._fit.solve(ridge=1e-2)) / self._fit.count[:, None].clamp(min=1.0)
         chosen = []
         for place, ffn in enumerate(self._ffns):
-            down = down_projection(ffn).double().cpu()
+            down = down_projection(ffn)[:, : self._fit.cross.shape[2]].double().cpu()
             harm = unexplained[place] * (down * (fisher[place].double() @ down)).sum(dim=0)
             chosen.append(harm.topk(count).indices)
         return torch.stack(chosen)
