@@ -154,7 +154,7 @@ def test_a_limit_below_every_cost_is_refused_in_one_sentence() -> None:
 
 
 def test_a_region_of_one_layer_is_refused_in_one_sentence() -> None:
-    with pytest.raises(FfnskipError, match=r"^Nothing can be skipped from layer 3 to 3, [^\n]+ --cold-e [^\n]+\.$"):
+    with pytest.raises(FfnskipError, match=r"^Nothing can be skipped from layer 3 to 3: [^\n]+ --cold-e [^\n]+\.$"):
         found_within(Goal("max_kl", 0.1), rule(cold_s=3, cold_e=4))
 
 

@@ -58,7 +58,7 @@ def rows(parts: frozenset[str]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in run_suite(model(), profile(), TEXT, plan, silently)}
 
 
-@pytest.mark.parametrize("parts", SOME_PARTS, ids="+".join)
+@pytest.mark.parametrize("parts", SOME_PARTS, ids=lambda parts: "+".join(sorted(parts)))
 def test_what_was_not_measured_is_none_and_everything_else_is_there(parts: frozenset[str]) -> None:
     found = rows(parts)
     others = (["hf-dense"] if "speed" in parts else []) + (BASELINES if "baselines" in parts else [])
