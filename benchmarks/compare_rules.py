@@ -141,7 +141,7 @@ def _draw(points: list[dict[str, Any]], dense: float, title: str, path: Path) ->
             axes.grid(alpha=0.3)
         right.axhline(dense, color="black", linestyle=":", label="dense")
         figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-        figure.suptitle(title, parse_math=False)
+        left.set_title(title, loc="left", fontsize="medium", parse_math=False)
         figure.savefig(path, metadata=METADATA[".svg"])
 
 
