@@ -9,7 +9,7 @@ DEMO := demo
 .PHONY: help demo test lint schema clean
 
 help:
-	@echo "make demo    calibrate, generate and bench a small real model; about 10 minutes on 2 cores"
+	@echo "make demo    calibrate, generate and bench a small real model; about 12 minutes on 2 cores"
 	@echo "make test    ruff, mypy and all tests"
 	@echo "make schema  write profiles/schema.json anew from the code"
 	@echo "make clean   remove .venv, the demo's results and caches of tools"
