@@ -11,6 +11,19 @@ from ffnskip.sections import Compensation, ModelInfo, Skip
 Kind = Literal["none", "mean", "linear", "low-rank"]
 
 
+# What a profile says of a text.
+TEXT = {
+    "dataset": "wikitext",
+    "config": None,
+    "split": "train",
+    "revision": None,
+    "text_sha256": "0123456789abcdef" * 4,
+    "tokens_requested": 2048,
+    "tokens_used": 2048,
+    "sequence_length": 256,
+}
+
+
 def make_profile(**overrides: Any) -> Profile:
     """A valid profile of a six-layer model; each override goes to the section that has a field of its name."""
     model = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import make_compensated, make_profile
+from factories import TEXT, make_compensated, make_profile
 
 from ffnskip.profile import Profile, load_profile
 from ffnskip_cli.calibration.calibrate import Calibrated
@@ -15,16 +15,6 @@ from ffnskip_cli.calibration.settings import Goal
 from ffnskip_cli.commands.calibrate_output import Format, write
 
 GOAL = Goal("target_ratio", 0.25)
-TEXT = {
-    "dataset": "wikitext",
-    "config": None,
-    "split": "train",
-    "revision": None,
-    "text_sha256": "0123456789abcdef" * 4,
-    "tokens_requested": 2048,
-    "tokens_used": 2048,
-    "sequence_length": 256,
-}
 MEASURED = {
     "target_ratio": 0.25,
     "skip_ratio": 0.24,

@@ -6,22 +6,12 @@ from typing import Any
 
 import pytest
 from cli import mistake, run, succeed
-from factories import Kind, make_compensated, make_profile
+from factories import TEXT, Kind, make_compensated, make_profile
 
 from ffnskip.profile import Profile, load_profile, save_profile
 from ffnskip_cli.report.diff import changes
 from ffnskip_cli.report.diff_words import sentences
 
-TEXT = {
-    "dataset": "wikitext",
-    "config": None,
-    "split": "train",
-    "revision": None,
-    "text_sha256": "0123456789abcdef" * 4,
-    "tokens_requested": 2048,
-    "tokens_used": 2048,
-    "sequence_length": 256,
-}
 CALIBRATION = {**TEXT, "seed": 0, "dtype": "bfloat16", "on": "text"}
 MEASURED = {
     "target_ratio": 0.1,

@@ -57,9 +57,9 @@ def command(
 ) -> None:
     """Measure a model on text and write a skip profile.
 
-    Records how much each layer's feed-forward block (FFN) turns the residual stream, chooses region, window and warm-up
-    by what they do to quality, solves the threshold for the target, verifies it in the running model, and measures what
-    it costs on held-out text.
+    Fits what predicts the damage of skipping each layer's feed-forward block (FFN) and what is added in its place (or,
+    with --rule cosine, searches region and window), chooses the warm-up, solves the threshold for the target, verifies
+    it in the running model, and measures what it costs on held-out text.
     """
     part = None if shard is None else own.parse_shard(shard)
     goals = _goals(target, max_kl, max_perplexity_increase, shard)

@@ -101,7 +101,10 @@ WarmUp = Annotated[
 ]
 Window = Annotated[
     str,
-    typer.Option(metavar="N|none|auto", help="FFNs skipped after a trigger at most; none: all up to --cold-e."),
+    typer.Option(
+        metavar="N|none|auto",
+        help="With --rule cosine: FFNs skipped after a trigger at most; none: all up to --cold-e.",
+    ),
 ]
 RefreshEvery = Annotated[str, typer.Option(metavar="N|none|auto", help="Run every N-th token dense; none: never.")]
 ColdStart = Annotated[
@@ -109,7 +112,7 @@ ColdStart = Annotated[
     typer.Option(
         metavar="LAYER",
         min=0,
-        help="First layer of the skip region. Default: by the curve and --candidates.",
+        help="First layer of the skip region. Default: by what is measured.",
         show_default=False,
     ),
 ]
@@ -118,7 +121,7 @@ ColdEnd = Annotated[
     typer.Option(
         metavar="LAYER",
         min=1,
-        help="Layer behind the skip region. Default: by the curve and --candidates.",
+        help="Layer behind the skip region. Default: by what is measured.",
         show_default=False,
     ),
 ]
@@ -158,7 +161,8 @@ Candidates = Annotated[
     typer.Option(
         metavar="N",
         min=0,
-        help="Regions, windows and refreshes to try at most; 0: the paper's rule where the curve is flat.",
+        help="With --rule cosine: regions, windows and refreshes to try at most; 0: the paper's rule where the curve "
+        "is flat.",
     ),
 ]
 StatsOut = Annotated[
