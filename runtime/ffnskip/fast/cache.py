@@ -1,0 +1,61 @@
+"""The static key-value cache of a decode: allocated once, written in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ffnskip.fast.families import FusedModel
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+
+@dataclass(eq=False)
+class KeyValueCache:
+    """Keys and values of all layers; every row of a batch has one slot per token, and all rows use the same slot.
+
+    Attributes:
+        keys, values: ``[layers, batch, kv_heads, capacity, head_dim]``, keys with their rotary positions applied.
+        starts: ``[batch]`` int64, the first slot that is no padding; a token's position is its slot minus this.
+        length: how many slots are filled.
+    """
+
+    keys: Tensor
+    values: Tensor
+    starts: Tensor
+    length: int = 0
+
+    @classmethod
+    def allocate(cls, model: FusedModel, batch: int, capacity: int, dtype: torch.dtype) -> KeyValueCache:
+        """An empty one on the model's device, for `capacity` tokens per row."""
+        shape = (len(model.layers), batch, model.kv_heads, capacity, model.head_dim)
+        keys, values = (torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(2))
+        return cls(keys, values, torch.zeros(batch, dtype=torch.int64, device=model.device))
+
+    @property
+    def batch(self) -> int:
+        """How many sequences it holds."""
+        return self.keys.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens of each."""
+        return self.keys.shape[3]
+
+    def fill(self, prompt: DynamicCache, starts: Tensor) -> None:
+        """Take over what reading the prompts left behind, layer by layer, so that little is held twice.
+
+        Args:
+            prompt: a cache that kept every position; its layers are emptied.
+            starts: ``[batch]``, how many padding tokens each prompt has in front.
+        """
+        for index, layer in enumerate(prompt.layers):
+            self.length = layer.keys.shape[2]
+            self.keys[index, :, :, : self.length] = layer.keys
+            self.values[index, :, :, : self.length] = layer.values
+            layer.keys = layer.values = None
+        self.starts.copy_(starts)

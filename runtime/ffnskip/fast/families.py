@@ -1,0 +1,271 @@
+"""Decoders of the Llama family as plain numbers: what a fused decode step needs to know of them, and nothing else.
+
+One description fits them all. A layer computes, for the residual stream ``h``,
+
+    h = h + norm(attention(norm(h)))
+    h = h + norm(down(act(gate(norm(h))) * up(norm(h))))
+
+where the norms behind the blocks exist in Gemma only. The families differ in numbers (scales, caps, windows, tables of
+rotary positions) and in what is absent. That a model has been read correctly is proved on the model itself, by
+`ffnskip.Decoder`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ffnskip.errors import UnsupportedModelError
+from ffnskip.fast.matrix import Matrix, plain, stack
+from ffnskip.fast.packed import PackedEmbedding, PackedLinear
+from ffnskip.layers import decoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+# Rotary tables of these kinds change with the length of the sequence, once it is longer than the model's original.
+_GROWING_ROPE = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, eq=False)
+class FusedLayer:
+    """One decoder layer. Norm weights are ``[hidden]`` float32 (``q_norm``, ``k_norm``: ``[head_dim]``), or None.
+
+    Attributes:
+        qkv: ``[(heads + 2 * kv_heads) * head_dim, hidden]``: query, key and value projection.
+        out: ``[hidden, heads * head_dim]``.
+        gate_up: ``[2 * intermediate, hidden]``: gate, then up projection of the FFN.
+        down: ``[hidden, intermediate]``.
+        norm_attention, norm_ffn: in front of the two blocks.
+        after_attention, after_ffn: behind them.
+        q_norm, k_norm: of each head's query and key.
+        window: how many positions attention sees, this one included; None for all.
+        rope: which of the model's rotary tables it uses.
+    """
+
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
+    norm_attention: Tensor
+    norm_ffn: Tensor
+    after_attention: Tensor | None
+    after_ffn: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    window: int | None
+    rope: int
+
+
+@dataclass(frozen=True, eq=False)
+class FusedModel:
+    """A decoder whose weights lie as a decode step reads them, shared with the model they came from.
+
+    Attributes:
+        layers: in order.
+        embedding: ``[vocabulary, hidden]``; multiplied by `embedding_scale` when looked up.
+        norm: in front of the output head, ``[hidden]`` float32.
+        head: ``[vocabulary, hidden]``.
+        heads, kv_heads, head_dim: of attention.
+        eps: of all norms.
+        attention_scale: what query times key is multiplied with.
+        attention_cap, logit_cap: ``cap * tanh(x / cap)`` bounds scores and logits; None where they are not.
+        activation: of the gate.
+        max_length: the longest sequence that the rotary tables hold for.
+        rope_types: one name per rotary table, as the model's rotary embedding knows them.
+    """
+
+    layers: list[FusedLayer]
+    embedding: Matrix
+    norm: Tensor
+    head: Matrix
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    attention_scale: float
+    attention_cap: float | None
+    logit_cap: float | None
+    embedding_scale: float
+    activation: Activation
+    max_length: int
+    rope_types: tuple[str | None, ...]
+    rotary: nn.Module
+
+    @property
+    def hidden(self) -> int:
+        """Size of the residual stream."""
+        return self.embedding.columns
+
+    @property
+    def intermediate(self) -> int:
+        """Neurons of an FFN."""
+        return self.layers[0].down.columns
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return self.head.rows
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.norm.device
+
+    @torch.inference_mode()
+    def rotary_tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions 0 to `length` - 1, ``[tables, length, rotary_dim]`` float32 each."""
+        positions = torch.arange(length, device=self.device)[None]
+        like = torch.zeros(1, device=self.device)
+        tables = [self.rotary(like, positions, *([kind] if kind else [])) for kind in self.rope_types]
+        cos, sin = (torch.stack([table[i][0] for table in tables]).contiguous() for i in (0, 1))
+        return cos, sin
+
+
+def fuse(model: PreTrainedModel) -> FusedModel:
+    """Lay a model's weights side by side as a decode step reads them.
+
+    Query, key and value projection become one matrix, gate and up projection another; the model's own modules become
+    views of these, so that it works as before and nothing is held twice.
+
+    Raises:
+        UnsupportedModelError: the model is none of `FAMILIES`, or is built or loaded in a way that is not covered.
+    """
+    config, body = model.config, decoder(model)
+    if config.model_type not in FAMILIES:
+        raise UnsupportedModelError(f"Models of type {config.model_type!r} have no fused decode step.")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise UnsupportedModelError("Bidirectional attention has no fused decode step.")
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise UnsupportedModelError("A model that is spread over devices has no fused decode step.")
+    activation = _ACTIVATIONS.get(getattr(config, "hidden_activation", None) or config.hidden_act)
+    if activation is None:
+        raise UnsupportedModelError("The FFN's activation function has no fused decode step.")
+    rope_types = tuple(dict.fromkeys(_rope_type(config, index) for index in range(config.num_hidden_layers)))
+    attention: Any = body.layers[0].self_attn  # type: ignore[index,union-attr]
+    eager = getattr(config, "_attn_implementation", None) == "eager"
+    embedding = model.get_input_embeddings()
+    norm = _norm(body.norm)
+    assert norm is not None
+    return FusedModel(
+        layers=[
+            _layer(layer, config, rope_types.index(_rope_type(config, index)))
+            for index, layer in enumerate(body.layers)  # type: ignore[arg-type]
+        ],
+        embedding=embedding.matrix if isinstance(embedding, PackedEmbedding) else plain(embedding.weight),
+        norm=norm,
+        head=_matrix(model.get_output_embeddings()),
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=attention.head_dim,
+        eps=config.rms_norm_eps,
+        attention_scale=attention.scaling,
+        attention_cap=getattr(attention, "attn_logit_softcapping", None) if eager else None,  # else HF leaves it out
+        logit_cap=getattr(config, "final_logit_softcapping", None),
+        embedding_scale=_embedding_scale(embedding),
+        activation=activation,
+        max_length=_max_length(config),
+        rope_types=rope_types,
+        rotary=body.get_submodule("rotary_emb"),
+    )
+
+
+def _layer(layer: Any, config: Any, rope: int) -> FusedLayer:
+    attention, ffn = layer.self_attn, layer.mlp
+    sandwich = hasattr(layer, "pre_feedforward_layernorm")
+    fused_already = hasattr(attention, "qkv_proj")
+    qkv = ["qkv_proj"] if fused_already else ["q_proj", "k_proj", "v_proj"]
+    gate_up = ["gate_up_proj"] if fused_already else ["gate_proj", "up_proj"]
+    norm_ffn = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
+    norm_attention = _norm(layer.input_layernorm)
+    before_ffn = _norm(norm_ffn)
+    assert norm_attention is not None
+    assert before_ffn is not None
+    return FusedLayer(
+        qkv=_fused(attention, qkv),
+        out=_matrix(attention.o_proj),
+        gate_up=_fused(ffn, gate_up),
+        down=_matrix(ffn.down_proj),
+        norm_attention=norm_attention,
+        norm_ffn=before_ffn,
+        after_attention=_norm(layer.post_attention_layernorm) if sandwich else None,
+        after_ffn=_norm(layer.post_feedforward_layernorm) if sandwich else None,
+        q_norm=_norm(getattr(attention, "q_norm", None)),
+        k_norm=_norm(getattr(attention, "k_norm", None)),
+        window=getattr(attention, "sliding_window", _window_of_all(config)),
+        rope=rope,
+    )
+
+
+def _window_of_all(config: Any) -> int | None:
+    """Of families whose attention modules do not say: Mistral and Phi-3 have one window for all layers, Llama none."""
+    return config.sliding_window if config.model_type in ("mistral", "phi3") else None
+
+
+def _rope_type(config: Any, layer: int) -> str | None:
+    """Gemma 3 has a rotary table per type of layer, the others have one."""
+    return str(config.layer_types[layer]) if config.model_type == "gemma3_text" else None
+
+
+def _max_length(config: Any) -> int:
+    rope = config.rope_parameters
+    kinds = [rope] if "rope_type" in rope else list(rope.values())
+    longest = int(config.max_position_embeddings)
+    if any(kind["rope_type"] in _GROWING_ROPE for kind in kinds):
+        return min(longest, *(int(kind.get("original_max_position_embeddings") or longest) for kind in kinds))
+    return longest
+
+
+def _norm(norm: Any) -> Tensor | None:
+    if norm is None:
+        return None
+    weight: Tensor = norm.weight.detach().float()
+    return weight + 1.0 if type(norm).__name__.startswith("Gemma") else weight.clone()
+
+
+def _embedding_scale(embedding: nn.Module) -> float:
+    if isinstance(embedding, PackedEmbedding):
+        return embedding.scale
+    scale = getattr(embedding, "embed_scale", None)
+    return 1.0 if scale is None else float(scale.to(embedding.weight.dtype))  # rounded as the model itself does
+
+
+def _matrix(linear: nn.Module) -> Matrix:
+    if isinstance(linear, PackedLinear):
+        return linear.matrix
+    if type(linear) is not nn.Linear:
+        raise UnsupportedModelError(f"A {type(linear).__name__} layer has no fused decode step.")
+    if linear.weight.dtype not in (torch.float32, torch.bfloat16):
+        raise UnsupportedModelError("The fused decode step needs weights in float32, bfloat16, int8 or int4.")
+    return plain(linear.weight, linear.bias)
+
+
+def _fused(parent: nn.Module, names: list[str]) -> Matrix:
+    linears = [parent.get_submodule(name) for name in names]
+    matrices = [_matrix(linear) for linear in linears]
+    fused = stack(matrices)
+    row = 0
+    for linear, matrix in zip(linears, matrices, strict=True):
+        _share(linear, fused[row : row + matrix.rows])
+        row += matrix.rows
+    return fused
+
+
+def _share(linear: nn.Module, matrix: Matrix) -> None:
+    """Let a module use rows of a fused matrix in place of its own, which are freed."""
+    if isinstance(linear, PackedLinear):
+        linear.matrix = Matrix(matrix.format, matrix.data, matrix.scale, linear.matrix.bias)
+    else:
+        assert isinstance(linear, nn.Linear)
+        linear.weight = nn.Parameter(matrix.data, requires_grad=linear.weight.requires_grad)

@@ -1,0 +1,140 @@
+"""Weight matrices in the formats that the fast decode loop reads: float32, bfloat16, int8, int4.
+
+Decoding at batch 1 reads every weight once per token, so half the bits are nearly half the time. Activations stay in
+float32 in all formats: a product computes ``x @ W.T`` with the very weights that `Matrix.unpack` returns, and nothing
+else is rounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ffnskip.errors import FfnskipError
+
+Format = Literal["float32", "bfloat16", "int8", "int4"]
+PackedFormat = Literal["int8", "int4"]
+
+GROUP = 32  # columns that share a scale in int4, as in the Q4_1 of GGUF
+_MOST = {"int8": 127, "int4": 15}
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A weight matrix ``[rows, columns]`` for products with vectors of ``columns`` numbers.
+
+    Attributes:
+        format: how the numbers are stored.
+        data: ``[rows, columns]`` in float32, bfloat16 or int8; in int4 ``[rows, columns / 2]`` uint8, where byte k of a
+            group of 32 holds number k in its low half and number 16 + k in its high half.
+        scale: in int8 ``[rows]`` float32; in int4 ``[rows, columns / 32, 2]`` bfloat16, factor and offset of a group.
+        bias: ``[rows]`` float32, or None.
+    """
+
+    format: Format
+    data: Tensor
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Length of the result."""
+        return self.data.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Length of the vectors that it takes."""
+        return self.data.shape[1] * (2 if self.format == "int4" else 1)
+
+    def __getitem__(self, rows: slice) -> Matrix:
+        """Some of the rows, sharing memory."""
+        return Matrix(
+            self.format,
+            self.data[rows],
+            None if self.scale is None else self.scale[rows],
+            None if self.bias is None else self.bias[rows],
+        )
+
+    def unpack(self, dtype: torch.dtype) -> Tensor:
+        """The weights that products use, ``[rows, columns]``, without the bias."""
+        if self.format == "int8":
+            assert self.scale is not None
+            return (self.data.float() * self.scale[:, None]).to(dtype)
+        if self.format == "int4":
+            assert self.scale is not None
+            halves = self.data.unflatten(1, (-1, GROUP // 2))
+            numbers = torch.cat([halves & 15, halves >> 4], dim=2).float()
+            factor, offset = self.scale.float().unbind(2)
+            return (numbers * factor[..., None] + offset[..., None]).flatten(1).to(dtype)
+        return self.data.to(dtype)
+
+
+def plain(weight: Tensor, bias: Tensor | None = None) -> Matrix:
+    """A matrix of the numbers as they are, sharing their memory.
+
+    Raises:
+        FfnskipError: they are neither float32 nor bfloat16.
+    """
+    name = str(weight.dtype).removeprefix("torch.")
+    if name not in ("float32", "bfloat16"):
+        raise FfnskipError(f"The fast decode loop reads float32 and bfloat16, not {name}.")
+    return Matrix("float32" if name == "float32" else "bfloat16", weight.detach(), None, _float(bias))
+
+
+def pack(weight: Tensor, format: PackedFormat, bias: Tensor | None = None) -> Matrix:
+    """Round a matrix to 8 bits with one scale per row, or to 4 bits with a factor and an offset per group of 32.
+
+    Args:
+        weight: ``[rows, columns]``.
+        format: int8 or int4.
+        bias: ``[rows]``, kept in float32.
+
+    Raises:
+        FfnskipError: the format is unknown, or the columns of an int4 matrix are no multiple of 32.
+    """
+    if format not in get_args(PackedFormat):
+        raise FfnskipError(f"Weights can be packed to int8 or int4, not {format!r}.")
+    wide = weight.detach().float()
+    if format == "int8":
+        scale = (wide.abs().amax(dim=1) / _MOST["int8"]).clamp(min=torch.finfo(torch.float32).tiny)
+        return Matrix("int8", (wide / scale[:, None]).round().to(torch.int8), scale, _float(bias))
+    if weight.shape[1] % GROUP:
+        raise FfnskipError(f"int4 needs rows of a multiple of {GROUP} numbers, not {weight.shape[1]}: choose int8.")
+    groups = wide.unflatten(1, (-1, GROUP))
+    offset = groups.amin(dim=2).bfloat16()
+    factor = ((groups.amax(dim=2) - offset.float()) / _MOST["int4"]).clamp(min=1e-30).bfloat16()
+    numbers = ((groups - offset.float()[..., None]) / factor.float()[..., None]).round().clamp(0, 15).to(torch.uint8)
+    low, high = numbers.chunk(2, dim=2)
+    return Matrix("int4", (low | high << 4).flatten(1), torch.stack([factor, offset], dim=2), _float(bias))
+
+
+def stack(matrices: list[Matrix]) -> Matrix:
+    """One matrix above the other, as one: where they lie so in memory already, without a copy."""
+    first = matrices[0]
+    biases = [matrix.bias for matrix in matrices]
+    bias = None
+    if any(b is not None for b in biases):
+        zeros = [torch.zeros(m.rows, device=m.data.device) for m in matrices]
+        bias = torch.cat([zero if b is None else b for b, zero in zip(biases, zeros, strict=True)])
+    scales = [matrix.scale for matrix in matrices if matrix.scale is not None]
+    return Matrix(first.format, _joined([m.data for m in matrices]), _joined(scales) if scales else None, bias)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    end = parts[0].data_ptr()
+    adjacent = True
+    for part in parts:
+        adjacent &= part.is_contiguous() and part.data_ptr() == end
+        adjacent &= part.untyped_storage().data_ptr() == parts[0].untyped_storage().data_ptr()
+        end = part.data_ptr() + part.numel() * part.element_size()
+    if not adjacent:
+        return torch.cat(parts)
+    rows = sum(len(part) for part in parts)
+    return parts[0].as_strided((rows, *parts[0].shape[1:]), parts[0].stride())
+
+
+def _float(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach().float()

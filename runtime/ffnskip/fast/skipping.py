@@ -1,0 +1,108 @@
+"""A profile as plain numbers: what a fused decode step needs to know of it, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ffnskip.compensation import BIAS, DOWN, FIRST, LINEAR, NEURONS, PROBE, PROBE_BIAS, SECOND
+from ffnskip.errors import ProfileError
+from ffnskip.fast.matrix import Matrix, plain
+from ffnskip.profile import Profile
+from ffnskip.rules import reach
+
+
+@dataclass(frozen=True, eq=False)
+class FusedCompensation:
+    """One layer's probe and ``g(x) = second (first x) + down a(x) + bias`` (docs/predicted-damage.md).
+
+    Attributes:
+        probe: ``[hidden]`` float32, or None for the rule `cosine`.
+        probe_bias: its intercept, in log nats.
+        first: ``[rank, hidden]``, or None: then `second`, if there is one, takes ``x`` itself.
+        second: ``[hidden, rank]`` or ``[hidden, hidden]``, or None.
+        neurons: ``[n]`` int32, which of the FFN's own neurons run, or None.
+        down: ``[hidden, n]``, their down projection, or None.
+        bias: ``[hidden]`` float32; zeros where there is no compensation.
+    """
+
+    probe: Tensor | None
+    probe_bias: float
+    first: Matrix | None
+    second: Matrix | None
+    neurons: Tensor | None
+    down: Matrix | None
+    bias: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FusedSkip:
+    """When a decode step skips, and what it adds instead.
+
+    Attributes:
+        rule: `cosine`, or `predicted-damage`.
+        threshold: of the similarity; or of the damage, in log nats.
+        reach: how many FFNs one trigger of `cosine` skips at most.
+        cold_s, cold_e: the skip region, layers ``[cold_s, cold_e)``.
+        layers: of the skip region, in order.
+    """
+
+    rule: Literal["cosine", "predicted-damage"]
+    threshold: float
+    reach: int
+    cold_s: int
+    cold_e: int
+    layers: Sequence[FusedCompensation]
+
+
+def fuse_profile(profile: Profile, intermediate: int, device: torch.device) -> FusedSkip:
+    """Lay a profile's settings and weights out as a decode step reads them.
+
+    Args:
+        profile: complete with its weights.
+        intermediate: neurons of an FFN of the model.
+        device: where the model is.
+
+    Raises:
+        ProfileError: it needs weights that are missing, or neurons that the model does not have.
+    """
+    profile.refuse_missing_weights()
+    skip = profile.skip
+    tensors = {} if profile.weights is None else profile.weights.tensors
+    threshold = skip.threshold
+    if skip.rule == "predicted-damage":
+        threshold = math.log(threshold) if threshold > 0 else -math.inf
+    layers = [
+        _compensation({name: t[place].to(device) for name, t in tensors.items()}, profile, intermediate, device)
+        for place in range(skip.cold_e - skip.cold_s)
+    ]
+    return FusedSkip(skip.rule, threshold, reach(skip), skip.cold_s, skip.cold_e, layers)
+
+
+def _compensation(
+    own: dict[str, Tensor], profile: Profile, intermediate: int, device: torch.device
+) -> FusedCompensation:
+    neurons = own[NEURONS].to(torch.int32) if NEURONS in own else None
+    if neurons is not None and not 0 <= int(neurons.min()) <= int(neurons.max()) < intermediate:
+        raise ProfileError("The profile's compensation uses neurons that the model's FFNs do not have.")
+    bias = own[BIAS].float() if BIAS in own else torch.zeros(profile.model.hidden_size, device=device)
+    return FusedCompensation(
+        probe=own[PROBE].float() if PROBE in own else None,
+        probe_bias=float(own[PROBE_BIAS]) if PROBE in own else 0.0,
+        first=_matrix(own.get(FIRST)),
+        second=_matrix(own.get(SECOND, own.get(LINEAR))),
+        neurons=neurons,
+        down=_matrix(own.get(DOWN)),
+        bias=bias,
+    )
+
+
+def _matrix(tensor: Tensor | None) -> Matrix | None:
+    if tensor is None:
+        return None
+    return plain(tensor if tensor.dtype == torch.bfloat16 else tensor.float())

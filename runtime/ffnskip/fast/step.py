@@ -1,0 +1,43 @@
+"""What every fused decode step is: the same on a CPU and on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ffnskip.fast.cache import KeyValueCache
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a step skipped since it was built: numbers of tokens, per layer as in `ffnskip.SkipStats`."""
+
+    skipped: list[int]
+    checked: list[int]
+    first_skipped: list[int]
+    never_skipped: int
+
+
+class Step(Protocol):
+    """Takes every row of a batch one token further. Built for one batch size, one cache and one profile."""
+
+    cache: KeyValueCache
+
+    def __call__(self, tokens: Tensor, counted: Tensor, allowed: Tensor) -> Tensor:
+        """Run one token per row through the model and write its key and value into the cache.
+
+        Args:
+            tokens: ``[batch]`` int64.
+            counted: ``[batch]`` bool, which rows count in the statistics: those past warm-up that have not ended.
+            allowed: ``[batch]`` bool, which of these may skip.
+
+        Returns:
+            Logits ``[batch, vocabulary]`` float32, in a buffer that the next call writes over.
+        """
+        ...
+
+    def counts(self) -> Counts:
+        """What was skipped so far; waits for the device."""
+        ...
