@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from sentences import sentence
 
+from ffnskip.cache_folder import build_once, cache_dir
 from ffnskip_cli.sources import demo
-from ffnskip_cli.sources.cache import build_once, cache_dir
 from ffnskip_cli.sources.models import load_model
 from ffnskip_cli.sources.text import open_text
 

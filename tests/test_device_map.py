@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import ffnskip
+from ffnskip import Decoder
 from ffnskip.layers import input_device, watch
 from ffnskip.profile import save_profile
 from ffnskip_cli.benchmark.flops import model_cost
@@ -82,7 +83,7 @@ def test_an_offloaded_model_measures_the_same(whole_and_offloaded: Models) -> No
     for model in whole_and_offloaded:
         profile = pico_profile(model, threshold=threshold)
         (quality,) = measure_quality(model, [profile], TEXT, silently)
-        continued = continue_prompts(model, profile, TEXT, 8, silently)
+        continued = continue_prompts(Decoder(model, profile), TEXT, 8, silently)
         results.append((quality, continued.tokens.tolist(), model_cost(model)))
     assert results[0] == results[1]
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ffnskip import FfnskipError, Profile, SkipStats
-from ffnskip.decode import Sampling, decode
+from ffnskip.decode import decode
 from ffnskip.layers import ffn_sites
+from ffnskip.sampling import Sampling
 from ffnskip.sections import Skip
 from ffnskip_cli.benchmark.quality import Estimate, Quality, measure_quality
 from ffnskip_cli.calibration import limit

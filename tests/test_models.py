@@ -14,8 +14,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from ffnskip.cache_folder import sha256_file
 from ffnskip_cli.sources import demo
-from ffnskip_cli.sources.cache import sha256_file
 from ffnskip_cli.sources.models import LoadedModel, load_model, pick_device
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

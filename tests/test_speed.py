@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import ffnskip
-from ffnskip import SkipStats
+from ffnskip import Decoder, SkipStats
 from ffnskip_cli.benchmark.speed import (
     Run,
     Speed,
     Way,
-    dense_way,
+    decoder_way,
     hugging_face_way,
     measure_speed,
-    profile_way,
 )
 from ffnskip_cli.track import silently
 
@@ -89,7 +88,7 @@ def test_dense_and_hugging_face_generate_the_same_tokens(name: str) -> None:
     tokens = [int(token) for token in ffnskip.decode(model, PROMPT, max_new_tokens=NEW)]
     model.generation_config.eos_token_id = tokens[3]
     expected = [PROMPT[0].tolist(), *([token] for token in tokens[:-1])]  # the last one is never fed back
-    for way in (dense_way(model), hugging_face_way(model)):
+    for way in (decoder_way(Decoder(model, path="general")), hugging_face_way(model)):
         with fed(model) as passes:
             run = way(PROMPT, NEW)
         assert passes == expected
@@ -100,7 +99,7 @@ def test_dense_and_hugging_face_generate_the_same_tokens(name: str) -> None:
 def test_the_profiles_way_skips_counts_and_takes_the_profile_off() -> None:
     model = pico_model()
     modules = list(model.modules())
-    run = profile_way(model, pico_profile(model, threshold=-1.0))(PROMPT, NEW)
+    run = decoder_way(Decoder(model, pico_profile(model, threshold=-1.0)))(PROMPT, NEW)
     assert len(run.times) == NEW
     assert run.stats is not None
     fed_past_warm_up = NEW - 1 - 2
@@ -108,4 +107,4 @@ def test_the_profiles_way_skips_counts_and_takes_the_profile_off() -> None:
     assert run.stats.skipped == [0, 0, *[fed_past_warm_up] * 3, 0]
     assert run.stats.n_layers == N_LAYERS
     assert list(model.modules()) == modules
-    assert dense_way(model)(PROMPT, NEW).stats is None
+    assert decoder_way(Decoder(model))(PROMPT, NEW).stats is None

@@ -10,7 +10,7 @@ import torch
 from pico import middle_threshold, pico_model, pico_profile, pico_tokens
 from transformers import PreTrainedModel
 
-from ffnskip import Profile
+from ffnskip import Decoder, Profile
 from ffnskip_cli.benchmark.flops import model_cost, overhead
 from ffnskip_cli.benchmark.quality import measure_quality
 from ffnskip_cli.benchmark.suite import PARTS, Plan, run_suite
@@ -68,7 +68,7 @@ def test_what_was_not_measured_is_none_and_everything_else_is_there(parts: froze
     for name, row in found.items():
         own = measured & only.get(name, measured)
         assert {field for field, value in row.items() if value is not None} == {"name", *own}
-        assert set(row) == {"name"}.union(*FIELDS.values())
+        assert set(row) == {"name", "breakdown"}.union(*FIELDS.values())  # which the general path does not measure
     json.dumps(found, allow_nan=False)
 
 
@@ -119,11 +119,11 @@ def test_baselines_skip_as_much_as_the_profile_and_pay_for_no_checks() -> None:
 def test_the_worst_case_is_over_as_many_prompts_as_were_asked_for() -> None:
     found = rows(frozenset({"worst-case"}))
     prompts = TEXT[:PROMPTS, :PROMPT]
-    skipping = continue_prompts(model(), profile(), prompts, NEW, silently)
+    skipping = continue_prompts(Decoder(model(), profile()), prompts, NEW, silently)
     assert skipping.stats is not None
     assert found["ffnskip"]["never_skip_fraction"] == skipping.stats.never_skip_fraction
     assert found["ffnskip"]["repetition"] == skipping.repetition
-    assert found["dense"]["repetition"] == continue_prompts(model(), None, prompts, NEW, silently).repetition
+    assert found["dense"]["repetition"] == continue_prompts(Decoder(model()), prompts, NEW, silently).repetition
 
 
 def test_speed_has_one_sample_per_repetition_and_the_ceiling_of_the_very_runs() -> None:
@@ -133,7 +133,7 @@ def test_speed_has_one_sample_per_repetition_and_the_ceiling_of_the_very_runs() 
         assert len(rate["samples"]) == REPETITIONS
         assert (rate["min"], rate["median"], rate["max"]) == tuple(sorted(rate["samples"]))
         assert row["speedup"] > 0
-    stats = continue_prompts(model(), profile(), TEXT[:REPETITIONS, :PROMPT], NEW, silently).stats
+    stats = continue_prompts(Decoder(model(), profile()), TEXT[:REPETITIONS, :PROMPT], NEW, silently).stats
     assert stats is not None
     assert found["ffnskip"]["decode_skip_ratio"] == stats.skip_ratio > 0
     assert found["ffnskip"]["ceiling"] == model_cost(model()).ceiling(stats, overhead(profile(), model())) > 1

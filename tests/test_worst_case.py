@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import ffnskip
-from ffnskip import Profile
+from ffnskip import Decoder, Profile
 from ffnskip_cli.benchmark import worst_case as module
 from ffnskip_cli.benchmark.worst_case import Continuation, continue_prompts, repetition
 from ffnskip_cli.track import silently
@@ -57,10 +57,10 @@ def test_prompts_are_continued_as_if_each_were_alone(
     model: PreTrainedModel, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_ROWS", 2)
-    dense = continue_prompts(model, None, PROMPTS, NEW, silently)
+    dense = continue_prompts(Decoder(model), PROMPTS, NEW, silently)
     assert torch.equal(dense.tokens, torch.stack([alone(model, prompt) for prompt in PROMPTS]))
     assert dense.stats is None
-    skipping = continue_prompts(model, profile, PROMPTS, NEW, silently)
+    skipping = continue_prompts(Decoder(model, profile), PROMPTS, NEW, silently)
     with ffnskip.apply(model, profile):
         assert torch.equal(skipping.tokens, torch.stack([alone(model, prompt) for prompt in PROMPTS]))
     assert not torch.equal(skipping.tokens, dense.tokens)
@@ -71,7 +71,7 @@ def test_the_share_of_tokens_that_never_skip_is_the_naive_count(
     model: PreTrainedModel, profile: Profile, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_ROWS", rows)
-    text = continue_prompts(model, profile, PROMPTS, NEW, silently)
+    text = continue_prompts(Decoder(model, profile), PROMPTS, NEW, silently)
     past = []
     for prompt, continuation in zip(PROMPTS, text.tokens, strict=True):
         fed = torch.cat([prompt, continuation[:-1]])  # nobody reads what follows the last token

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ffnskip.fast.packed import PackedLinear
 from ffnskip.identity import head_dim
 from ffnskip.layers import ffn_sites
 from ffnskip.profile import Profile
@@ -35,14 +36,18 @@ class Overhead:
     check_flops: int
     check_bytes: int
     added_flops: int
-    added_bytes: int
+    added_bytes: float
+
+
+NO_OVERHEAD = Overhead(0, 0, 0, 0)
 
 
 def overhead(profile: Profile, model: PreTrainedModel) -> Overhead:
     """What `profile` adds to the work of `model`, in whose dtype its weights are used."""
     hidden, compensation = profile.model.hidden_size, profile.compensation
     probed = profile.skip.rule == "predicted-damage"
-    weights = 3 * hidden * compensation.neurons  # the rows of gate and up projection, the columns of the down one
+    rows = 2 * hidden * compensation.neurons  # of the model's own gate and up projection, in whatever format they are
+    weights = hidden * compensation.neurons
     if compensation.kind == "linear":
         weights += hidden * hidden
     elif compensation.rank is not None:
@@ -51,8 +56,8 @@ def overhead(profile: Profile, model: PreTrainedModel) -> Overhead:
     return Overhead(
         check_flops=(2 if probed else SIMILARITY_FLOPS_PER_CHANNEL) * hidden,
         check_bytes=hidden * model.dtype.itemsize if probed else 0,
-        added_flops=2 * weights,
-        added_bytes=(weights + bias) * model.dtype.itemsize,
+        added_flops=2 * (rows + weights),
+        added_bytes=rows * model_cost(model).ffn_bytes_per_weight + (weights + bias) * model.dtype.itemsize,
     )
 
 
@@ -75,6 +80,11 @@ class ModelCost:
     flops_per_key: int
     ffn_bytes: float
     all_bytes: float
+
+    @property
+    def ffn_bytes_per_weight(self) -> float:
+        """Of the FFNs' matrices: 2 in bfloat16, about 1 in int8."""
+        return 2 * self.ffn_bytes / self.ffn_flops
 
     def dense_flops(self, first: int, last: int) -> float:
         """FLOPs of running the tokens at positions ``first .. last - 1`` of one sequence one by one."""
@@ -134,6 +144,9 @@ def _weights(root: nn.Module, config: object) -> _Weights:
     for module in root.modules():
         if isinstance(module, nn.Embedding):
             continue
+        if isinstance(module, PackedLinear):
+            flops += 2 * module.matrix.rows * module.matrix.columns
+            read += module.matrix.nbytes
         for weight in module.parameters(recurse=False):
             if weight.dim() < 2:
                 continue

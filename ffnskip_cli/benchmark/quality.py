@@ -92,6 +92,7 @@ def measure_quality(
     first: int | None = None,
     journal: Journal | None = None,
     patterns: Sequence[Pattern | None] | None = None,
+    reference: PreTrainedModel | None = None,
 ) -> list[Quality]:
     """Score `tokens` with the dense model once and with each profile.
 
@@ -104,6 +105,7 @@ def measure_quality(
         first: position of the first prediction that counts; by default each profile's warm-up.
         journal: remembers the figures of each sequence.
         patterns: one per profile, or None for its own rule: decides what to skip in its place.
+        reference: the dense model to compare with, if it is another one than `model`.
 
     Returns:
         One Quality per profile.
@@ -125,7 +127,7 @@ def measure_quality(
     for sequence in track(tokens, what, len(tokens)):
         scores = journal.remember(
             ["quality", settings, firsts, sequence.tolist()],
-            partial(_score, model, profiles, forced, sequence.long(), firsts),
+            partial(_score, model, reference or model, profiles, forced, sequence.long(), firsts),
         )
         for (figures, counts), table, total in zip(scores, tables, totals, strict=True):
             stats = SkipStats(**counts)
@@ -147,6 +149,7 @@ def check_size(tokens: Tensor, first: int) -> None:
 @torch.inference_mode()
 def _score(
     model: PreTrainedModel,
+    reference: PreTrainedModel,
     profiles: Sequence[Profile],
     patterns: Sequence[Pattern | None],
     sequence: Tensor,
@@ -154,7 +157,7 @@ def _score(
 ) -> list[tuple[list[float], dict[str, Any]]]:
     """The figures of one ``sequence [length]`` with each profile, and what was skipped in it."""
     batch = sequence[None].to(input_device(model))
-    dense = model(batch, use_cache=False).logits[0]
+    dense = reference(batch, use_cache=False).logits[0]
     scores = []
     for profile, pattern, first in zip(profiles, patterns, firsts, strict=True):
         walk = None if pattern is None else pattern.walk(profile, sequence)

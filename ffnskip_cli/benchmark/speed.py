@@ -8,6 +8,7 @@ Only decoding is timed, from the first generated token to the last; reading the 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,10 +19,8 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from ffnskip.decode import decode
-from ffnskip.profile import Profile
+from ffnskip.decoder import Decoder
 from ffnskip.stats import SkipStats
-from ffnskip.wrap import Applied
 from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
@@ -33,15 +32,31 @@ _REHEARSAL_TOKENS = 8  # past warm-up, so that skipping is rehearsed too
 
 @dataclass(frozen=True)
 class Run:
-    """One timed decode: when each token came, in seconds, and what was skipped."""
+    """One timed decode.
+
+    Attributes:
+        times: when each token came, in seconds.
+        stats: what was skipped; None for a way that does not count.
+        parts: seconds that each part of a step took, over all tokens after the first; None where that is not known.
+    """
 
     times: list[float]
     stats: SkipStats | None = None
+    parts: dict[str, float] | None = None
 
     @property
     def tokens_per_second(self) -> float:
         """Over the tokens after the first."""
         return (len(self.times) - 1) / (self.times[-1] - self.times[0])
+
+    @property
+    def breakdown(self) -> dict[str, float] | None:
+        """Milliseconds per token of each part; `other` is what is left of the time that passed."""
+        if self.parts is None:
+            return None
+        steps, passed = len(self.times) - 1, self.times[-1] - self.times[0]
+        parts = self.parts | {"other": passed - sum(self.parts.values())}
+        return {name: 1000 * seconds / steps for name, seconds in parts.items()}
 
 
 @dataclass
@@ -50,12 +65,22 @@ class Speed:
 
     samples: list[float] = field(default_factory=list)
     stats: list[SkipStats] = field(default_factory=list)
+    breakdowns: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, run: Run) -> None:
         """Count one more run."""
         self.samples.append(run.tokens_per_second)
         if run.stats is not None:
             self.stats.append(run.stats)
+        if run.breakdown is not None:
+            self.breakdowns.append(run.breakdown)
+
+    @property
+    def breakdown(self) -> dict[str, float] | None:
+        """Milliseconds per token of each part, the middle of the runs; None where that is not known."""
+        if not self.breakdowns:
+            return None
+        return {name: median(run[name] for run in self.breakdowns) for name in self.breakdowns[0]}
 
     @property
     def median(self) -> float:
@@ -77,17 +102,18 @@ class Speed:
         return total
 
 
-def dense_way(model: PreTrainedModel) -> Way:
-    """The runtime's own loop without a profile."""
-    return lambda prompt, new_tokens: Run(_times(decode(model, prompt, max_new_tokens=new_tokens)))
-
-
-def profile_way(model: PreTrainedModel, profile: Profile) -> Way:
-    """The same loop with the profile on."""
+def decoder_way(decoder: Decoder) -> Way:
+    """The runtime's own loop, with the decoder's profile or without one."""
 
     def way(prompt: Tensor, new_tokens: int) -> Run:
-        with Applied(model, profile, "decode") as applied:
-            return Run(_times(decode(model, prompt, max_new_tokens=new_tokens)), applied.stats)
+        decoder.reset_stats()
+        tokens = decoder.decode(prompt, max_new_tokens=new_tokens)
+        times = _times(itertools.islice(tokens, 1))  # the prompt has been read
+        before = decoder.seconds()
+        times += _times(tokens)
+        after = decoder.seconds()
+        parts = {name: after[name] - before[name] for name in after} if before and after else None
+        return Run(times, None if decoder.profile is None else decoder.stats, parts)
 
     return way
 

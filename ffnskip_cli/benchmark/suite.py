@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ffnskip.decoder import Decoder
 from ffnskip.errors import FfnskipError
 from ffnskip.layers import input_device
 from ffnskip.profile import Profile
 from ffnskip.stats import SkipStats
 from ffnskip_cli.benchmark.baselines import bare_profile, baseline_patterns
-from ffnskip_cli.benchmark.flops import ModelCost, Overhead, model_cost, overhead
+from ffnskip_cli.benchmark.flops import NO_OVERHEAD, ModelCost, Overhead, model_cost, overhead
 from ffnskip_cli.benchmark.quality import Estimate, Quality, measure_quality
-from ffnskip_cli.benchmark.speed import Speed, dense_way, hugging_face_way, measure_speed, profile_way
+from ffnskip_cli.benchmark.speed import Speed, decoder_way, hugging_face_way, measure_speed
 from ffnskip_cli.benchmark.worst_case import Continuation, continue_prompts
 from ffnskip_cli.track import Track
 
@@ -43,7 +44,15 @@ class Plan:
     prompts: int
 
 
-def run_suite(model: PreTrainedModel, profile: Profile, text: Tensor, plan: Plan, track: Track) -> list[dict[str, Any]]:
+def run_suite(
+    model: PreTrainedModel,
+    profile: Profile,
+    text: Tensor,
+    plan: Plan,
+    track: Track,
+    *,
+    original: PreTrainedModel | None = None,
+) -> list[dict[str, Any]]:
     """Measure the rows `dense`, `ffnskip`, `hf-dense` and the baselines; a figure that was not measured is None.
 
     Args:
@@ -52,6 +61,8 @@ def run_suite(model: PreTrainedModel, profile: Profile, text: Tensor, plan: Plan
         text: ``[sequences, length]`` to score, and whose beginnings are the prompts.
         plan: what to measure; the part `baselines` only beside `quality`, as they skip as much as the profile does.
         track: shows progress.
+        original: of a packed model, what it was packed from: its quality is what the others are compared with, and it
+            is what Hugging Face's own loop runs.
 
     Raises:
         FfnskipError: all generated tokens would be warm-up.
@@ -62,19 +73,30 @@ def run_suite(model: PreTrainedModel, profile: Profile, text: Tensor, plan: Plan
         )
     cost, added = model_cost(model), overhead(profile, model)
     prompts = text[:, : plan.prompt_tokens].to(input_device(model))
-    quality = speeds = dense_text = skip_text = None
+    decoders = {"dense": Decoder(model), "ffnskip": Decoder(model, profile)}
+    qualities: dict[str, Quality] = {}
+    texts: dict[str, Continuation] = {}
+    speeds = None
     if "quality" in plan.parts:
-        (quality,) = measure_quality(model, [profile], text, track)
+        measured = {"ffnskip": profile} if original is None else {"dense": profile.never, "ffnskip": profile}
+        scores = measure_quality(model, list(measured.values()), text, track, reference=original)
+        qualities = dict(zip(measured, scores, strict=True))
     if "worst-case" in plan.parts:
-        dense_text = continue_prompts(model, None, prompts[: plan.prompts], plan.new_tokens, track)
-        skip_text = continue_prompts(model, profile, prompts[: plan.prompts], plan.new_tokens, track)
+        chosen = prompts[: plan.prompts]
+        texts = {name: continue_prompts(decoder, chosen, plan.new_tokens, track) for name, decoder in decoders.items()}
     if "speed" in plan.parts:
-        ways = {"dense": dense_way(model), "ffnskip": profile_way(model, profile), "hf-dense": hugging_face_way(model)}
+        ways = {name: decoder_way(decoder) for name, decoder in decoders.items()}
+        ways["hf-dense"] = hugging_face_way(model if original is None else original)
         speeds = measure_speed(ways, prompts, plan.new_tokens, plan.repetitions, profile.skip.warm_up, track)
-    length = text.shape[1]
-    dense = _dense_quality(quality, cost, length) | _generated(dense_text) | _timed(speeds, "dense", cost, added)
-    sparse = _quality(quality, cost, added, length) | _generated(skip_text) | _timed(speeds, "ffnskip", cost, added)
-    rows = [_row("dense") | dense, _row("ffnskip") | sparse]
+    quality, length = qualities.get("ffnskip"), text.shape[1]
+    dense_quality = _dense_quality(quality, cost, length) | _quality(qualities.get("dense"), cost, NO_OVERHEAD, length)
+    rows = [
+        _row("dense") | dense_quality | _generated(texts.get("dense")) | _timed(speeds, "dense", cost, added),
+        _row("ffnskip")
+        | _quality(quality, cost, added, length)
+        | _generated(texts.get("ffnskip"))
+        | _timed(speeds, "ffnskip", cost, added),
+    ]
     if speeds is not None:
         rows.append(_row("hf-dense") | _timed(speeds, "hf-dense", cost, added))
     if quality is not None and "baselines" in plan.parts:
@@ -103,7 +125,7 @@ def _row(name: str) -> dict[str, Any]:
     """A row of which nothing has been measured yet; this is the order of its fields."""
     fields = (
         "skip_ratio flops_per_token flops_saved never_skip_fraction tokens_per_second speedup ceiling "
-        "decode_skip_ratio perplexity kl top1_agreement repetition standard_error"
+        "decode_skip_ratio breakdown perplexity kl top1_agreement repetition standard_error"
     )
     return {"name": name, **dict.fromkeys(fields.split())}
 
@@ -163,4 +185,5 @@ def _timed(speeds: dict[str, Speed] | None, name: str, cost: ModelCost, added: O
         "speedup": speed.speedup_over(speeds["dense"]),
         "ceiling": cost.ceiling(stats, added),
         "decode_skip_ratio": stats.skip_ratio,
+        "breakdown": speed.breakdown,
     }

@@ -7,20 +7,13 @@ cost more than without a profile (the paper's Table 6). And a damaged model ofte
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ffnskip.decode import decode
-from ffnskip.layers import input_device
-from ffnskip.profile import Profile
+from ffnskip.decoder import Decoder
 from ffnskip.stats import SkipStats
-from ffnskip.wrap import Applied
 from ffnskip_cli.track import Track
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _ROWS = 16  # prompts that are continued side by side
 _NGRAM = 4
@@ -44,31 +37,19 @@ class Continuation:
         return sum(repetition(row.tolist()) for row in self.tokens) / len(self.tokens)
 
 
-def continue_prompts(
-    model: PreTrainedModel, profile: Profile | None, prompts: Tensor, new_tokens: int, track: Track
-) -> Continuation:
+def continue_prompts(decoder: Decoder, prompts: Tensor, new_tokens: int, track: Track) -> Continuation:
     """Continue ``prompts [n, prompt]`` greedily by `new_tokens`, past any end-of-text token."""
     batches = prompts.split(_ROWS)
-    description = "generating, dense" if profile is None else "generating, skipping"
-    stats = None if profile is None else SkipStats(profile.model.n_layers)
+    description = "generating, dense" if decoder.profile is None else "generating, skipping"
+    decoder.reset_stats()
     rows = []
     for batch in track(batches, description, len(batches)):
-        if profile is None:
-            rows.append(_continue(model, batch, new_tokens))
-        else:
-            with Applied(model, profile, "decode") as applied:
-                rows.append(_continue(model, batch, new_tokens))
-            assert stats is not None
-            stats.add(applied.stats)
-    return Continuation(torch.cat(rows), stats)
+        steps = list(decoder.decode(batch, max_new_tokens=new_tokens))
+        rows.append(torch.stack(steps, dim=1).cpu())
+    return Continuation(torch.cat(rows), None if decoder.profile is None else decoder.stats)
 
 
 def repetition(tokens: list[int]) -> float:
     """1 - distinct 4-grams / 4-grams (seq-rep-4, Welleck et al. 2020); 0 for fewer than four tokens."""
     ngrams = [tuple(tokens[i : i + _NGRAM]) for i in range(len(tokens) - _NGRAM + 1)]
     return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
-
-
-def _continue(model: PreTrainedModel, prompts: Tensor, new_tokens: int) -> Tensor:
-    steps = list(decode(model, prompts.to(input_device(model)), max_new_tokens=new_tokens))
-    return torch.stack(steps, dim=1).cpu()

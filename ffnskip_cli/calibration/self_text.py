@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ffnskip.decode import Sampling, decode
+from ffnskip.decode import decode
 from ffnskip.errors import FfnskipError
 from ffnskip.layers import input_device
+from ffnskip.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ffnskip.decoder import Decoder
 from ffnskip.profile import Profile
 from ffnskip.sections import WarmUpTrial
 from ffnskip_cli.benchmark.quality import Quality, measure_quality, paired_difference
@@ -110,6 +111,6 @@ def _continue(
     settings = None if profile is None else profile.deciding
     tokens = journal.remember(
         ["continue", settings, prompts.tolist(), generated],
-        lambda: continue_prompts(model, profile, prompts, generated, track).tokens.tolist(),
+        lambda: continue_prompts(Decoder(model, profile, check=False), prompts, generated, track).tokens.tolist(),
     )
     return torch.tensor(tokens)

@@ -10,6 +10,8 @@ from ffnskip_cli import console
 from ffnskip_cli.commands import options
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ffnskip.profile import Profile
     from ffnskip_cli.calibration.corpus import Corpus
     from ffnskip_cli.report.tables import Column
@@ -35,6 +37,7 @@ PromptTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of e
 NewTokens = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens to generate from each prompt.")]
 Prompts = Annotated[int, typer.Option(metavar="N", min=1, help="Prompts of the worst-case part.")]
 Repetitions = Annotated[int, typer.Option("--repetitions", "-r", metavar="N", min=1, help="Timed runs per row.")]
+Breakdown = Annotated[bool, typer.Option("--breakdown", help="Show where the time of a token goes.")]
 Seed = Annotated[
     int | None,
     typer.Option(
@@ -62,7 +65,9 @@ def command(
     repetitions: Repetitions = 5,
     seed: Seed = None,
     format: Format = "table",
+    breakdown: Breakdown = False,
     dtype: options.Dtype = "auto",
+    weights: options.WeightFormat = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,
     revision: options.Revision = None,
@@ -75,14 +80,15 @@ def command(
     FFNs on that text by simpler means: at random, the same ones for every token (non-adaptive: evenly spread; static:
     where the FFN changes its input least; shortgpt: where the layer does), or more of them the later the token
     (skipdecode). Speed is tokens per second at batch 1: the dense model, the profile and Hugging Face generate take
-    turns in one process. The worst case is the share of generated tokens that skip nothing at all.
+    turns in one process. The worst case is the share of generated tokens that skip nothing at all. With --weights all
+    rows but Hugging Face's run on packed weights, and quality is compared with the model as it was loaded.
     """
     from ffnskip.profile import load_profile
 
     loaded_profile = load_profile(profile).moved(threshold=threshold, target=target)
     parts = _parse_parts(measure)
     with console.busy("Starting"):
-        from ffnskip import apply
+        from ffnskip import Decoder
         from ffnskip_cli.benchmark.suite import Plan, run_suite
         from ffnskip_cli.calibration.texts import check_names, dataset_names, evaluation_text
 
@@ -98,7 +104,9 @@ def command(
         trust_remote_code=trust_remote_code,
         offline=offline,
     )
-    apply(loaded.model, loaded_profile).remove()  # proves itself before the long part
+    measured, original = _packed(loaded.model, weights)
+    decoder = Decoder(measured, loaded_profile)  # proves itself before the long part
+    options.say_path(decoder)
     sequence_length = _sequence_length(loaded_profile, prompt_tokens)
     decoded = prompt_tokens + new_tokens if parts & {"speed", "worst-case"} else 0
     options.refuse_longer(loaded.model, max(sequence_length, decoded), "lower --prompt-tokens and --new-tokens")
@@ -122,16 +130,35 @@ def command(
         "threshold": loaded_profile.skip.threshold,
         "device": loaded.placement,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "weights": weights,
+        "path": decoder.path,
         "eval_dataset": " + ".join(names),
         "eval_tokens": text.tokens_used,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "prompts": min(prompts, len(text.tokens)),
         "repetitions": repetitions,
-        "rows": run_suite(loaded.model, loaded_profile, text.tokens, plan, console.track),
+        "rows": run_suite(measured, loaded_profile, text.tokens, plan, console.track, original=original),
     }
     _print(document, format)
+    if breakdown:
+        _print_breakdown(document["rows"], format)
     _warn_if_noisy(document["rows"])
+
+
+def _packed(
+    model: PreTrainedModel, weights: Literal["auto", "int8", "int4"]
+) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """The model to measure, and what it was packed from if it was: users compare with that."""
+    if weights == "auto":
+        return model, None
+    from copy import deepcopy
+
+    from ffnskip import pack_weights
+
+    with console.busy(f"Packing weights to {weights}"):
+        pack_weights(packed := deepcopy(model), weights)
+    return packed, model
 
 
 def _warn_if_noisy(rows: list[dict[str, Any]]) -> None:
@@ -199,6 +226,19 @@ def _print(document: dict[str, Any], format: Literal["table", "md", "json", "csv
         render(*turned(rows, _columns()))
     else:
         render(rows, _columns(), format)
+
+
+def _print_breakdown(rows: list[dict[str, Any]], format: Literal["table", "md", "json", "csv"]) -> None:
+    from ffnskip_cli.report.tables import Column, render
+
+    timed = [{"name": row["name"]} | row["breakdown"] for row in rows if row["breakdown"]]
+    if format == "json":  # it is in the document
+        return
+    if not timed:
+        console.warn("Where the time goes is known of the fused path on a CPU alone, and when speed is measured.")
+        return
+    columns = [Column("name", "ms per token"), *(Column(part, part, ".2f") for part in timed[0] if part != "name")]
+    render(timed, columns, format)
 
 
 def _columns() -> list[Column]:

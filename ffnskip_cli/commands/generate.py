@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ffnskip import Sampling, SkipStats
+    from ffnskip import Decoder, Sampling, SkipStats
     from ffnskip_cli.sources.models import LoadedModel
 
 
@@ -38,6 +38,7 @@ def command(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, no chat template.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Show the dense model's answer next to it.")] = False,
     dtype: options.Dtype = "auto",
+    weights: options.WeightFormat = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,
     revision: options.Revision = None,
@@ -74,15 +75,17 @@ def command(
     )
     tokens = _prompt_tokens(loaded, text, raw)
     options.refuse_longer(loaded.model, tokens.shape[1] + max_new_tokens, "shorten the prompt or --max-new-tokens")
-    writer = _Writer(loaded, tokens, max_new_tokens, sampling)
-    if skip_profile is None:
-        writer.write(_stream(loaded))
-        return
-    with ffnskip.apply(loaded.model, skip_profile) as applied:
+    if weights != "auto":
+        with console.busy(f"Packing weights to {weights}"):
+            ffnskip.pack_weights(loaded.model, weights)
+    decoder = ffnskip.Decoder(loaded.model, skip_profile)
+    options.say_path(decoder)
+    if skip_profile is not None:
         options.say_expected_cost(skip_profile, threshold, target)
-        skipping = writer.write(None if compare else _stream(loaded), applied.stats)
+    writer = _Writer(loaded, tokens, max_new_tokens, sampling)
+    text = writer.write(None if compare else _stream(loaded), decoder)
     if compare:
-        _side_by_side(writer.write(None), skipping)
+        _side_by_side(writer.write(None, ffnskip.Decoder(loaded.model, check=False)), text)
 
 
 def _prompt_text(prompt: str) -> str:
@@ -107,15 +110,12 @@ class _Writer:
         self._max_new_tokens = max_new_tokens
         self._sampling = sampling
 
-    def write(self, show: Callable[[int | None], None] | None, stats: SkipStats | None = None) -> str:
+    def write(self, show: Callable[[int | None], None] | None, decoder: Decoder) -> str:
         """Generate, showing each token (and None at the end) as it comes; returns the text."""
-        from ffnskip import decode
-
         tokens: list[int] = []
         times: list[float] = []
         stop = _stop_tokens(self._loaded)
-        for token in decode(
-            self._loaded.model,
+        for token in decoder.decode(
             self._prompt,
             max_new_tokens=self._max_new_tokens,
             sampling=self._sampling,
@@ -127,7 +127,7 @@ class _Writer:
                 show(tokens[-1])
         if show is not None:
             show(None)
-        _say_how_it_went(times, stats)
+        _say_how_it_went(times, None if decoder.profile is None else decoder.stats)
         return str(self._loaded.tokenizer.decode(tokens, skip_special_tokens=True))
 
 

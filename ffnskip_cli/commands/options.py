@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from ffnskip_cli.budget import MAX_KL
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ffnskip.decoder import Decoder
     from ffnskip.profile import Profile
     from ffnskip_cli.sources.models import LoadedModel
 
@@ -41,6 +42,13 @@ Seed = Annotated[
 ]
 
 Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="auto (as stored), float32, bfloat16 or float16.")]
+WeightFormat = Annotated[
+    Literal["auto", "int8", "int4"],
+    typer.Option(
+        help="Format of the weight matrices: auto (as loaded), int8 or int4, which decode faster and cost quality.",
+        show_default=True,
+    ),
+]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto (cuda if there is one), cpu, cuda:1, …")]
 DeviceMap = Annotated[
     str | None,
@@ -87,6 +95,12 @@ def load(
     if device_map is not None:
         console.talk.print(f"The model lies on {loaded.placement}.")
     return loaded
+
+
+def say_path(decoder: Decoder) -> None:
+    """Say when decoding is slower than it could be, and why."""
+    if decoder.why_general is not None:
+        console.talk.print(f"Decoding by the general path: {decoder.why_general}", highlight=False)
 
 
 def refuse_longer(model: PreTrainedModel, tokens: int, instead: str) -> None:

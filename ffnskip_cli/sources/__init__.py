@@ -1,1 +1,1 @@
-"""Where models and text come from: the Hub, local files, the demo, and the cache."""
+"""Where models and text come from: the Hub, local files, the demo."""

@@ -7,9 +7,12 @@
 """
 
 from ffnskip.apply import apply
-from ffnskip.decode import Sampling, decode
+from ffnskip.decode import decode
+from ffnskip.decoder import Decoder
 from ffnskip.errors import FfnskipError, ProfileError, UnsupportedModelError
+from ffnskip.fast.packed import pack_weights
 from ffnskip.profile import Profile, load_profile, save_profile
+from ffnskip.sampling import Sampling
 from ffnskip.stats import SkipStats
 from ffnskip.wrap import Applied
 
@@ -17,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Applied",
+    "Decoder",
     "FfnskipError",
     "Profile",
     "ProfileError",
@@ -26,5 +30,6 @@ __all__ = [
     "apply",
     "decode",
     "load_profile",
+    "pack_weights",
     "save_profile",
 ]

@@ -85,9 +85,9 @@ def self_check(model: PreTrainedModel, profile: Profile) -> None:
     tokens = torch.arange(_CHECK_TOKENS, device=input_device(model))[None] * 7919 % vocabulary
     plain = _check_residual(model, tokens)
     cosine = profile.skip.rule == "cosine"
-    nothing = 2.0 if cosine else 0.0
-    settings = profile.skip.model_copy(update={"threshold": nothing, "warm_up": 0, "refresh_every": None})
-    with Applied(model, profile.model_copy(update={"skip": settings}), "score") as applied:
+    never = profile.never
+    settings = never.skip.model_copy(update={"warm_up": 0, "refresh_every": None})
+    with Applied(model, never.model_copy(update={"skip": settings}), "score") as applied:
         wrapped: Tensor = model(tokens, use_cache=False).logits
         calls = [site.layer.mlp.calls for site in ffn_sites(model) if isinstance(site.layer.mlp, SkippableFFN)]
         checked = applied.stats.checked[profile.skip.cold_s : profile.skip.cold_e - cosine]  # none follows the last

@@ -4,47 +4,91 @@ A language model is run in two phases. *Prefill* pushes the whole prompt through
 cache. *Decoding* then feeds one token per sequence and reads the next from the logits, over and over; at batch 1 its
 speed is bound by the bytes of weights that each step reads, which is what skipping FFNs saves.
 
-The loop knows nothing about profiles: put one on the model with `ffnskip.apply` and the same loop skips.
+The loop leaves both to a path: `GeneralPath` runs any Hugging Face decoder through its own forward pass; others are
+faster for some models (`ffnskip.Decoder` chooses).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from ffnskip.errors import FfnskipError
+from ffnskip.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MIN_TEMPERATURE = 1e-4  # logits divided by less would overflow
+
+class Path(Protocol):
+    """One way to run a model over the sequences of one decode."""
+
+    def read(self, prompts: Tensor, mask: Tensor | None) -> Tensor:
+        """Prefill.
+
+        Args:
+            prompts: ``[batch, prompt]``, padded on the left.
+            mask: ``[batch, prompt]``, 0 on padding; None where there is none.
+
+        Returns:
+            Logits of the next token, ``[batch, vocabulary]``.
+        """
+        ...
+
+    def step(self, tokens: Tensor, ended: Tensor) -> Tensor:
+        """Take every sequence one token further.
+
+        Args:
+            tokens: ``[batch]``, the latest ones.
+            ended: ``[batch]`` bool on the CPU, the sequences whose tokens no longer matter.
+
+        Returns:
+            Logits of the next token, ``[batch, vocabulary]``.
+        """
+        ...
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen: greedily at temperature 0, else sampled from the `top_p` nucleus with `seed`."""
+class GeneralPath:
+    """Any Hugging Face decoder, through its own forward pass, with or without a profile applied."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    def __init__(self, model: PreTrainedModel) -> None:
+        from transformers import DynamicCache
 
-    def __post_init__(self) -> None:
-        if not (self.temperature == 0.0 or MIN_TEMPERATURE <= self.temperature < float("inf")):
-            raise FfnskipError(
-                f"The temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, not {self.temperature}."
-            )
-        if not 0.0 < self.top_p <= 1.0:
-            raise FfnskipError(f"top_p must be more than 0 and at most 1, not {self.top_p}.")
+        self._model = model
+        self._cache = DynamicCache(config=model.config)
+        self._mask: Tensor | None = None
+        self._position = torch.empty(0)
+
+    def read(self, prompts: Tensor, mask: Tensor | None) -> Tensor:
+        """See `Path`."""
+        if mask is None and len(prompts) > 1:
+            mask = torch.ones_like(prompts)  # rows that end before others are masked from then on, and not counted
+        self._mask = mask
+        counting = torch.ones_like(prompts) if mask is None else mask
+        self._position = (counting.cumsum(-1) - 1).clamp(min=0)
+        return self._forward(prompts)
+
+    def step(self, tokens: Tensor, ended: Tensor) -> Tensor:
+        """See `Path`."""
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, (~ended)[:, None].to(self._mask)], dim=1)
+        self._position = self._position[:, -1:] + 1
+        return self._forward(tokens[:, None])
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self._model(
+            tokens,
+            attention_mask=self._mask,
+            position_ids=self._position,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1]
 
 
-GREEDY = Sampling()
-
-
-@torch.inference_mode()
 def decode(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -54,7 +98,7 @@ def decode(
     sampling: Sampling = GREEDY,
     stop_tokens: Collection[int] = (),
 ) -> Iterator[Tensor]:
-    """Continue each prompt of a batch.
+    """Continue each prompt of a batch by the model's own forward pass.
 
     Args:
         model: a Hugging Face decoder, with or without a profile applied.
@@ -67,52 +111,30 @@ def decode(
     Yields:
         The next token of every row, ``[batch]``. Rows that have ended repeat their stop token.
     """
-    from transformers import DynamicCache
+    return run(GeneralPath(model), input_ids, attention_mask, max_new_tokens, sampling, stop_tokens)
 
-    choose = _chooser(sampling, input_ids.device)
-    stop = torch.tensor(sorted(stop_tokens), dtype=torch.long, device=input_ids.device)
-    cache = DynamicCache(config=model.config)
-    tokens, mask = input_ids, attention_mask
-    if mask is None and len(input_ids) > 1:
-        mask = torch.ones_like(input_ids)  # rows that end before others are masked from then on, and not counted
-    counting = torch.ones_like(input_ids) if mask is None else mask
-    position = (counting.cumsum(-1) - 1).clamp(min=0)
-    ended: Tensor | None = None
-    for _ in range(max_new_tokens):
-        logits = model(
-            tokens,
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+
+@torch.inference_mode()
+def run(
+    path: Path,
+    prompts: Tensor,
+    mask: Tensor | None,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop_tokens: Collection[int],
+) -> Iterator[Tensor]:
+    """The loop of `decode` on any path."""
+    choose = sampling.chooser(prompts.device)
+    stop = torch.tensor(sorted(stop_tokens), dtype=torch.long)
+    ended = torch.zeros(len(prompts), dtype=torch.bool)
+    tokens = prompts[:, -1]
+    for index in range(max_new_tokens):
+        logits = path.step(tokens, ended) if index else path.read(prompts, mask)
         following = choose(logits)
-        if ended is not None:
-            following = torch.where(ended, tokens[:, -1], following)
-        yield following
-        ended = torch.isin(following, stop)
-        if bool(ended.all()):
-            return
-        tokens = following[:, None]
-        if mask is not None:
-            mask = torch.cat([mask, (~ended)[:, None].to(mask)], dim=1)
-        position = position[:, -1:] + 1
-
-
-def _chooser(sampling: Sampling, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Maps logits ``[batch, vocabulary]`` to tokens ``[batch]``."""
-    from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
-
-    if sampling.temperature == 0.0:
-        return lambda logits: logits.argmax(dim=-1)
-    warp = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
-    if sampling.top_p < 1.0:
-        warp.append(TopPLogitsWarper(sampling.top_p))
-    generator = torch.Generator(device).manual_seed(sampling.seed)
-
-    def sample(logits: Tensor) -> Tensor:
-        probabilities = warp(None, logits.float()).softmax(dim=-1)
-        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-
-    return sample
+        # Without stop tokens nothing is asked of the device here, so that it need not wait for the host.
+        tokens = torch.where(ended.to(tokens.device), tokens, following) if stop_tokens else following
+        yield tokens
+        if stop_tokens:
+            ended = torch.isin(tokens.cpu(), stop)
+            if bool(ended.all()):
+                return

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -115,7 +116,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
     hook = getattr(embeddings, "_hf_hook", None)  # accelerate's, on the modules of a dispatched model
     device = getattr(hook, "execution_device", None)
     if device is None:
-        device = next(embeddings.parameters()).device
+        device = next(chain(embeddings.parameters(), embeddings.buffers())).device
     return torch.device(device)
 
 

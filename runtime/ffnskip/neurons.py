@@ -13,6 +13,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from ffnskip.errors import ProfileError
+from ffnskip.fast.packed import PackedLinear
 
 _GATE, _UP, _DOWN = "gate_proj", "up_proj", "down_proj"
 
@@ -20,7 +21,7 @@ _GATE, _UP, _DOWN = "gate_proj", "up_proj", "down_proj"
 def count_neurons(ffn: nn.Module) -> int:
     """How many neurons an FFN has that can be run alone; 0 where they cannot be told apart."""
     projections = [getattr(ffn, name, None) for name in (_GATE, _UP, _DOWN)]
-    if not all(type(p) is nn.Linear and p.weight.is_floating_point() for p in projections):
+    if not all(_is_plain(projection) for projection in projections):
         return 0
     return _linear(ffn, _UP).out_features if callable(getattr(ffn, "act_fn", None)) else 0
 
@@ -75,9 +76,16 @@ class Neurons:
             self._gate_bias, self._up_bias = self._gate_bias.to(like), self._up_bias.to(like)
 
 
-def _linear(ffn: nn.Module, name: str) -> nn.Linear:
+def _is_plain(projection: nn.Module | None) -> bool:
+    """Whether it multiplies with one matrix whose rows can be had."""
+    return isinstance(projection, PackedLinear) or (
+        type(projection) is nn.Linear and projection.weight.is_floating_point()
+    )
+
+
+def _linear(ffn: nn.Module, name: str) -> nn.Linear | PackedLinear:
     projection = ffn.get_submodule(name)
-    assert isinstance(projection, nn.Linear)
+    assert isinstance(projection, nn.Linear | PackedLinear)
     return projection
 
 
@@ -86,7 +94,7 @@ def _act(ffn: nn.Module) -> Callable[[Tensor], Tensor]:
     return act
 
 
-def _rows(projection: nn.Linear, index: Tensor) -> tuple[Tensor, Tensor | None]:
+def _rows(projection: nn.Linear | PackedLinear, index: Tensor) -> tuple[Tensor, Tensor | None]:
     # The first brings in what accelerate keeps elsewhere; the second makes copies that gradients may flow past.
     with align_module_device(projection), torch.inference_mode(False):
         weight, bias = projection.weight, projection.bias

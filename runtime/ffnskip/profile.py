@@ -75,6 +75,12 @@ class Profile(Section):
         """All that decides what is skipped and what is added instead, as plain data."""
         return [self.skip.model_dump(), self.compensation.sha256]
 
+    @property
+    def never(self) -> "Profile":
+        """The same profile with a threshold at which the rule runs and nothing is skipped."""
+        nothing = 2.0 if self.skip.rule == "cosine" else 0.0
+        return self.model_copy(update={"skip": self.skip.model_copy(update={"threshold": nothing})})
+
     def with_weights(self, weights: Weights) -> "Profile":
         """The same profile with these weights, whose file it then names.
 

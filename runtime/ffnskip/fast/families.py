@@ -236,7 +236,7 @@ def _norm(norm: Any) -> Tensor | None:
 
 def _embedding_scale(embedding: nn.Module) -> float:
     if isinstance(embedding, PackedEmbedding):
-        return embedding.scale
+        return embedding.factor
     scale = getattr(embedding, "embed_scale", None)
     return 1.0 if scale is None else float(scale.to(embedding.weight.dtype))  # rounded as the model itself does
 
@@ -265,7 +265,7 @@ def _fused(parent: nn.Module, names: list[str]) -> Matrix:
 def _share(linear: nn.Module, matrix: Matrix) -> None:
     """Let a module use rows of a fused matrix in place of its own, which are freed."""
     if isinstance(linear, PackedLinear):
-        linear.matrix = Matrix(matrix.format, matrix.data, matrix.scale, linear.matrix.bias)
+        linear.share(matrix)
     else:
         assert isinstance(linear, nn.Linear)
         linear.weight = nn.Parameter(matrix.data, requires_grad=linear.weight.requires_grad)

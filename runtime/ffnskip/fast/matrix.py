@@ -49,6 +49,11 @@ class Matrix:
         """Length of the vectors that it takes."""
         return self.data.shape[1] * (2 if self.format == "int4" else 1)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product reads, without the bias."""
+        return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
     def __getitem__(self, rows: slice) -> Matrix:
         """Some of the rows, sharing memory."""
         return Matrix(

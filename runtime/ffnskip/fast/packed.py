@@ -16,54 +16,69 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class PackedLinear(nn.Module):
-    """Stands where an `nn.Linear` stood. Each pass unpacks the weights, which is slow for few rows.
-
-    The fast decode loop reads `matrix` itself.
-    """
+class _Packed(nn.Module):
+    """Holds a packed matrix as buffers, so that it moves with the model."""
 
     def __init__(self, matrix: Matrix, dtype: torch.dtype) -> None:
         super().__init__()
-        self.matrix = matrix
         self.dtype = dtype
-        self.out_features, self.in_features = matrix.rows, matrix.columns
+        self.format = matrix.format
+        self.register_buffer("data", matrix.data)
+        self.register_buffer("scale", matrix.scale)
+        self.register_buffer("wide_bias", matrix.bias)
+
+    @property
+    def matrix(self) -> Matrix:
+        """What is held."""
+        return Matrix(self.format, self.data, self.scale, self.wide_bias)  # type: ignore[arg-type]
+
+    def share(self, matrix: Matrix) -> None:
+        """Use another matrix of the same numbers in place of one's own, which is freed."""
+        self.data, self.scale = matrix.data, matrix.scale
 
     @property
     def weight(self) -> Tensor:
-        """Unpacked, ``[out_features, in_features]``."""
+        """Unpacked, ``[rows, columns]``."""
         return self.matrix.unpack(self.dtype)
+
+
+class PackedLinear(_Packed):
+    """Stands where an `nn.Linear` stood. Each pass unpacks the weights, which is slow for few rows.
+
+    The fused decode step reads `matrix` itself.
+    """
 
     @property
     def bias(self) -> Tensor | None:
         """``[out_features]`` or None."""
-        return None if self.matrix.bias is None else self.matrix.bias.to(self.dtype)
+        bias = self.matrix.bias
+        return None if bias is None else bias.to(self.dtype)
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the matrix."""
+        return self.matrix.rows
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in_features]`` to ``[..., out_features]``."""
-        return F.linear(x, self.matrix.unpack(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        bias = self.matrix.bias
+        return F.linear(x, self.matrix.unpack(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-class PackedEmbedding(nn.Module):
-    """Stands where an embedding stood that shares its weights with a packed output head."""
+class PackedEmbedding(_Packed):
+    """Stands where an embedding stood that shares its weights with a packed output head; multiplied by `factor`."""
 
-    def __init__(self, matrix: Matrix, dtype: torch.dtype, scale: float) -> None:
-        super().__init__()
-        self.matrix = matrix
-        self.dtype = dtype
-        self.scale = scale
-        self.num_embeddings, self.embedding_dim = matrix.rows, matrix.columns
-
-    @property
-    def weight(self) -> Tensor:
-        """Unpacked, ``[num_embeddings, embedding_dim]``."""
-        return self.matrix.unpack(self.dtype)
+    def __init__(self, matrix: Matrix, dtype: torch.dtype, factor: float) -> None:
+        super().__init__(matrix, dtype)
+        self.factor = factor
+        self.num_embeddings = matrix.rows
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids ``[...]`` to embeddings ``[..., embedding_dim]``."""
-        chosen = tokens.flatten()
-        scale = None if self.matrix.scale is None else self.matrix.scale[chosen]
-        rows = Matrix(self.matrix.format, self.matrix.data[chosen], scale).unpack(self.dtype)
-        return rows.view(*tokens.shape, -1) * self.scale
+        matrix, chosen = self.matrix, tokens.flatten()
+        scale = None if matrix.scale is None else matrix.scale[chosen]
+        rows = Matrix(matrix.format, matrix.data[chosen], scale).unpack(self.dtype)
+        return rows.view(*tokens.shape, -1) * self.factor
 
 
 def pack_weights(model: PreTrainedModel, format: PackedFormat) -> None:
@@ -81,7 +96,9 @@ def pack_weights(model: PreTrainedModel, format: PackedFormat) -> None:
     body, head = decoder(model), model.get_output_embeddings()
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise FfnskipError("A model that is spread over devices cannot be packed: load it on one device.")
-    places = [(parent, name) for parent in body.modules() for name, m in parent.named_children() if type(m) is nn.Linear]
+    places = [
+        (parent, name) for parent in body.modules() for name, m in parent.named_children() if type(m) is nn.Linear
+    ]
     if not places:
         raise FfnskipError("The model has no plain linear layers that could be packed: load it unquantized.")
     for parent, name in places:

@@ -41,3 +41,11 @@ class Step(Protocol):
     def counts(self) -> Counts:
         """What was skipped so far; waits for the device."""
         ...
+
+    def reset_counts(self) -> None:
+        """Start counting anew."""
+        ...
+
+    def seconds(self) -> dict[str, float] | None:
+        """Time spent so far in attention, ffn, compensation, rule and head; None where that cannot be told apart."""
+        ...

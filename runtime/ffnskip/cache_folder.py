@@ -1,4 +1,4 @@
-"""The folder that keeps what is expensive to make twice: fetched demo data and dequantized GGUF weights."""
+"""The folder that keeps what is expensive to make twice: fetched demo data, dequantized weights, compiled code."""
 
 import hashlib
 import os

@@ -1,0 +1,50 @@
+"""How the next token is chosen from the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ffnskip.errors import FfnskipError
+
+MIN_TEMPERATURE = 1e-4  # logits divided by less would overflow
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: greedily at temperature 0, else sampled from the `top_p` nucleus with `seed`."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature == 0.0 or MIN_TEMPERATURE <= self.temperature < float("inf")):
+            raise FfnskipError(
+                f"The temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, not {self.temperature}."
+            )
+        if not 0.0 < self.top_p <= 1.0:
+            raise FfnskipError(f"top_p must be more than 0 and at most 1, not {self.top_p}.")
+
+    def chooser(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """A function from logits ``[batch, vocabulary]`` to tokens ``[batch]``; when it samples, it has a state."""
+        from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+        if self.temperature == 0.0:
+            return lambda logits: logits.argmax(dim=-1)
+        warp = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
+        if self.top_p < 1.0:
+            warp.append(TopPLogitsWarper(self.top_p))
+        generator = torch.Generator(device).manual_seed(self.seed)
+
+        def sample(logits: Tensor) -> Tensor:
+            probabilities = warp(None, logits.float()).softmax(dim=-1)
+            return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+        return sample
+
+
+GREEDY = Sampling()

@@ -1,0 +1,100 @@
+"""Laying a model's weights out for a fused step: nothing is held twice, and the model goes on working."""
+
+import pytest
+import torch
+from pico import SUPPORTED, pico_model, pico_tokens
+from torch import nn
+from transformers import PreTrainedModel
+
+from ffnskip import UnsupportedModelError, pack_weights
+from ffnskip.fast.families import FAMILIES, fuse
+from ffnskip.fast.packed import PackedEmbedding, PackedLinear
+
+TEXT = pico_tokens(12)
+
+
+def storages(model: PreTrainedModel) -> set[int]:
+    return {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_model_computes_what_it_did_and_shares_the_fused_weights(name: str) -> None:
+    model = pico_model(name)
+    before = model(TEXT).logits
+    fused = fuse(model)
+    assert torch.allclose(model(TEXT).logits, before, atol=1e-5)
+    for layer in fused.layers:
+        for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down):
+            assert matrix.data.untyped_storage().data_ptr() in storages(model)
+    assert sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}.values()) == (
+        sum(parameter.nbytes for parameter in model.parameters())
+    )
+
+
+def test_fusing_again_copies_nothing() -> None:
+    model = pico_model()
+    first, second = fuse(model), fuse(model)
+    assert [layer.qkv.data.data_ptr() for layer in first.layers] == [
+        layer.qkv.data.data_ptr() for layer in second.layers
+    ]
+
+
+def test_windows_and_rotary_tables_are_those_of_each_layer() -> None:
+    assert {layer.window for layer in fuse(pico_model("llama")).layers} == {None}
+    assert {layer.window for layer in fuse(pico_model("mistral")).layers} == {8}
+    gemma = fuse(pico_model("gemma3_text"))
+    assert {(layer.window, gemma.rope_types[layer.rope]) for layer in gemma.layers} == {
+        (8, "sliding_attention"),
+        (None, "full_attention"),
+    }
+    cos, sin = gemma.rotary_tables(9)
+    assert cos.shape == sin.shape == (2, 9, 8)
+    assert not torch.equal(cos[0], cos[1])
+
+
+def test_tables_that_grow_with_the_text_hold_for_the_original_length() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 64}
+    assert fuse(pico_model()).max_length == 128
+    assert fuse(pico_model(rope_parameters=rope)).max_length == 64
+
+
+@pytest.mark.parametrize("name", sorted(set(SUPPORTED) - set(FAMILIES)))
+def test_other_architectures_are_refused(name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="have no fused decode step"):
+        fuse(pico_model(name))
+
+
+def test_what_is_no_plain_matrix_is_refused() -> None:
+    model = pico_model()
+    model.model.layers[3].mlp.down_proj = nn.Sequential(model.model.layers[3].mlp.down_proj)
+    with pytest.raises(UnsupportedModelError, match="A Sequential layer has no fused decode step"):
+        fuse(model)
+    with pytest.raises(UnsupportedModelError, match="needs weights in float32, bfloat16, int8 or int4"):
+        fuse(pico_model(dtype=torch.float64))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_packing_rounds_every_matrix_once_and_frees_the_old_ones(tied: bool) -> None:
+    model = pico_model(tie_word_embeddings=tied)
+    before = model(TEXT).logits
+    whole = sum(p.nbytes for p in model.parameters())
+    pack_weights(model, "int8")
+    after = model(TEXT).logits
+    assert 0 < float((after - before).detach().norm() / before.detach().norm()) < 0.05
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    assert len(packed) == 6 * 7 + 1
+    assert isinstance(model.get_input_embeddings(), PackedEmbedding) == tied
+    left = sum(p.nbytes for p in model.parameters()) + sum(m.matrix.nbytes for m in packed)
+    assert left < (0.35 if tied else 0.5) * whole
+    fused = fuse(model)
+    assert torch.equal(model(TEXT).logits, after)
+    assert fused.layers[0].gate_up.format == fused.head.format == "int8"
+
+
+def test_a_model_without_plain_matrices_cannot_be_packed() -> None:
+    from ffnskip import FfnskipError
+
+    model = pico_model()
+    pack_weights(model, "int8")
+    with pytest.raises(FfnskipError, match="no plain linear layers that could be packed"):
+        pack_weights(model, "int8")
