@@ -50,6 +50,16 @@ struct Scores {
     float scale, cap;  // cap 0: none
 };
 
+// N vectors of y = factor * scores . [values; value]: side by side, so that the rows of values are read in few passes.
+template <int N, typename Number>
+INLINE void mix(const Number* values, const float* value, int64_t n, int64_t size, const float* scores, float factor, float* y) {
+    Floats mixed[N];
+    for (int j = 0; j < N; j++) mixed[j] = scores[n] * load(value + j * WIDTH);
+    for (int64_t t = 0; t < n; t++)
+        for (int j = 0; j < N; j++) mixed[j] += scores[t] * load(values + t * size + j * WIDTH);
+    for (int j = 0; j < N; j++) store(y + j * WIDTH, mixed[j] * factor);
+}
+
 // y = softmax(scale * q . [keys; key]) . [values; value] over `n` cached positions and the current one.
 template <typename Number>
 static void attend(const float* q, const Number* keys, const Number* values, const float* key, const float* value, int64_t n,
@@ -72,11 +82,8 @@ static void attend(const float* q, const Number* keys, const Number* values, con
     for (; t <= n; t++) total += scores[t] = std::exp(scores[t] - highest);
     const float inverse = 1.0f / total;
     int64_t i = 0;
-    for (; i + WIDTH <= size; i += WIDTH) {
-        Floats mixed = scores[n] * load(value + i);
-        for (t = 0; t < n; t++) mixed += scores[t] * load(values + t * size + i);
-        store(y + i, mixed * inverse);
-    }
+    for (; i + 4 * WIDTH <= size; i += 4 * WIDTH) mix<4>(values + i, value + i, n, size, scores, inverse, y + i);
+    for (; i + WIDTH <= size; i += WIDTH) mix<1>(values + i, value + i, n, size, scores, inverse, y + i);
     for (; i < size; i++) {
         float mixed = scores[n] * value[i];
         for (t = 0; t < n; t++) mixed += scores[t] * one(values + t * size + i);
