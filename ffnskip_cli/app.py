@@ -104,7 +104,7 @@ def _frame(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Skip the feed-forward blocks of a language model that hardly change its state, and measure what that costs.
+    """Skip feed-forward blocks (FFNs) of a language model for the tokens that can do without, and measure the cost.
 
     Start with `ffnskip calibrate demo --dataset demo --target 0.10`, which writes a skip profile.
     """

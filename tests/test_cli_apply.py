@@ -44,7 +44,9 @@ def test_the_threshold_can_be_replaced(
     plateau_folder: Path, plateau_profiles: Path, threshold: str, ratio: float, never: float
 ) -> None:
     options = ("--threshold", threshold, "--format", "json")
-    document = json.loads(succeed("apply", plateau_folder, plateau_profiles / "0.05.yaml", *options).stdout)
+    result = succeed("apply", plateau_folder, plateau_profiles / "0.05.yaml", *options)
+    assert talk(result)[-1].endswith(f" --threshold {threshold}")
+    document = json.loads(result.stdout)
     assert document["threshold"] == float(threshold)
     assert document["tokens"] > 0
     assert (document["skip_ratio"], document["never_skip_fraction"]) == (ratio, never)
@@ -58,6 +60,7 @@ def test_a_target_gives_the_threshold_of_the_curve(plateau_folder: Path, plateau
     assert document["threshold"] == threshold
     assert document["skip_ratio"] == pytest.approx(0.2, abs=0.1)
     assert any("At ratio 0.2 " in line and f"KL {kl:.3f}" in line for line in talk(result))
+    assert talk(result)[-1].endswith(f"--profile {path} --target 0.2")
 
 
 def test_a_target_off_the_curve_or_beside_a_threshold(plateau_folder: Path, plateau_profiles: Path) -> None:
@@ -94,6 +97,12 @@ def test_profiles_that_cannot_be_read(plateau_folder: Path, plateau_profiles: Pa
     twice.write_text((plateau_profiles / "0.05.yaml").read_text() + "compensation: {kind: none}\n")
     assert mistake("apply", plateau_folder, missing) == f"{missing}: cannot be read (No such file or directory)"
     assert mistake("apply", plateau_folder, twice) == f"{twice}: compensation: the key appears twice; keep one"
+
+
+def test_a_profile_in_the_place_of_the_model(plateau_profiles: Path) -> None:
+    path = plateau_profiles / "0.05.yaml"
+    sentence = mistake("apply", path, "demo")
+    assert sentence == f"{path} is a profile, and comes second: ffnskip apply MODEL PROFILE."
 
 
 @pytest.mark.parametrize("threshold", ["nan", "inf", "-inf"])

@@ -121,7 +121,8 @@ def test_a_target_moves_along_the_curve_and_says_what_it_should_cost(
         assert moved.stdout == generated(*arguments, "--threshold", point.threshold)
         expected, figures = talk(moved)
         assert expected == (
-            f"At ratio {point.skip_ratio:g} the profile should cost KL {point.kl:.3f} nats per token, by its curve."
+            f"At ratio {point.skip_ratio:g} the profile should cost KL {point.kl:.3f} nats per token, by its curve, "
+            "which knows KL alone."
         )
         assert figures.startswith("ffnskip: ")
 

@@ -324,6 +324,10 @@ def test_the_plot_is_written_beside_the_result(command: tuple[object, ...], tmp_
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_help_speaks_of_no_option_that_the_command_lacks() -> None:
+    assert "--rule" not in succeed("compare-text", "--help").stdout
+
+
 def test_a_plot_that_cannot_be_drawn_is_refused_before_the_model_is_looked_at(tmp_path: Path) -> None:
     start = ("compare-text", tmp_path / "none", "--dataset", "self", "--dataset", "demo", "--plot")
     assert mistake(*start, "m.html") == "cannot plot to m.html: name a file that ends with .png, .svg or .pdf."

@@ -20,6 +20,10 @@ TEXT = {
     "tokens_used": 4096,
     "sequence_length": 256,
 }
+BUDGET_AT_016 = (
+    "On its curve, KL 0.25 lies at a ratio of about 0.16. That is the limit on KL alone: the quality budget has one on "
+    "top-1 agreement, too, of which a curve says nothing."
+)
 CALIBRATION = {**TEXT, "seed": 0, "dtype": "bfloat16", "on": "text"}
 UNSEEN = {**TEXT, "split": "test", "text_sha256": "b" * 64, "tokens_used": 2048}
 MEASURED = {
@@ -307,7 +311,7 @@ def test_there_is_no_range_without_a_curve(curve: list[list[float]]) -> None:
 def test_the_quality_budget_lies_where_the_curve_has_its_kl() -> None:
     profile = make_profile(curve=[[0.97, 0.3, 0.7], [0.98, 0.2, 0.35], [0.99, 0.1, 0.1]])
     sentence = explain(profile)[-1]
-    assert sentence == "On its curve, KL 0.25 (the quality budget) lies at a ratio of about 0.16."
+    assert sentence == BUDGET_AT_016
     assert profile.point_at(0.16).kl == pytest.approx(MAX_KL)
 
 
@@ -316,7 +320,7 @@ def test_a_curve_whose_thresholds_rise_with_the_ratio_is_read_like_any_other() -
     profile = make_compensated("mean", rule="predicted-damage", threshold=0.01, curve=curve)
     assert explain(profile)[-2:] == [
         "--target moves the ratio between 0.1 and 0.3 without a new calibration.",
-        "On its curve, KL 0.25 (the quality budget) lies at a ratio of about 0.16.",
+        BUDGET_AT_016,
     ]
 
 

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from pico import HIDDEN, N_LAYERS, VOCABULARY, pico_model, pico_source, pico_tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ffnskip.fast.path import FusedPath
 from ffnskip.layers import decoder
 from ffnskip_cli.calibration.calibrate import calibrate
 from ffnskip_cli.calibration.choose import choose_cosine
@@ -60,9 +62,15 @@ def counted(length: int) -> Iterator[Count]:
         elif tuple(tokens.shape) != (1, SELF_CHECK):
             count.decode_steps += 1
 
+    def step(path: FusedPath, tokens: Tensor, ended: Tensor) -> Tensor:
+        count.decode_steps += 1
+        return fused_step(path, tokens, ended)
+
+    fused_step = FusedPath.step
     hook = decoder(model_of()).register_forward_pre_hook(look, with_kwargs=True)
     try:
-        yield count
+        with patch.object(FusedPath, "step", step):
+            yield count
     finally:
         hook.remove()
 

@@ -123,6 +123,13 @@ def test_hub_id_that_is_not_cached_while_offline() -> None:
     assert "`demo`" in message
 
 
+def test_short_name_that_is_nothing_while_offline() -> None:
+    assert sentence(lambda: load_model("nomodel")) == (
+        "nomodel is neither a local folder, a .gguf file, `demo` nor a Hub id like org/name, and no model of the Hub "
+        "with so short an id is in the local cache: check the spelling, or run once with a network"
+    )
+
+
 def test_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise TimeoutError("timed out")
@@ -130,6 +137,9 @@ def test_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("ffnskip_cli.sources.models.is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", unreachable)
     assert "(timed out): pass --offline" in sentence(lambda: load_model("org/never-fetched"))
+    message = sentence(lambda: load_model("nomodel"))
+    assert message.startswith("nomodel is neither ")
+    assert "(timed out): check the spelling, or pass --offline" in message
 
 
 @pytest.mark.parametrize("name", ["org/pico", "org/pico@main", f"org/pico@{COMMIT}"])

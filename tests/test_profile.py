@@ -301,6 +301,14 @@ def test_the_module_prints_the_schema() -> None:
     assert printed == SCHEMA_FILE.read_text(encoding="utf-8")
 
 
+def test_a_misspelt_key_is_named_beside_the_missing_one() -> None:
+    text = dump_profile(make_profile()).replace("warm_up:", "warmup:")
+    with pytest.raises(
+        ProfileError, match=r"skip\.warm_up: is missing, and warmup is no key here: correct its spelling"
+    ):
+        parse_profile(text)
+
+
 def test_the_schema_accepts_profiles_and_refuses_others() -> None:
     validator = jsonschema.Draft202012Validator(json_schema())
     validator.check_schema(json_schema())

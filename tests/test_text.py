@@ -143,6 +143,12 @@ def test_hub_datasets_that_are_not_cached_while_offline(spec: str, dataset: str)
     assert "`demo`" in message
 
 
+def test_a_short_name_that_is_nothing_while_offline() -> None:
+    message = sentence(lambda: read("wikitxt"))
+    assert message.startswith("wikitxt is neither a local .txt, .jsonl or .parquet file, `demo`, `self` nor a Hub id ")
+    assert "no dataset of the Hub with so short an id is in the local cache: check the spelling" in message
+
+
 def test_self_uses_the_given_generator() -> None:
     source = open_text("self", generate=lambda: iter([" one ", "", "two"]))
     assert (source.dataset, source.shuffled) == ("self", True)

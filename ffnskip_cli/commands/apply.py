@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -45,6 +46,7 @@ def command(
     """
     from ffnskip.profile import load_profile
 
+    _refuse_swapped(model, profile)
     skip_profile = load_profile(profile).moved(threshold=threshold, target=target)
     with console.busy("Starting"):
         import torch
@@ -71,7 +73,17 @@ def command(
         raise ffnskip.FfnskipError(f"The sample ends before the warm-up of {warm_up} tokens does: nothing to report.")
     _report(applied, format)
     options.say_expected_cost(skip_profile, threshold, target)
-    options.hint_command("generate", model, "Once upon a time", "--profile", profile)
+    moved = [("--threshold", threshold), ("--target", target)]
+    same = [word for option, value in moved if value is not None for word in (option, value)]
+    options.hint_command("generate", model, "Once upon a time", "--profile", profile, *same)
+
+
+def _refuse_swapped(model: str, profile: Path) -> None:
+    """Raise FfnskipError for a profile in the model's place and no profile in its own."""
+    from ffnskip.errors import FfnskipError
+
+    if Path(model).suffix in (".yaml", ".yml") and os.path.isfile(model) and not os.path.isfile(profile):
+        raise FfnskipError(f"{model} is a profile, and comes second: ffnskip apply MODEL PROFILE.")
 
 
 def _report(applied: Applied, format: Literal["table", "json", "md", "csv"]) -> None:

@@ -34,7 +34,7 @@ Target = Annotated[
     str | None,
     typer.Option(
         metavar="RATIO[,RATIO…]",
-        help="Share of all FFNs to skip, such as 0.10; several share one run.",
+        help="Share of all FFNs to skip on the calibration text, such as 0.10; several share one run.",
         show_default=False,
     ),
 ]
@@ -157,12 +157,13 @@ Neurons = Annotated[
 ]
 FitTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to fit probe and compensation to.")]
 Candidates = Annotated[
-    int,
+    int | None,
     typer.Option(
         metavar="N",
         min=0,
         help="With --rule cosine: regions, windows and refreshes to try at most; 0: the paper's rule where the curve "
-        "is flat.",
+        "is flat. Default: 16.",
+        show_default=False,
     ),
 ]
 StatsOut = Annotated[
@@ -191,7 +192,7 @@ Shard = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only print what would run: forward passes, tokens, memory and time.")
+    bool, typer.Option("--dry-run", help="Only print what would run at most: forward passes, tokens, memory and time.")
 ]
 
 
@@ -251,6 +252,15 @@ def parse_count(option: str, text: str, *, least: int, none: bool) -> int | Lite
         words = "none or auto" if none else "auto"
         raise FfnskipError(f"{option} must be a whole number from {least} on, {words}, not {text}.")
     return int(text)
+
+
+def candidates_of(rule: str, candidates: int | None) -> int:
+    """How many candidates to try; only the rule `cosine` has any."""
+    from ffnskip.errors import FfnskipError
+
+    if rule != "cosine" and candidates:
+        raise FfnskipError("--candidates belongs to --rule cosine: with predicted-damage there is no region to search.")
+    return 16 if candidates is None else candidates
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -42,11 +42,23 @@ def command(
             show_default=False,
         ),
     ] = None,
-    window: own.Window = "none",
+    window: Annotated[
+        str,
+        typer.Option(
+            metavar="N|none|auto", help="FFNs skipped after a trigger at most; none: all up to the end of the region."
+        ),
+    ] = "none",
     refresh_every: own.RefreshEvery = "none",
     cold_s: own.ColdStart = None,
     cold_e: own.ColdEnd = None,
-    candidates: own.Candidates = 0,
+    candidates: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Regions, windows and refreshes to try at most, for each text; 0: the region that its curve proposes.",
+        ),
+    ] = 0,
     seed: own.Seed = None,
     plot: Annotated[
         Path | None,

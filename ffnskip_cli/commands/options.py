@@ -32,7 +32,7 @@ Target = Annotated[
     float | None,
     typer.Option(
         metavar="RATIO",
-        help="Skip this share of all FFNs: moves the threshold along the profile's curve.",
+        help="Skip this share of all FFNs, as on the profile's held-out text: moves the threshold along its curve.",
         show_default=False,
     ),
 ]
@@ -134,7 +134,9 @@ def _say_cost_at(profile: Profile, target: float) -> None:
             f"{MAX_KL:.3f} nats per token; expect visibly worse text."
         )
         return
-    console.talk.print(f"At ratio {target:g} the profile should cost KL {kl:.3f} nats per token, by its curve.")
+    console.talk.print(
+        f"At ratio {target:g} the profile should cost KL {kl:.3f} nats per token, by its curve, which knows KL alone."
+    )
     # The curve knows KL alone; the verdict may rest on top-1 agreement, and skipping more does not mend that.
     if profile.measured is not None and target >= profile.measured.skip_ratio:
         warn_if_over_budget(profile, f"Already at ratio {profile.measured.skip_ratio:g} this profile")

@@ -43,7 +43,10 @@ def _sentences(profile: Profile) -> Iterator[str]:
     for below, above in pairwise(points):
         if below.kl <= MAX_KL < above.kl:
             ratio = _crossing(below, above)
-            yield f"On its curve, KL {MAX_KL:g} (the quality budget) lies at a ratio of about {ratio:.2g}."
+            yield (
+                f"On its curve, KL {MAX_KL:g} lies at a ratio of about {ratio:.2g}. That is the limit on KL alone: the "
+                "quality budget has one on top-1 agreement, too, of which a curve says nothing."
+            )
             break
 
 

@@ -15,7 +15,7 @@ _COLUMNS = [
     Column("passes", "forward passes, at most", "d"),
     Column("tokens", "tokens", "d"),
     Column("decode_steps", "decode steps", "d"),
-    Column("minutes", "minutes", ".1f"),
+    Column("minutes", "minutes, at most", ".1f"),
 ]
 
 

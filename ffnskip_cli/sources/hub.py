@@ -24,6 +24,10 @@ _INSTEAD = {
     "model": "a local folder, a .gguf file or `demo`",
     "dataset": "a local .txt, .jsonl or .parquet file or `demo`",
 }
+_NEITHER = {
+    "model": "neither a local folder, a .gguf file, `demo` nor a Hub id like org/name",
+    "dataset": "neither a local .txt, .jsonl or .parquet file, `demo`, `self` nor a Hub id like org/name",
+}
 # Only models enter a cache here: datasets are streamed, so a cached one was loaded by another program.
 _TO_CACHE = {"model": "run once with a network", "dataset": "load it once with `datasets.load_dataset`"}
 _IF_CACHED = {"model": "if it was fetched before", "dataset": "if `datasets.load_dataset` has cached it"}
@@ -81,10 +85,20 @@ def _sentence(error: Exception, kind: Kind, name: str, offline: bool) -> str:
                 f"the Hugging Face Hub shows no {kind} {name}: check the spelling, set HF_TOKEN if it is private, "
                 + instead
             )
+        case OSError() if offline and "/" not in name:  # most likely a typing error, though old ids are as short
+            return (
+                f"{name} is {_NEITHER[kind]}, and no {kind} of the Hub with so short an id is in the local cache: "
+                f"check the spelling, or {_TO_CACHE[kind]}"
+            )
         case OSError() if offline:
             return (
                 f"the {kind} {name} is not in the local Hugging Face cache and this run is offline: "
                 f"{_TO_CACHE[kind]}, {instead}"
+            )
+        case OSError() if "/" not in name:
+            return (
+                f"{name} is {_NEITHER[kind]}, and the Hub could not be asked for a {kind} with so short an id "
+                f"({reason(error)}): check the spelling, or pass --offline {_IF_CACHED[kind]}"
             )
         case OSError():
             return (

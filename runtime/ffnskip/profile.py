@@ -267,7 +267,7 @@ _MESSAGES = {
 
 
 def _first_error(error: ValidationError, source: str) -> str:
-    first = error.errors(include_url=False)[0]
+    first, *others = error.errors(include_url=False)
     where = ".".join(str(part) for part in first["loc"])
     kind = first.get("ctx", {}).get("pattern") or first["type"]
     _, _, rule = first["msg"].partition(" should ")
@@ -275,6 +275,9 @@ def _first_error(error: ValidationError, source: str) -> str:
     value = first["input"]
     if kind not in ("missing", "extra_forbidden") and not isinstance(value, (dict, list, tuple)):
         what += f", not {strict_yaml.one_line(json.dumps(value, ensure_ascii=False), 60)}"
+    unknown = [e["loc"][-1] for e in others if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]]
+    if kind == "missing" and unknown:
+        what = f"is missing, and {strict_yaml.one_line(str(unknown[0]), 60)} is no key here: correct its spelling"
     return strict_yaml.sentence(source, where, what)
 
 

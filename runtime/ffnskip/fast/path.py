@@ -48,7 +48,7 @@ class FusedPath:
         self._step: Step | None = None
         self._tokens = self._warm_up_tokens = self._index = 0
         self._earlier = SkipStats(len(self._fused.layers))
-        self._reserve(1, 1)  # fails here and not in the middle of a decode where no step can be built
+        self.reserve(1, 1)  # fails here and not in the middle of a decode where no step can be built
 
     def takes(self, prompts: Tensor, mask: Tensor | None, max_new_tokens: int) -> bool:
         """Whether it can decode these: not too many at once, not too long, and padded on the left alone."""
@@ -65,7 +65,7 @@ class FusedPath:
         stop_tokens: Collection[int],
     ) -> Iterator[Tensor]:
         """As `ffnskip.decode`."""
-        self._reserve(len(prompts), prompts.shape[1] + max_new_tokens)
+        self.reserve(len(prompts), prompts.shape[1] + max_new_tokens)
         return run(self, prompts, mask, max_new_tokens, sampling, stop_tokens)
 
     @property
@@ -124,7 +124,7 @@ class FusedPath:
         self._tokens += n_real
         return real, real & may_skip(torch.tensor(self._index), self._profile.skip)
 
-    def _reserve(self, batch: int, capacity: int) -> None:
+    def reserve(self, batch: int, capacity: int) -> None:
         """A step for so many sequences of so many tokens: the one that is there, if it will do."""
         if self._step is not None:
             cache = self._step.cache

@@ -1,0 +1,170 @@
+"""Tokens per second of decode loops and weight formats, taking turns in one run, and what each format costs.
+
+    python benchmarks/decode_speed.py demo profiles/smollm2-135m-instruct/0.25.yaml -o docs/performance.json
+
+prints a table as Markdown. With `--llama-python`, an interpreter that has llama-cpp-python, and `--gguf`, the model's
+GGUF file, llama.cpp takes turns as well, in a process of its own: the yardstick. Run it on a machine that does nothing
+else.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from ffnskip import Decoder, Profile, load_profile, pack_weights
+from ffnskip.fast.path import FusedPath
+from ffnskip_cli import console
+from ffnskip_cli.benchmark.flops import model_cost, overhead
+from ffnskip_cli.benchmark.speed import Run, Speed, Way, decoder_way, hugging_face_way, measure_speed
+from ffnskip_cli.calibration.texts import dataset_names, evaluation_text, text_names
+from ffnskip_cli.sources.models import load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LLAMA_FORMATS = ("F16", "Q8_0", "Q4_1")
+REFERENCE = "Hugging Face generate, bfloat16"
+_LONGEST = 2048  # tokens of llama.cpp's cache
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="The model.")],
+    profile: Annotated[Path, typer.Argument(help="Its profile.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
+    repetitions: Annotated[int, typer.Option(help="Timed runs per row.")] = 5,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 256,
+    quality_tokens: Annotated[int, typer.Option(help="Tokens that the quality of a format is measured on.")] = 2048,
+    llama_python: Annotated[Path | None, typer.Option(help="A Python with llama-cpp-python.")] = None,
+    gguf: Annotated[Path | None, typer.Option(help="The model as GGUF, for llama.cpp.")] = None,
+) -> None:
+    """Measure, write OUTPUT, print a table."""
+    ours = load_profile(profile)
+    assert ours.evaluation is not None
+    assert ours.calibration is not None
+    loaded = load_model(model, dtype="bfloat16")
+    text = evaluation_text(
+        loaded,
+        text_names(ours.evaluation),
+        calibrated_on=dataset_names(ours.calibration),
+        tokens=max(quality_tokens, repetitions * 256),
+        sequence_length=256,
+        seed=ours.calibration.seed,
+        offline=False,
+    ).tokens.long()
+    wide = load_model(model, dtype="float32").model
+    models = {"float32": wide, "bfloat16": loaded.model}
+    for format in ("int8", "int4"):
+        pack_weights(packed := deepcopy(loaded.model), format)
+        models[format] = packed
+    with ExitStack() as stack:
+        ways: dict[str, Way] = {REFERENCE: hugging_face_way(loaded.model)}
+        ways |= {f"dense, {format}": decoder_way(Decoder(one, path="fused")) for format, one in models.items()}
+        for format in ("bfloat16", "int8"):
+            ways[f"profile, {format}"] = decoder_way(Decoder(models[format], ours, path="fused"))
+        ways["profile that never skips, bfloat16"] = decoder_way(Decoder(models["bfloat16"], ours.never, path="fused"))
+        if llama_python is not None and gguf is not None:
+            for format in LLAMA_FORMATS:
+                ways[f"llama.cpp, {format}"] = stack.enter_context(llama_way(llama_python, gguf, format))
+        speeds = measure_speed(ways, text[:, :prompt_tokens], new_tokens, repetitions, ours.skip.warm_up, console.track)
+    rows = [_row(name, speed, speeds, models, ours) for name, speed in speeds.items()]
+    sample = text[: quality_tokens // text.shape[1]]
+    for format, (kl, agreement) in _quality(wide, models, sample).items():
+        next(row for row in rows if row["name"] == f"dense, {format}").update(kl=kl, top1_agreement=agreement)
+    document = {
+        "model": loaded.id,
+        "profile": profile.name,
+        "threads": torch.get_num_threads(),
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "repetitions": repetitions,
+        "rows": rows,
+    }
+    output.write_text(json.dumps(document, indent=1) + "\n")
+    _print(rows)
+
+
+def _row(
+    name: str, speed: Speed, speeds: dict[str, Speed], models: dict[str, PreTrainedModel], profile: Profile
+) -> dict[str, Any]:
+    kind, _, format = name.partition(", ")
+    row: dict[str, Any] = {
+        "name": name,
+        "tokens_per_second": speed.median,
+        "samples": speed.samples,
+        "over_hugging_face": speed.speedup_over(speeds[REFERENCE]),
+        "breakdown": speed.breakdown,
+    }
+    if kind.startswith("profile"):
+        assert speed.total_stats is not None
+        cost = model_cost(models[format])
+        row["skip_ratio"] = speed.total_stats.skip_ratio
+        row["over_dense"] = speed.speedup_over(speeds[f"dense, {format}"])
+        row["ceiling"] = cost.ceiling(speed.total_stats, overhead(profile, models[format]))
+    return row
+
+
+@torch.inference_mode()
+def _quality(wide: PreTrainedModel, models: dict[str, PreTrainedModel], text: Tensor) -> dict[str, tuple[float, float]]:
+    """KL from the model in float32, nats per token, and top-1 agreement: of the very steps that are timed."""
+    totals = {format: torch.zeros(3, dtype=torch.float64) for format in models}
+    for sequence in console.track(text, "measuring quality", len(text)):
+        expected = wide(sequence[None]).logits[0, 1:].log_softmax(-1)
+        for format, model in models.items():
+            found = _step_through(FusedPath(model, None), sequence).log_softmax(-1)
+            kl = (expected.exp() * (expected - found)).sum(-1)
+            agree = expected.argmax(-1) == found.argmax(-1)
+            totals[format] += torch.tensor([float(kl.sum()), float(agree.sum()), len(kl)], dtype=torch.float64)
+    return {format: (float(kl / n), float(agree / n)) for format, (kl, agree, n) in totals.items()}
+
+
+def _step_through(path: FusedPath, sequence: Tensor) -> Tensor:
+    """Logits ``[length - 1, vocabulary]`` behind every token but the first, each by a decode step."""
+    path.reserve(1, len(sequence))
+    path.read(sequence[None, :1], None)
+    running = torch.zeros(1, dtype=torch.bool)
+    return torch.stack([path.step(token[None], running)[0].clone() for token in sequence[1:]])
+
+
+@contextmanager
+def llama_way(python: Path, gguf: Path, format: str) -> Iterator[Way]:
+    """llama.cpp in another process, which decodes when it is sent a prompt and answers with the times of its tokens."""
+    script = Path(__file__).with_name("llama_worker.py")
+    command = [str(python), str(script), str(gguf), format, str(torch.get_num_threads()), str(_LONGEST)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        send, receive = worker.stdin, worker.stdout
+
+        def way(prompt: Tensor, new_tokens: int) -> Run:
+            send.write(json.dumps({"prompt": prompt[0].tolist(), "new_tokens": new_tokens}) + "\n")
+            send.flush()
+            return Run(json.loads(receive.readline()))
+
+        yield way
+        send.close()
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    print("| loop and format | tokens/s | over Hugging Face | over the same loop dense | its ceiling | KL | top-1 |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        cells = [row["name"], f"{median(row['samples']):.1f}", f"{row['over_hugging_face']:.2f}"]
+        cells += [f"{row[key]:.2f}" if key in row else "" for key in ("over_dense", "ceiling")]
+        cells += [f"{row['kl']:.4f}", f"{row['top1_agreement']:.3f}"] if "kl" in row else ["", ""]
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    typer.run(main)
