@@ -46,7 +46,10 @@ class CudaPass:
         self.per_layer = buffer(3, n_layers, batch, dtype=torch.int64)
         self.never = buffer(batch, dtype=torch.int64)
         self._h, self._x, self._y = (buffer(batch, model.hidden) for _ in range(3))
-        self._qkv = buffer(batch, model.layers[0].qkv.rows)
+        # Stacked now: what is not side by side is copied once, and not with every token.
+        self._qkv_matrices = [layer.qkv for layer in model.layers]
+        self._gate_up_matrices = [layer.gate_up for layer in model.layers]
+        self._qkv = buffer(batch, self._qkv_matrices[0].rows)
         self._q = buffer(batch, model.heads, model.head_dim)
         self._attended = buffer(batch, model.heads * model.head_dim)
         self._partial = buffer(batch, model.heads, n_splits, model.head_dim)
@@ -79,7 +82,7 @@ class CudaPass:
         """From the normed stream in `_x` to the block's output in `_y`."""
         model, cache = self._model, self._cache
         keys, values = cache.keys[index], cache.values[index]
-        kernels.project(layer.qkv, self._x, self._qkv)
+        kernels.project(self._qkv_matrices[index], self._x, self._qkv)
         kernels_attention.rotate(
             *(self._qkv, self._q, keys, values, self.position, cache.starts),
             *(self._cos[layer.rope], self._sin[layer.rope], layer.q_norm, layer.k_norm),
@@ -95,12 +98,12 @@ class CudaPass:
     def _run_ffn(self, index: int, layer: FusedLayer) -> None:
         """From attention's output in `_y` to the normed stream that the next layer, or the head, reads in `_x`."""
         model = self._model
-        stream = self._h, self._y
+        stream, gate_up = (self._h, self._y), self._gate_up_matrices[index]
         after = model.layers[index + 1].norm_attention if index + 1 < len(model.layers) else model.norm
         own = self._own(index)
         if own is None:
             kernels_stream.enter_ffn(*stream, layer.after_attention, layer.norm_ffn, self._x, model.eps)
-            kernels.activate(layer.gate_up, model.activation, self._x, self._a)
+            kernels.activate(gate_up, model.activation, self._x, self._a)
             kernels.contract(layer.down, self._a, self._y)
             kernels_stream.leave_ffn(*stream, layer.after_ffn, after, self._x, model.eps)
             return
@@ -112,7 +115,7 @@ class CudaPass:
             *(*stream, layer.after_attention, layer.norm_ffn, self._x, model.eps),
             *(skip, self.allowed, own.probe, own.probe_bias, threshold, self._remaining),
         )
-        kernels.activate(layer.gate_up, model.activation, self._x, self._a, skip, own, z, self._b)
+        kernels.activate(gate_up, model.activation, self._x, self._a, skip, own, z, self._b)
         kernels.contract(layer.down, self._a, self._y, skip, own, z, self._b)
         kernels_stream.leave_ffn(
             *(*stream, layer.after_ffn, after, self._x, model.eps),

@@ -13,6 +13,7 @@ rotary positions) and in what is absent. That a model has been read correctly is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -43,9 +44,10 @@ class FusedLayer:
     """One decoder layer. Norm weights are ``[hidden]`` float32 (``q_norm``, ``k_norm``: ``[head_dim]``), or None.
 
     Attributes:
-        qkv: ``[(heads + 2 * kv_heads) * head_dim, hidden]``: query, key and value projection.
+        q: query projection, ``[heads * head_dim, hidden]``.
+        k, v: key and value projection, ``[kv_heads * head_dim, hidden]``.
         out: ``[hidden, heads * head_dim]``.
-        gate_up: ``[2 * intermediate, hidden]``: gate, then up projection of the FFN.
+        gate, up: of the FFN, ``[intermediate, hidden]``.
         down: ``[hidden, intermediate]``.
         norm_attention, norm_ffn: in front of the two blocks.
         after_attention, after_ffn: behind them.
@@ -54,9 +56,12 @@ class FusedLayer:
         rope: which of the model's rotary tables it uses.
     """
 
-    qkv: Matrix
+    q: Matrix
+    k: Matrix
+    v: Matrix
     out: Matrix
-    gate_up: Matrix
+    gate: Matrix
+    up: Matrix
     down: Matrix
     norm_attention: Tensor
     norm_ffn: Tensor
@@ -67,10 +72,20 @@ class FusedLayer:
     window: int | None
     rope: int
 
+    @property
+    def qkv(self) -> Matrix:
+        """Query, key and value projection as one matrix; no copy where they lie side by side, as on a GPU."""
+        return stack([self.q, self.k, self.v])
+
+    @property
+    def gate_up(self) -> Matrix:
+        """Gate, then up projection as one matrix ``[2 * intermediate, hidden]``; no copy either."""
+        return stack([self.gate, self.up])
+
 
 @dataclass(frozen=True, eq=False)
 class FusedModel:
-    """A decoder whose weights lie as a decode step reads them, shared with the model they came from.
+    """A decoder's weights as a decode step reads them, shared with the model they came from.
 
     Attributes:
         layers: in order.
@@ -133,11 +148,16 @@ class FusedModel:
         return cos, sin
 
 
-def fuse(model: PreTrainedModel) -> FusedModel:
-    """Lay a model's weights side by side as a decode step reads them.
+def fuse(model: PreTrainedModel, side_by_side: bool | None = None) -> FusedModel:
+    """Find a model's weights as a decode step reads them.
 
-    Query, key and value projection become one matrix, gate and up projection another; the model's own modules become
-    views of these, so that it works as before and nothing is held twice.
+    On a GPU, where a launch costs time, query, key and value projection are laid side by side in memory, and so are
+    gate and up projection; the model's own modules become views of that, so that it works as before and nothing is held
+    twice. On a CPU everything stays where it is, be it a file that is mapped into memory.
+
+    Args:
+        model: of one of `FAMILIES`, in one place.
+        side_by_side: whether to lay matrices together; by default on a GPU.
 
     Raises:
         UnsupportedModelError: the model is none of `FAMILIES`, or is built or loaded in a way that is not covered.
@@ -157,10 +177,12 @@ def fuse(model: PreTrainedModel) -> FusedModel:
     eager = getattr(config, "_attn_implementation", None) == "eager"
     embedding = model.get_input_embeddings()
     norm = _norm(body.norm)
+    if side_by_side is None:
+        side_by_side = norm.device.type == "cuda"
     assert norm is not None
     return FusedModel(
         layers=[
-            _layer(layer, config, rope_types.index(_rope_type(config, index)))
+            _layer(layer, config, rope_types.index(_rope_type(config, index)), side_by_side)
             for index, layer in enumerate(body.layers)  # type: ignore[arg-type]
         ],
         embedding=embedding.matrix if isinstance(embedding, PackedEmbedding) else plain(embedding.weight),
@@ -181,21 +203,30 @@ def fuse(model: PreTrainedModel) -> FusedModel:
     )
 
 
-def _layer(layer: Any, config: Any, rope: int) -> FusedLayer:
+def _layer(layer: Any, config: Any, rope: int, side_by_side: bool) -> FusedLayer:
     attention, ffn = layer.self_attn, layer.mlp
     sandwich = hasattr(layer, "pre_feedforward_layernorm")
-    fused_already = hasattr(attention, "qkv_proj")
-    qkv = ["qkv_proj"] if fused_already else ["q_proj", "k_proj", "v_proj"]
-    gate_up = ["gate_up_proj"] if fused_already else ["gate_proj", "up_proj"]
+    of_heads = config.num_attention_heads * attention.head_dim
+    of_kv_heads = config.num_key_value_heads * attention.head_dim
+    if hasattr(attention, "qkv_proj"):  # Phi-3
+        q, k, v = _slices(_matrix(attention.qkv_proj), [of_heads, of_kv_heads, of_kv_heads])
+        gate, up = _slices(_matrix(ffn.gate_up_proj), [config.intermediate_size] * 2)
+    else:
+        arranged = _laid_together if side_by_side else _in_place
+        q, k, v = arranged([attention.q_proj, attention.k_proj, attention.v_proj])
+        gate, up = arranged([ffn.gate_proj, ffn.up_proj])
     norm_ffn = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
     norm_attention = _norm(layer.input_layernorm)
     before_ffn = _norm(norm_ffn)
     assert norm_attention is not None
     assert before_ffn is not None
     return FusedLayer(
-        qkv=_fused(attention, qkv),
+        q=q,
+        k=k,
+        v=v,
         out=_matrix(attention.o_proj),
-        gate_up=_fused(ffn, gate_up),
+        gate=gate,
+        up=up,
         down=_matrix(ffn.down_proj),
         norm_attention=norm_attention,
         norm_ffn=before_ffn,
@@ -251,19 +282,25 @@ def _matrix(linear: nn.Module) -> Matrix:
     return plain(linear.weight, linear.bias)
 
 
-def _fused(parent: nn.Module, names: list[str]) -> Matrix:
-    linears = [parent.get_submodule(name) for name in names]
-    matrices = [_matrix(linear) for linear in linears]
-    fused = stack(matrices)
-    row = 0
-    for linear, matrix in zip(linears, matrices, strict=True):
-        _share(linear, fused[row : row + matrix.rows])
-        row += matrix.rows
-    return fused
+def _slices(matrix: Matrix, sizes: list[int]) -> list[Matrix]:
+    ends = list(accumulate(sizes))
+    return [matrix[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def _in_place(linears: list[nn.Module]) -> list[Matrix]:
+    return [_matrix(linear) for linear in linears]
+
+
+def _laid_together(linears: list[nn.Module]) -> list[Matrix]:
+    matrices = _in_place(linears)
+    placed = _slices(stack(matrices), [matrix.rows for matrix in matrices])
+    for linear, matrix in zip(linears, placed, strict=True):
+        _share(linear, matrix)
+    return _in_place(linears)
 
 
 def _share(linear: nn.Module, matrix: Matrix) -> None:
-    """Let a module use rows of a fused matrix in place of its own, which are freed."""
+    """Let a module use these numbers, which are its own, in place of those it has, which are freed."""
     if isinstance(linear, PackedLinear):
         linear.share(matrix)
     else:

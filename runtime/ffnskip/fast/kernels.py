@@ -10,8 +10,8 @@ All of them accumulate in float32.
 
 from __future__ import annotations
 
-import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ffnskip.fast.families import Activation

@@ -8,8 +8,8 @@ among programs, whose partial results are then merged; programs whose slots are 
 
 from __future__ import annotations
 
-import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 _SPAN, _MOST_SPLITS = 128, 64  # slots per program; programs per head, before they get more slots

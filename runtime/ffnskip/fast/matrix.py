@@ -19,7 +19,7 @@ Format = Literal["float32", "bfloat16", "int8", "int4"]
 PackedFormat = Literal["int8", "int4"]
 
 GROUP = 32  # columns that share a scale in int4, as in the Q4_1 of GGUF
-_MOST = {"int8": 127, "int4": 15}
+_ROWS = 4096  # that are rounded at a time, so that no whole matrix is held in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +102,26 @@ def pack(weight: Tensor, format: PackedFormat, bias: Tensor | None = None) -> Ma
     """
     if format not in get_args(PackedFormat):
         raise FfnskipError(f"Weights can be packed to int8 or int4, not {format!r}.")
-    wide = weight.detach().float()
-    if format == "int8":
-        scale = (wide.abs().amax(dim=1) / _MOST["int8"]).clamp(min=torch.finfo(torch.float32).tiny)
-        return Matrix("int8", (wide / scale[:, None]).round().to(torch.int8), scale, _float(bias))
-    if weight.shape[1] % GROUP:
+    if format == "int4" and weight.shape[1] % GROUP:
         raise FfnskipError(f"int4 needs rows of a multiple of {GROUP} numbers, not {weight.shape[1]}: choose int8.")
-    groups = wide.unflatten(1, (-1, GROUP))
+    rounded = _to_int8 if format == "int8" else _to_int4
+    parts = [rounded(rows.float()) for rows in weight.detach().split(_ROWS)]
+    data, scale = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return Matrix(format, data, scale, _float(bias))
+
+
+def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    scale = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return (rows / scale[:, None]).round().to(torch.int8), scale
+
+
+def _to_int4(rows: Tensor) -> tuple[Tensor, Tensor]:
+    groups = rows.unflatten(1, (-1, GROUP))
     offset = groups.amin(dim=2).bfloat16()
-    factor = ((groups.amax(dim=2) - offset.float()) / _MOST["int4"]).clamp(min=1e-30).bfloat16()
+    factor = ((groups.amax(dim=2) - offset.float()) / 15).clamp(min=1e-30).bfloat16()
     numbers = ((groups - offset.float()[..., None]) / factor.float()[..., None]).round().clamp(0, 15).to(torch.uint8)
     low, high = numbers.chunk(2, dim=2)
-    return Matrix("int4", (low | high << 4).flatten(1), torch.stack([factor, offset], dim=2), _float(bias))
+    return (low | high << 4).flatten(1), torch.stack([factor, offset], dim=2)
 
 
 def stack(matrices: list[Matrix]) -> Matrix:

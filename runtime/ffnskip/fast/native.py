@@ -113,7 +113,7 @@ class NativeStep:
 
     def _layer(self, layer: FusedLayer, cos: Tensor, sin: Tensor) -> _Layer:
         return _Layer(
-            *map(self._matrix, (layer.qkv, layer.out, layer.gate_up, layer.down)),
+            *map(self._matrix, (layer.q, layer.k, layer.v, layer.out, layer.gate, layer.up, layer.down)),
             *map(self._vector, (layer.norm_attention, layer.norm_ffn, layer.after_attention, layer.after_ffn)),
             *map(self._vector, (layer.q_norm, layer.k_norm)),
             layer.window or 0,
@@ -169,7 +169,7 @@ class _Matrix(Structure):
 
 class _Layer(Structure):
     _fields_ = (
-        *((name, _Matrix) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, _Matrix) for name in ("q", "k", "v", "out", "gate", "up", "down")),
         *((name, c_void_p) for name in ("norm_attention", "norm_ffn", "after_attention", "after_ffn")),
         *((name, c_void_p) for name in ("q_norm", "k_norm")),
         ("window", c_int64),

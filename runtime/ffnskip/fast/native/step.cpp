@@ -17,7 +17,7 @@
 extern "C" {
 
 struct Layer {
-    Matrix qkv, out, gate_up, down;
+    Matrix q, k, v, out, gate, up, down;
     const float *norm_attention, *norm_ffn, *after_attention, *after_ffn, *q_norm, *k_norm;  // null: there is none
     int64_t window;  // 0: all positions
     const float *cos, *sin;
@@ -65,9 +65,9 @@ constexpr int MAX_BATCH = 16;
 // What all threads share of a step.
 struct Shared {
     Shared(const Model& m, const Cache& c)
-        : qkv(c.batch * m.layers[0].qkv.rows), mixed(c.batch * m.heads * m.head_dim), gate(c.batch * m.intermediate),
+        : q(c.batch * m.heads * m.head_dim), k(c.batch * m.kv_heads * m.head_dim), v(k.size()), mixed(c.batch * m.heads * m.head_dim), gate(c.batch * m.intermediate),
           up(c.batch * m.intermediate), added(c.batch * m.hidden), low(c.batch * m.hidden) {}
-    std::vector<float> qkv, mixed, gate, up, added, low;
+    std::vector<float> q, k, v, mixed, gate, up, added, low;
 };
 
 // What is a thread's own.
@@ -131,22 +131,23 @@ class Worker {
     float* x(int b) { return own_.x.data() + b * m_.hidden; }
 
     // y[row] = W x[row] for this thread's share of W's rows; `y` is shared, its rows `stride` apart.
-    void product(const Matrix& w, const Rows& which, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t offset = 0,
-                 int64_t n = -1) {
+    void product(const Matrix& w, const Rows& which, const float* x, int64_t x_stride, float* y, int64_t y_stride) {
         const float* from[MAX_BATCH];
         float* to[MAX_BATCH];
         for (int i = 0; i < which.n; i++) {
             from[i] = x + which.of[i] * x_stride;
-            to[i] = y + which.of[i] * y_stride - offset;
+            to[i] = y + which.of[i] * y_stride;
         }
-        const auto [begin, end] = share(n < 0 ? w.rows : n, id_, count_, 4);
-        multiply(w, offset + begin, offset + end, which.n, from, to);
+        const auto [begin, end] = share(w.rows, id_, count_, 4);
+        multiply(w, begin, end, which.n, from, to);
     }
 
     void attention(const Layer& layer, int64_t index) {
         const Rows all = every_row();
         for (int b = 0; b < batch_; b++) rms_norm(h(b), layer.norm_attention, m_.eps, m_.hidden, x(b));
-        product(layer.qkv, all, own_.x.data(), m_.hidden, s_.qkv.data(), layer.qkv.rows);
+        product(layer.q, all, own_.x.data(), m_.hidden, s_.q.data(), layer.q.rows);
+        product(layer.k, all, own_.x.data(), m_.hidden, s_.k.data(), layer.k.rows);
+        product(layer.v, all, own_.x.data(), m_.hidden, s_.v.data(), layer.v.rows);
         barrier_.wait();
         const auto [begin, end] = share(batch_ * m_.heads, id_, count_, 1);
         for (int64_t item = begin; item < end; item++) {
@@ -166,13 +167,11 @@ class Worker {
         const int64_t size = m_.head_dim, group = m_.heads / m_.kv_heads, kv = head / group;
         const int64_t position = in_.slot - c_.starts[b];
         const float *cos = layer.cos + position * m_.rotary, *sin = layer.sin + position * m_.rotary;
-        float* qkv = s_.qkv.data() + b * layer.qkv.rows;
         const int64_t place = (((index * batch_ + b) * m_.kv_heads) + kv) * c_.capacity * size;
         Number *keys = static_cast<Number*>(c_.keys) + place, *values = static_cast<Number*>(c_.values) + place;
         if (first_of_mine || head % group == 0) {
-            const float* key = qkv + (m_.heads + kv) * size;
-            std::copy(key, key + size, own_.key.data());
-            std::copy(key + m_.kv_heads * size, key + (m_.kv_heads + 1) * size, own_.value.data());
+            std::copy_n(&s_.k[(b * m_.kv_heads + kv) * size], size, own_.key.data());
+            std::copy_n(&s_.v[(b * m_.kv_heads + kv) * size], size, own_.value.data());
             if (layer.k_norm) rms_norm(own_.key.data(), layer.k_norm, m_.eps, size, own_.key.data());
             rotate(own_.key.data(), cos, sin, m_.rotary);
         }
@@ -181,7 +180,7 @@ class Worker {
                 put(keys + in_.slot * size + i, own_.key[i]);
                 put(values + in_.slot * size + i, own_.value[i]);
             }
-        float* q = qkv + head * size;
+        float* q = &s_.q[(b * m_.heads + head) * size];
         if (layer.q_norm) rms_norm(q, layer.q_norm, m_.eps, size, q);
         rotate(q, cos, sin, m_.rotary);
         int64_t from = c_.starts[b];
@@ -199,8 +198,8 @@ class Worker {
         lap(RULE);
         if (running.n) {
             const int64_t n = m_.intermediate;
-            product(layer.gate_up, running, own_.x.data(), m_.hidden, s_.gate.data(), n, 0, n);
-            product(layer.gate_up, running, own_.x.data(), m_.hidden, s_.up.data(), n, n, n);
+            product(layer.gate, running, own_.x.data(), m_.hidden, s_.gate.data(), n);
+            product(layer.up, running, own_.x.data(), m_.hidden, s_.up.data(), n);
             const auto [begin, end] = share(n, id_, count_, 4);
             for (int i = 0; i < running.n; i++)
                 activate(m_.activation, &s_.gate[running.of[i] * n + begin], &s_.up[running.of[i] * n + begin], end - begin);
@@ -265,10 +264,10 @@ class Worker {
             const float* from = x(which.of[i]);
             float *gate = &s_.gate[which.of[i] * m_.intermediate], *up = &s_.up[which.of[i] * m_.intermediate];
             for (int64_t j = begin; j < end; j++) {
-                float* to = gate + j - instead.neurons[j];
-                multiply(layer.gate_up, instead.neurons[j], instead.neurons[j] + 1, 1, &from, &to);
-                to = up + j - instead.neurons[j] - m_.intermediate;
-                multiply(layer.gate_up, instead.neurons[j] + m_.intermediate, instead.neurons[j] + m_.intermediate + 1, 1, &from, &to);
+                const int64_t row = instead.neurons[j];
+                float *to_gate = gate + j - row, *to_up = up + j - row;
+                multiply(layer.gate, row, row + 1, 1, &from, &to_gate);
+                multiply(layer.up, row, row + 1, 1, &from, &to_up);
             }
             activate(m_.activation, gate + begin, up + begin, end - begin);
         }
