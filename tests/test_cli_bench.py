@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cli import mistake, succeed, talk
-from native import COMPILES
+from native import COMPILES, needs_compiler
 
 from ffnskip.profile import load_profile, save_profile
 from ffnskip_cli.calibration.assemble import evaluation_text as evaluation_section
@@ -237,3 +237,40 @@ def test_a_local_file_must_be_named_again(plateau_folder: Path, plateau_profiles
 
 def test_a_profile_for_another_model(bench: tuple[object, ...], pico_folder: Path) -> None:
     assert "model.n_layers is 8 in the profile" in mistake("bench", pico_folder, *bench[2:])
+
+
+def test_packed_weights_are_compared_with_the_model_as_it_was_loaded(bench: tuple[object, ...]) -> None:
+    document = measured(*bench, "--measure", "quality,speed", "--weights", "int8")
+    assert (document["weights"], document["dtype"]) == ("int8", "float32")
+    rows = rows_of(document)
+    dense, ffnskip = rows["dense"], rows["ffnskip"]
+    assert (dense["skip_ratio"], dense["flops_saved"]) == (0.0, 0.0)
+    assert 0 < dense["kl"] < ffnskip["kl"]
+    assert dense["top1_agreement"] <= 1.0
+    assert set(dense["standard_error"]) == {"skip_ratio", "perplexity", "kl", "top1_agreement"}
+    plain = rows_of(measured(*bench, "--measure", "quality"))
+    assert dense["perplexity"] != plain["dense"]["perplexity"]
+
+
+def test_weights_that_do_not_fit_a_format_are_refused(bench: tuple[object, ...]) -> None:
+    assert "int4 needs rows of a multiple of 32 numbers, not 48: choose int8" in mistake(*bench, "--weights", "int4")
+
+
+@needs_compiler
+def test_a_breakdown_says_where_the_time_goes(bench: tuple[object, ...]) -> None:
+    table = succeed(*bench, "--measure", "speed", "--breakdown").stdout
+    header = next(line.split() for line in table.splitlines() if line.startswith("ms per token"))
+    assert header[3:] == ["attention", "ffn", "compensation", "rule", "head", "other"]
+    rows = rows_of(measured(*bench, "--measure", "speed"))
+    for name in ("dense", "ffnskip"):
+        breakdown = rows[name]["breakdown"]
+        assert min(breakdown[part] for part in ("attention", "ffn", "head", "other")) > 0
+        rate = rows[name]["tokens_per_second"]
+        assert 1000 / rate["max"] * 0.99 <= sum(breakdown.values()) <= 1000 / rate["min"] * 1.01
+    assert rows["dense"]["breakdown"]["compensation"] == 0
+    assert rows["hf-dense"]["breakdown"] is None
+
+
+def test_where_the_time_goes_is_not_known_of_what_was_not_timed(bench: tuple[object, ...]) -> None:
+    result = succeed(*bench, "--measure", "quality", "--breakdown")
+    assert "Warning: Where the time goes is known" in " ".join(talk(result))
