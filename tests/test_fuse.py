@@ -1,5 +1,8 @@
 """Laying a model's weights out for a fused step: nothing is held twice, and the model goes on working."""
 
+from copy import deepcopy
+from pathlib import Path
+
 import pytest
 import torch
 from pico import SUPPORTED, pico_model, pico_tokens
@@ -29,27 +32,31 @@ def test_a_fused_model_shares_the_weights_of_a_model_that_computes_what_it_did(n
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_laid_side_by_side_nothing_is_held_twice(packed: bool) -> None:
-    model = pico_model("qwen2")
+@pytest.mark.parametrize("tied", [False, True])
+def test_matrices_lie_side_by_side_and_nothing_is_held_twice(packed: bool, tied: bool) -> None:
+    model = pico_model("qwen2", tie_word_embeddings=tied)
     if packed:
         pack_weights(model, "int8")
     before = model(TEXT).logits
-    layer = fuse(model, side_by_side=True).layers[2]
+    fused = fuse(model)
+    layer = fused.layers[2]
     assert torch.equal(model(TEXT).logits, before)
-    own = model.model.layers[2]
-    whole = layer.qkv.data.untyped_storage()
-    held = own.self_attn.v_proj.matrix.data if packed else own.self_attn.v_proj.weight
-    assert held.untyped_storage().data_ptr() == whole.data_ptr() == layer.q.data.untyped_storage().data_ptr()
-    assert whole.nbytes() == layer.q.data.nbytes + layer.k.data.nbytes + layer.v.data.nbytes
+    assert layer.qkv.data.data_ptr() == layer.q.data.data_ptr()
     assert layer.gate_up.data.data_ptr() == layer.gate.data.data_ptr()
-
-
-def test_matrices_that_a_gpu_reads_together_are_stacked() -> None:
-    layer = fuse(pico_model("qwen2")).layers[0]
     assert torch.equal(layer.qkv.data, torch.cat([layer.q.data, layer.k.data, layer.v.data]))
-    assert torch.equal(layer.gate_up.data, torch.cat([layer.gate.data, layer.up.data]))
-    phi = fuse(pico_model("phi3")).layers[0]
-    assert phi.qkv.data.data_ptr() == phi.q.data.data_ptr()
+    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}
+    assert sum(storages.values()) < sum(t.nbytes for t in tensors.values()) + 64 * len(tensors)
+    assert (fused.embedding.data.data_ptr() == fused.head.data.data_ptr()) == tied
+
+
+def test_a_laid_out_model_can_be_copied_and_saved(tmp_path: Path) -> None:
+    model = pico_model()
+    before = model(TEXT).logits
+    fuse(model)
+    assert torch.equal(deepcopy(model)(TEXT).logits, before)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(type(model).from_pretrained(tmp_path)(TEXT).logits, before)
 
 
 def test_windows_and_rotary_tables_are_those_of_each_layer() -> None:

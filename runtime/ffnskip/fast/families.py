@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ffnskip.errors import UnsupportedModelError
+from ffnskip.fast.layout import lay_out
 from ffnskip.fast.matrix import Matrix, plain, stack
 from ffnskip.fast.packed import PackedEmbedding, PackedLinear
 from ffnskip.layers import decoder
@@ -74,12 +75,12 @@ class FusedLayer:
 
     @property
     def qkv(self) -> Matrix:
-        """Query, key and value projection as one matrix; no copy where they lie side by side, as on a GPU."""
+        """Query, key and value projection as one matrix, without a copy as they lie side by side."""
         return stack([self.q, self.k, self.v])
 
     @property
     def gate_up(self) -> Matrix:
-        """Gate, then up projection as one matrix ``[2 * intermediate, hidden]``; no copy either."""
+        """Gate, then up projection as one matrix ``[2 * intermediate, hidden]``, without a copy either."""
         return stack([self.gate, self.up])
 
 
@@ -148,16 +149,10 @@ class FusedModel:
         return cos, sin
 
 
-def fuse(model: PreTrainedModel, side_by_side: bool | None = None) -> FusedModel:
+def fuse(model: PreTrainedModel) -> FusedModel:
     """Find a model's weights as a decode step reads them.
 
-    On a GPU, where a launch costs time, query, key and value projection are laid side by side in memory, and so are
-    gate and up projection; the model's own modules become views of that, so that it works as before and nothing is held
-    twice. On a CPU everything stays where it is, be it a file that is mapped into memory.
-
-    Args:
-        model: of one of `FAMILIES`, in one place.
-        side_by_side: whether to lay matrices together; by default on a GPU.
+    The matrices are moved to where a step reads them fast (`ffnskip.fast.layout`); the model works as before.
 
     Raises:
         UnsupportedModelError: the model is none of `FAMILIES`, or is built or loaded in a way that is not covered.
@@ -173,27 +168,27 @@ def fuse(model: PreTrainedModel, side_by_side: bool | None = None) -> FusedModel
     if activation is None:
         raise UnsupportedModelError("The FFN's activation function has no fused decode step.")
     rope_types = tuple(dict.fromkeys(_rope_type(config, index) for index in range(config.num_hidden_layers)))
-    attention: Any = body.layers[0].self_attn  # type: ignore[index,union-attr]
     eager = getattr(config, "_attn_implementation", None) == "eager"
     embedding = model.get_input_embeddings()
     norm = _norm(body.norm)
-    if side_by_side is None:
-        side_by_side = norm.device.type == "cuda"
     assert norm is not None
+    layers: Any = body.layers
+    lay_out([*(group for layer in layers for group in _groups(layer)), [model.get_output_embeddings()]])
     return FusedModel(
         layers=[
-            _layer(layer, config, rope_types.index(_rope_type(config, index)), side_by_side)
-            for index, layer in enumerate(body.layers)  # type: ignore[arg-type]
+            _layer(layer, config, rope_types.index(_rope_type(config, index))) for index, layer in enumerate(layers)
         ],
         embedding=embedding.matrix if isinstance(embedding, PackedEmbedding) else plain(embedding.weight),
         norm=norm,
         head=_matrix(model.get_output_embeddings()),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        head_dim=attention.head_dim,
+        head_dim=layers[0].self_attn.head_dim,
         eps=config.rms_norm_eps,
-        attention_scale=attention.scaling,
-        attention_cap=getattr(attention, "attn_logit_softcapping", None) if eager else None,  # else HF leaves it out
+        attention_scale=layers[0].self_attn.scaling,
+        attention_cap=getattr(layers[0].self_attn, "attn_logit_softcapping", None)
+        if eager
+        else None,  # else HF leaves it out
         logit_cap=getattr(config, "final_logit_softcapping", None),
         embedding_scale=_embedding_scale(embedding),
         activation=activation,
@@ -203,7 +198,22 @@ def fuse(model: PreTrainedModel, side_by_side: bool | None = None) -> FusedModel
     )
 
 
-def _layer(layer: Any, config: Any, rope: int, side_by_side: bool) -> FusedLayer:
+def _groups(layer: Any) -> list[list[nn.Module]]:
+    """The linear layers of a decoder layer in the order in which they are read; those of a group read the same."""
+    attention, ffn = layer.self_attn, layer.mlp
+    names = [
+        (attention, ["qkv_proj"] if hasattr(attention, "qkv_proj") else ["q_proj", "k_proj", "v_proj"]),
+        (attention, ["o_proj"]),
+        (ffn, ["gate_up_proj"] if hasattr(ffn, "gate_up_proj") else ["gate_proj", "up_proj"]),
+        (ffn, ["down_proj"]),
+    ]
+    groups = [[parent.get_submodule(name) for name in group] for parent, group in names]
+    for linear in (linear for group in groups for linear in group):
+        _matrix(linear)  # raises before anything has been moved
+    return groups
+
+
+def _layer(layer: Any, config: Any, rope: int) -> FusedLayer:
     attention, ffn = layer.self_attn, layer.mlp
     sandwich = hasattr(layer, "pre_feedforward_layernorm")
     of_heads = config.num_attention_heads * attention.head_dim
@@ -212,9 +222,8 @@ def _layer(layer: Any, config: Any, rope: int, side_by_side: bool) -> FusedLayer
         q, k, v = _slices(_matrix(attention.qkv_proj), [of_heads, of_kv_heads, of_kv_heads])
         gate, up = _slices(_matrix(ffn.gate_up_proj), [config.intermediate_size] * 2)
     else:
-        arranged = _laid_together if side_by_side else _in_place
-        q, k, v = arranged([attention.q_proj, attention.k_proj, attention.v_proj])
-        gate, up = arranged([ffn.gate_proj, ffn.up_proj])
+        q, k, v = map(_matrix, (attention.q_proj, attention.k_proj, attention.v_proj))
+        gate, up = map(_matrix, (ffn.gate_proj, ffn.up_proj))
     norm_ffn = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
     norm_attention = _norm(layer.input_layernorm)
     before_ffn = _norm(norm_ffn)
@@ -285,24 +294,3 @@ def _matrix(linear: nn.Module) -> Matrix:
 def _slices(matrix: Matrix, sizes: list[int]) -> list[Matrix]:
     ends = list(accumulate(sizes))
     return [matrix[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-
-
-def _in_place(linears: list[nn.Module]) -> list[Matrix]:
-    return [_matrix(linear) for linear in linears]
-
-
-def _laid_together(linears: list[nn.Module]) -> list[Matrix]:
-    matrices = _in_place(linears)
-    placed = _slices(stack(matrices), [matrix.rows for matrix in matrices])
-    for linear, matrix in zip(linears, placed, strict=True):
-        _share(linear, matrix)
-    return _in_place(linears)
-
-
-def _share(linear: nn.Module, matrix: Matrix) -> None:
-    """Let a module use these numbers, which are its own, in place of those it has, which are freed."""
-    if isinstance(linear, PackedLinear):
-        linear.share(matrix)
-    else:
-        assert isinstance(linear, nn.Linear)
-        linear.weight = nn.Parameter(matrix.data, requires_grad=linear.weight.requires_grad)

@@ -32,10 +32,6 @@ class _Packed(nn.Module):
         """What is held."""
         return Matrix(self.format, self.data, self.scale, self.wide_bias)  # type: ignore[arg-type]
 
-    def share(self, matrix: Matrix) -> None:
-        """Use another matrix of the same numbers in place of one's own, which is freed."""
-        self.data, self.scale = matrix.data, matrix.scale
-
     @property
     def weight(self) -> Tensor:
         """Unpacked, ``[rows, columns]``."""

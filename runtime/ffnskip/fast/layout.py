@@ -1,0 +1,118 @@
+"""Where a model's matrices lie in memory: in the order in which a step reads them, and so that reading is fast.
+
+Modules keep working: their tensors are re-pointed, not replaced, and nothing is held twice for longer than one tensor
+takes to copy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ffnskip.fast.packed import PackedLinear
+
+_ALIGNMENT = 64  # bytes, a cache line
+_MADV_PAGEOUT = 21  # Linux; Python's mmap has no name for it
+_arenas: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by address, as long as a tensor lies in them
+
+
+def lay_out(groups: Sequence[Sequence[nn.Module]]) -> None:
+    """Move linear layers next to each other: those of a group without a gap, and the groups one behind the other.
+
+    On a CPU all of them go into huge pages: with pages of 4 KiB a product reads a quarter less per second, as the
+    processor keeps looking up where the next page is. On a GPU each group is moved by itself.
+
+    Args:
+        groups: layers of one model on one device, `nn.Linear` or `PackedLinear`, in the order in which they are read.
+    """
+    stretches = [_stretches(group) for group in groups]
+    everything = [tensor for group in stretches for stretch in group for tensor in stretch]
+    if everything[0].device.type != "cpu":
+        for group in stretches:
+            for stretch in group:
+                _join(stretch)
+        return
+    if any(_in_arena(tensor) for tensor in everything):
+        return  # laid out before
+    arena = _Arena(sum(tensor.nbytes + _ALIGNMENT for tensor in everything))
+    files = _mapped_files()
+    for group in stretches:
+        for stretch in group:
+            for place, tensor in enumerate(stretch):
+                old = tensor.data
+                tensor.data = arena.copy(old, aligned=place == 0)
+                _forget_pages(old, files)
+
+
+def _stretches(group: Sequence[nn.Module]) -> list[list[Tensor]]:
+    """The tensors of a group that belong next to each other."""
+    packed = [linear for linear in group if isinstance(linear, PackedLinear)]
+    if packed:
+        data, scale = ([getattr(linear, name) for linear in packed] for name in ("data", "scale"))
+        return [data, scale]
+    return [[linear.weight for linear in group if isinstance(linear, nn.Linear)]]
+
+
+def _join(tensors: list[Tensor]) -> None:
+    ends = [tensor.data_ptr() + tensor.nbytes for tensor in tensors]
+    if all(tensor.data_ptr() == end for tensor, end in zip(tensors[1:], ends, strict=False)):
+        return
+    whole = torch.cat([tensor.data for tensor in tensors])
+    for tensor, part in zip(tensors, whole.split([len(tensor) for tensor in tensors]), strict=True):
+        tensor.data = part
+
+
+class _Arena:
+    """Memory in huge pages where the system has them, handed out from its beginning to its end."""
+
+    def __init__(self, nbytes: int) -> None:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        else:
+            memory = mmap.mmap(-1, nbytes)
+        self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
+        self._used = 0
+        _arenas[self._bytes.data_ptr()] = memory
+
+    def copy(self, tensor: Tensor, *, aligned: bool) -> Tensor:
+        if aligned:
+            self._used = -(-self._used // _ALIGNMENT) * _ALIGNMENT
+        begin, self._used = self._used, self._used + tensor.nbytes
+        place = self._bytes[begin : self._used].view(tensor.dtype).view(tensor.shape)
+        return place.copy_(tensor)
+
+
+def _in_arena(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().data_ptr() in _arenas
+
+
+def _mapped_files() -> list[tuple[int, int]]:
+    """Address ranges of files in memory, in order."""
+    try:
+        lines: Iterable[str] = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    fields = (line.split() for line in lines)
+    return sorted(tuple(int(end, 16) for end in f[0].split("-")) for f in fields if f[4] != "0")  # type: ignore[misc]
+
+
+def _forget_pages(tensor: Tensor, files: list[tuple[int, int]]) -> None:
+    """Let the system drop the pages of a mapped file from memory; should anyone still read them, they come back."""
+    begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    place = bisect_right(files, (begin, sys.maxsize)) - 1
+    if place < 0 or end > files[place][1]:
+        return
+    first, last = -(-begin // mmap.PAGESIZE), end // mmap.PAGESIZE
+    if last > first:
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(first * mmap.PAGESIZE), ctypes.c_size_t((last - first) * mmap.PAGESIZE), _MADV_PAGEOUT
+        )
