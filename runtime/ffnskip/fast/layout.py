@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from ffnskip.fast.matrix import Matrix
 from ffnskip.fast.packed import PackedLinear
 
 _ALIGNMENT = 64  # bytes, a cache line
@@ -50,6 +51,12 @@ def lay_out(groups: Sequence[Sequence[nn.Module]]) -> None:
                 old = tensor.data
                 tensor.data = arena.copy(old, aligned=place == 0)
                 _forget_pages(old, files)
+
+
+def together(matrices: Sequence[Matrix | None]) -> list[Matrix | None]:
+    """Copies of the matrices in huge pages, one behind the other."""
+    arena = _Arena(sum(matrix.nbytes + 2 * _ALIGNMENT for matrix in matrices if matrix) + _ALIGNMENT)
+    return [matrix and matrix.map(lambda tensor: arena.copy(tensor, aligned=True)) for matrix in matrices]
 
 
 def _stretches(group: Sequence[nn.Module]) -> list[list[Tensor]]:

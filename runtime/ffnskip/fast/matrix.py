@@ -7,7 +7,8 @@ else is rounded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -54,14 +55,19 @@ class Matrix:
         """Bytes that a product reads, without the bias."""
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
+    def take(self, rows: Tensor) -> Matrix:
+        """Copies of some rows, ``[n]`` integers."""
+        taken = self.map(lambda tensor: tensor[rows.long()])
+        return replace(taken, bias=None if self.bias is None else self.bias[rows.long()])
+
     def __getitem__(self, rows: slice) -> Matrix:
         """Some of the rows, sharing memory."""
-        return Matrix(
-            self.format,
-            self.data[rows],
-            None if self.scale is None else self.scale[rows],
-            None if self.bias is None else self.bias[rows],
-        )
+        part = self.map(lambda tensor: tensor[rows])
+        return replace(part, bias=None if self.bias is None else self.bias[rows])
+
+    def map(self, of: Callable[[Tensor], Tensor]) -> Matrix:
+        """The same with other tensors in place of `data` and `scale`."""
+        return replace(self, data=of(self.data), scale=None if self.scale is None else of(self.scale))
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """The weights that products use, ``[rows, columns]``, without the bias."""

@@ -13,7 +13,8 @@ from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.build import native_library
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.families import Activation, FusedLayer, FusedModel
-from ffnskip.fast.matrix import Format, Matrix
+from ffnskip.fast.layout import together
+from ffnskip.fast.matrix import Format, Matrix, plain
 from ffnskip.fast.skipping import FusedCompensation, FusedSkip
 from ffnskip.fast.step import Counts
 
@@ -83,7 +84,7 @@ class NativeStep:
         cos, sin = model.rotary_tables(self.cache.capacity)
         self._kept += [cos, sin]
         layers = (_Layer * len(model.layers))(*(self._layer(layer, cos, sin) for layer in model.layers))
-        compensations = [self._compensation(own) for own in skip.layers] if skip else []
+        compensations = self._compensations(model, skip) if skip else []
         self._kept += [layers, instead := (_Compensation * len(compensations))(*compensations)]
         return _Model(
             n_layers=len(model.layers),
@@ -121,15 +122,19 @@ class NativeStep:
             _pointer(sin[layer.rope]),
         )
 
-    def _compensation(self, own: FusedCompensation) -> _Compensation:
-        return _Compensation(
-            self._vector(own.probe),
-            own.probe_bias,
-            *map(self._matrix, (own.first, own.second, own.down)),
-            self._vector(own.neurons),
-            0 if own.neurons is None else len(own.neurons),
-            self._vector(own.bias),
-        )
+    def _compensations(self, model: FusedModel, skip: FusedSkip) -> list[_Compensation]:
+        region = model.layers[skip.cold_s : skip.cold_e]
+        factors = [_factors(own, layer) for own, layer in zip(skip.layers, region, strict=True)]
+        placed = iter(together([matrix for layer in factors for matrix in layer]))
+        return [
+            _Compensation(
+                self._vector(own.probe),
+                own.probe_bias,
+                *(self._matrix(next(placed)) for _ in layer),
+                self._vector(own.bias),
+            )
+            for own, layer in zip(skip.layers, factors, strict=True)
+        ]
 
     def _matrix(self, matrix: Matrix | None) -> _Matrix:
         if matrix is None:
@@ -149,6 +154,22 @@ class NativeStep:
         format = get_args(Format).index(str(cache.keys.dtype).removeprefix("torch."))
         tensors = map(_pointer, (cache.keys, cache.values, cache.starts))
         return _Cache(*tensors, cache.batch, cache.capacity, format)
+
+
+def _factors(
+    own: FusedCompensation, layer: FusedLayer
+) -> tuple[Matrix | None, Matrix | None, Matrix | None, Matrix | None]:
+    """What a skip reads, in that order: first factor, gate and up rows of the neurons, and the rest side by side.
+
+    The neurons' rows are copied, so that they are read in one stretch.
+    """
+    gate = up = last = None
+    if own.neurons is not None:
+        gate, up = layer.gate.take(own.neurons), layer.up.take(own.neurons)
+    parts = [matrix.data for matrix in (own.second, own.down) if matrix is not None]
+    if parts:
+        last = plain(torch.cat(parts, dim=1), own.bias)
+    return own.first, gate, up, last
 
 
 def _pointer(tensor: Tensor) -> int:
@@ -182,9 +203,7 @@ class _Compensation(Structure):
     _fields_ = (
         ("probe", c_void_p),
         ("probe_bias", c_float),
-        *((name, _Matrix) for name in ("first", "second", "down")),
-        ("neurons", c_void_p),
-        ("n_neurons", c_int64),
+        *((name, _Matrix) for name in ("first", "gate", "up", "last")),
         ("bias", c_void_p),
     )
 

@@ -26,9 +26,8 @@ struct Layer {
 struct Compensation {
     const float* probe;
     float probe_bias;
-    Matrix first, second, down;
-    const int32_t* neurons;
-    int64_t n_neurons;
+    // Added is `last` [z; a] + bias with z = `first` x, or x itself; a are the activations of a few neurons.
+    Matrix first, gate, up, last;
     const float* bias;
 };
 
@@ -66,8 +65,8 @@ constexpr int MAX_BATCH = 16;
 struct Shared {
     Shared(const Model& m, const Cache& c)
         : q(c.batch * m.heads * m.head_dim), k(c.batch * m.kv_heads * m.head_dim), v(k.size()), mixed(c.batch * m.heads * m.head_dim), gate(c.batch * m.intermediate),
-          up(c.batch * m.intermediate), added(c.batch * m.hidden), low(c.batch * m.hidden) {}
-    std::vector<float> q, k, v, mixed, gate, up, added, low;
+          up(c.batch * m.intermediate), added(c.batch * m.hidden), instead(c.batch * (m.hidden + m.intermediate)) {}
+    std::vector<float> q, k, v, mixed, gate, up, added, instead;
 };
 
 // What is a thread's own.
@@ -205,8 +204,8 @@ class Worker {
                 activate(m_.activation, &s_.gate[running.of[i] * n + begin], &s_.up[running.of[i] * n + begin], end - begin);
             lap(FFN);
         }
-        if (skipping.n && (instead->first.data || instead->n_neurons)) {
-            start_compensation(layer, *instead, skipping);
+        if (skipping.n && instead->last.data) {
+            start_compensation(*instead, skipping);
             lap(COMPENSATION);
         }
         barrier_.wait();
@@ -256,37 +255,28 @@ class Worker {
         if (dot(before, after, m_.hidden) / lengths >= m_.threshold) remaining_[b] = int32_t(m_.reach);
     }
 
-    // The first factor, and the neurons: gate and up rows lie anywhere in the FFN's matrix.
-    void start_compensation(const Layer& layer, const Compensation& instead, const Rows& which) {
-        if (instead.first.data) product(instead.first, which, own_.x.data(), m_.hidden, s_.low.data(), m_.hidden);
-        const auto [begin, end] = share(instead.n_neurons, id_, count_, 4);
-        for (int i = 0; i < which.n; i++) {
-            const float* from = x(which.of[i]);
-            float *gate = &s_.gate[which.of[i] * m_.intermediate], *up = &s_.up[which.of[i] * m_.intermediate];
-            for (int64_t j = begin; j < end; j++) {
-                const int64_t row = instead.neurons[j];
-                float *to_gate = gate + j - row, *to_up = up + j - row;
-                multiply(layer.gate, row, row + 1, 1, &from, &to_gate);
-                multiply(layer.up, row, row + 1, 1, &from, &to_up);
-            }
-            activate(m_.activation, gate + begin, up + begin, end - begin);
+    // What `last` multiplies: the first factor's product or x, and then the neurons' activations.
+    void start_compensation(const Compensation& instead, const Rows& which) {
+        const int64_t n = instead.gate.rows, width = instead.last.columns, n_before = width - n;
+        float* z = s_.instead.data();
+        if (instead.first.data) {
+            product(instead.first, which, own_.x.data(), m_.hidden, z, width);
+        } else if (n_before) {
+            const auto [begin, end] = share(n_before, id_, count_, WIDTH);
+            for (int i = 0; i < which.n; i++) std::copy(x(which.of[i]) + begin, x(which.of[i]) + end, z + which.of[i] * width + begin);
         }
+        if (!n) return;
+        product(instead.gate, which, own_.x.data(), m_.hidden, z + n_before, width);
+        product(instead.up, which, own_.x.data(), m_.hidden, s_.up.data(), m_.intermediate);
+        const auto [begin, end] = share(n, id_, count_, 4);
+        for (int i = 0; i < which.n; i++)
+            activate(m_.activation, z + which.of[i] * width + n_before + begin, &s_.up[which.of[i] * m_.intermediate + begin], end - begin);
     }
 
     void finish_compensation(const Compensation& instead, const Rows& which) {
-        const auto [begin, end] = share(m_.hidden, id_, count_, 4);
-        for (int i = 0; i < which.n; i++) {
-            const int b = which.of[i];
-            float* to = &s_.added[b * m_.hidden];
-            const float *low = instead.first.data ? &s_.low[b * m_.hidden] : x(b), *neurons = &s_.gate[b * m_.intermediate];
-            float* part = own_.f.data();
-            for (int64_t r = begin; r < end; r++) to[r] = instead.bias[r];
-            for (const auto& [w, from] : {std::pair{&instead.second, low}, std::pair{&instead.down, neurons}}) {
-                if (!w->data) continue;
-                multiply(*w, begin, end, 1, &from, &part);
-                for (int64_t r = begin; r < end; r++) to[r] += part[r];
-            }
-        }
+        if (instead.last.data) return product(instead.last, which, s_.instead.data(), instead.last.columns, s_.added.data(), m_.hidden);
+        const auto [begin, end] = share(m_.hidden, id_, count_, WIDTH);
+        for (int i = 0; i < which.n; i++) std::copy(instead.bias + begin, instead.bias + end, &s_.added[which.of[i] * m_.hidden + begin]);
     }
 
     // What the block adds for row b: its output, behind a norm if there is one.
