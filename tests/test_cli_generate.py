@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from cli import mistake, succeed, talk
+from pico import pico_model
 from transformers import AutoTokenizer
 
 from ffnskip.profile import load_profile, save_profile
@@ -55,6 +56,22 @@ def test_an_unreachable_threshold_gives_the_dense_text_and_a_low_one_does_not(
     profile = ("--profile", plateau_profiles / "0.05.yaml")
     assert generated(plateau_folder, PROMPT, *profile, "--threshold", 2) == dense
     assert generated(plateau_folder, PROMPT, *profile, "--threshold", -1) != dense
+
+
+def test_packed_weights_decode_with_a_profile_and_without(plateau_folder: Path, plateau_profiles: Path) -> None:
+    arguments = (plateau_folder, PROMPT, "--weights", "int8", "--max-new-tokens", 24)
+    assert talk(succeed("generate", *arguments))[-1].startswith("dense: 24 tokens, ")
+    result = succeed("generate", *arguments, "--profile", plateau_profiles / "0.30.yaml")
+    assert "skip_ratio 0." in result.stderr
+    assert "Packing weights to int8" in result.stderr
+
+
+def test_a_model_that_decodes_slower_than_others_says_why(tmp_path: Path, plateau_folder: Path) -> None:
+    folder = Path(shutil.copytree(plateau_folder, tmp_path / "gpt2"))
+    pico_model("gpt2", vocab_size=258).save_pretrained(folder)
+    reason, figures = talk(succeed("generate", folder, PROMPT, "--max-new-tokens", 4))
+    assert reason == "Decoding by the general path: Models of type 'gpt2' have no fused decode step."
+    assert figures.startswith("dense: 4 tokens, ")
 
 
 def test_compare_shows_both_texts_side_by_side(plateau_folder: Path, plateau_profiles: Path) -> None:

@@ -89,7 +89,7 @@ def test_what_is_no_plain_matrix_is_refused() -> None:
     model.model.layers[3].mlp.down_proj = nn.Sequential(model.model.layers[3].mlp.down_proj)
     with pytest.raises(UnsupportedModelError, match="A Sequential layer has no fused decode step"):
         fuse(model)
-    with pytest.raises(UnsupportedModelError, match="needs weights in float32, bfloat16, int8 or int4"):
+    with pytest.raises(UnsupportedModelError, match="reads no float64 weights: load the model as bfloat16"):
         fuse(pico_model(dtype=torch.float64))
 
 

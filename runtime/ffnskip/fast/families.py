@@ -287,7 +287,8 @@ def _matrix(linear: nn.Module) -> Matrix:
     if type(linear) is not nn.Linear:
         raise UnsupportedModelError(f"A {type(linear).__name__} layer has no fused decode step.")
     if linear.weight.dtype not in (torch.float32, torch.bfloat16):
-        raise UnsupportedModelError("The fused decode step needs weights in float32, bfloat16, int8 or int4.")
+        name = str(linear.weight.dtype).removeprefix("torch.")
+        raise UnsupportedModelError(f"The fused decode step reads no {name} weights: load the model as bfloat16.")
     return plain(linear.weight, linear.bias)
 
 
