@@ -1,8 +1,8 @@
 """Weight matrices in the formats that the fast decode loop reads: float32, bfloat16, int8, int4.
 
-Decoding at batch 1 reads every weight once per token, so half the bits are nearly half the time. Activations stay in
-float32 in all formats: a product computes ``x @ W.T`` with the very weights that `Matrix.unpack` returns, and nothing
-else is rounded.
+Decoding at batch 1 reads every weight once per token, so half the bits are nearly half the time. A product computes
+``x @ W.T`` with the very weights that `Matrix.unpack` returns. ``x`` is float32; beside int8 weights on a CPU it is
+rounded to 16 bits, with a scale per 256 numbers, which is finer than bfloat16.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 // Products of a weight matrix with the vectors of a batch. Weights are read once, whatever the number of vectors.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
+#include <vector>
 
 #include "vectors.h"
 
@@ -31,13 +33,10 @@ INLINE void row_product(const Matrix& w, int64_t row, const float* const* x, flo
         }
     for (int t = 0; t < T; t++) {
         for (int i = 1; i < CHAINS; i++) sums[t][0] += sums[t][i];
-        float total = sum(sums[t][0]) + dot(data + c, x[t] + c, w.columns - c);
-        if (w.format == INT8) total *= static_cast<const float*>(w.scale)[row];
+        const float total = sum(sums[t][0]) + dot(data + c, x[t] + c, w.columns - c);
         y[t][row] = w.bias ? total + w.bias[row] : total;
     }
 }
-
-struct Int4 {};  // chooses the product below
 
 // A group's numbers are factor * n + offset with n of 4 bits.
 template <int T>
@@ -61,33 +60,84 @@ INLINE void row_product4(const Matrix& w, int64_t row, const float* const* x, fl
     for (int t = 0; t < T; t++) y[t][row] = sum(lower[t] + upper[t]) + (w.bias ? w.bias[row] : 0.0f);
 }
 
-template <typename Number, int T>
-static void rows(const Matrix& w, int64_t begin, int64_t end, const float* const* x, float* const* y) {
-    for (int64_t row = begin; row < end; row++) {
-        if constexpr (std::is_same_v<Number, Int4>) row_product4<T>(w, row, x, y);
-        else row_product<Number, T>(w, row, x, y);
+// The vectors of an int8 product, rounded to 16 bits with a scale per stretch of columns, so that products are of integers:
+// twice as many at a time, and exact. A stretch is too short for their sum to overflow.
+constexpr int64_t STRETCH = 256;
+struct Rounded {
+    std::vector<int16_t> numbers;
+    std::vector<float> scales;
+
+    void round(const float* x, int64_t n) {
+        numbers.resize(n);
+        scales.resize((n + STRETCH - 1) / STRETCH);
+        for (int64_t begin = 0; begin < n; begin += STRETCH) {
+            const int64_t end = begin + STRETCH < n ? begin + STRETCH : n;
+            float largest = 1e-30f;
+            for (int64_t i = begin; i < end; i++) largest = std::max(largest, std::fabs(x[i]));
+            scales[begin / STRETCH] = largest / 32767;
+            for (int64_t i = begin; i < end; i++) numbers[i] = int16_t(std::nearbyint(x[i] * (32767 / largest)));
+        }
+    }
+};
+
+template <int T>
+INLINE void row_product8(const Matrix& w, int64_t row, const Rounded* x, float* const* y) {
+    const int8_t* data = static_cast<const int8_t*>(w.data) + row * w.columns;
+    float totals[T] = {};
+    Floats sums[T] = {};
+    for (int64_t begin = 0; begin < w.columns; begin += STRETCH) {
+        const int64_t end = begin + STRETCH < w.columns ? begin + STRETCH : w.columns, stretch = begin / STRETCH;
+        Ints even[T] = {}, odd[T] = {};
+        int64_t c = begin;
+        for (; c + 4 * WIDTH <= end; c += 4 * WIDTH)
+            for (int t = 0; t < T; t++) {
+                even[t] += products(data + c, &x[t].numbers[c]);
+                odd[t] += products(data + c + 2 * WIDTH, &x[t].numbers[c + 2 * WIDTH]);
+            }
+        for (int t = 0; t < T; t++) {
+            int32_t rest = 0;
+            for (int64_t i = c; i < end; i++) rest += data[i] * x[t].numbers[i];
+            totals[t] += float(rest) * x[t].scales[stretch];
+            sums[t] += __builtin_convertvector(even[t] + odd[t], Floats) * x[t].scales[stretch];
+        }
+    }
+    for (int t = 0; t < T; t++) {
+        const float total = (sum(sums[t]) + totals[t]) * static_cast<const float*>(w.scale)[row];
+        y[t][row] = w.bias ? total + w.bias[row] : total;
     }
 }
 
-template <typename Number>
-static void batch(const Matrix& w, int64_t begin, int64_t end, int n, const float* const* x, float* const* y) {
-    constexpr int64_t TILE = 32;  // rows that stay in the first cache while the vectors take turns
+// Hands tiles of rows, which stay in the first cache, to as many vectors at a time as have a product of their own.
+template <typename Vector, typename Product>
+static void tiled(int64_t begin, int64_t end, int n, const Vector* x, float* const* y, const Product& product) {
+    constexpr int64_t TILE = 32;
     for (int64_t row = begin; row < end; row += TILE) {
         const int64_t stop = row + TILE < end ? row + TILE : end;
         int t = 0;
-        for (; t + 4 <= n; t += 4) rows<Number, 4>(w, row, stop, x + t, y + t);
-        for (; t + 2 <= n; t += 2) rows<Number, 2>(w, row, stop, x + t, y + t);
-        for (; t < n; t++) rows<Number, 1>(w, row, stop, x + t, y + t);
+        for (; t + 4 <= n; t += 4)
+            for (int64_t r = row; r < stop; r++) product(std::integral_constant<int, 4>(), r, x + t, y + t);
+        for (; t + 2 <= n; t += 2)
+            for (int64_t r = row; r < stop; r++) product(std::integral_constant<int, 2>(), r, x + t, y + t);
+        for (; t < n; t++)
+            for (int64_t r = row; r < stop; r++) product(std::integral_constant<int, 1>(), r, x + t, y + t);
     }
 }
 
 // y[t][r] = W[r] . x[t] + bias[r] for rows r in [begin, end) and t < n.
 static void multiply(const Matrix& w, int64_t begin, int64_t end, int n, const float* const* x, float* const* y) {
     switch (w.format) {
-        case FLOAT32: return batch<float>(w, begin, end, n, x, y);
-        case BFLOAT16: return batch<uint16_t>(w, begin, end, n, x, y);
-        case INT8: return batch<int8_t>(w, begin, end, n, x, y);
-        case INT4: return batch<Int4>(w, begin, end, n, x, y);
+        case FLOAT32:
+            return tiled(begin, end, n, x, y, [&](auto t, int64_t row, auto x, auto y) { row_product<float, t()>(w, row, x, y); });
+        case BFLOAT16:
+            return tiled(begin, end, n, x, y, [&](auto t, int64_t row, auto x, auto y) { row_product<uint16_t, t()>(w, row, x, y); });
+        case INT8: {
+            static thread_local std::vector<Rounded> rounded;
+            if (int64_t(rounded.size()) < n) rounded.resize(n);
+            for (int t = 0; t < n; t++) rounded[t].round(x[t], w.columns);
+            return tiled(begin, end, n, rounded.data(), y, [&](auto t, int64_t row, auto x, auto y) { row_product8<t()>(w, row, x, y); });
+        }
+        case INT4:
+            return tiled(begin, end, n, x, y, [&](auto t, int64_t row, auto x, auto y) { row_product4<t()>(w, row, x, y); });
     }
 }
 

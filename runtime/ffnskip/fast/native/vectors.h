@@ -27,8 +27,12 @@ INLINE Floats load(const float* from) {
 
 #if defined(__AVX2__)
 INLINE Ints widen(const uint16_t* from) { return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)); }
-INLINE Ints widen(const int8_t* from) { return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)); }
 INLINE Ints widen(const uint8_t* from) { return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)); }
+// Sixteen products, added up in pairs.
+INLINE Ints products(const int8_t* a, const int16_t* b) {
+    const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)a));
+    return (Ints)_mm256_madd_epi16(wide, _mm256_loadu_si256((const __m256i*)b));
+}
 #else
 template <typename Number>
 INLINE Ints widen(const Number* from) {
@@ -36,13 +40,16 @@ INLINE Ints widen(const Number* from) {
     for (int64_t i = 0; i < WIDTH; i++) x[i] = from[i];
     return x;
 }
+INLINE Ints products(const int8_t* a, const int16_t* b) {
+    Ints x;
+    for (int64_t i = 0; i < WIDTH; i++) x[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+    return x;
+}
 #endif
 
 INLINE Floats load(const uint16_t* from) { return (Floats)(widen(from) << 16); }  // bfloat16: the upper half of a float32
-INLINE Floats load(const int8_t* from) { return __builtin_convertvector(widen(from), Floats); }
 
 INLINE float one(const float* from) { return *from; }
-INLINE float one(const int8_t* from) { return *from; }
 INLINE float one(const uint16_t* from) {
     const uint32_t bits = uint32_t(*from) << 16;
     float x;
