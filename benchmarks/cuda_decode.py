@@ -140,7 +140,7 @@ def seconds_per_token(step: CudaStep, model: Any, tokens: torch.Tensor, new_toke
     following = read_prompt(step, model, tokens)
     begin = now(tokens.device)
     for _ in range(new_tokens):
-        following = step(following, yes, yes).argmax(-1)
+        following = step(following, ~yes, yes, yes).argmax(-1)
     return (now(tokens.device) - begin) / new_tokens
 
 
@@ -162,7 +162,7 @@ def relative_error(step: CudaStep, model: Any, tokens: torch.Tensor) -> float:
     following = read_prompt(step, model, tokens)
     with torch.no_grad():
         expected = model(torch.cat([tokens, following[None]], dim=1)).logits[:, -1].float()
-    return float((step(following, yes, yes) - expected).norm() / expected.norm())
+    return float((step(following, ~yes, yes, yes) - expected).norm() / expected.norm())
 
 
 def copy_bandwidth(device: torch.device) -> float:

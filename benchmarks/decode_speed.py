@@ -23,7 +23,7 @@ import typer
 from torch import Tensor
 
 from ffnskip import Decoder, Profile, load_profile, pack_weights
-from ffnskip.fast.path import FusedPath
+from ffnskip.fast.fused_path import FusedPath
 from ffnskip_cli import console
 from ffnskip_cli.benchmark.flops import model_cost, overhead
 from ffnskip_cli.benchmark.speed import Run, Speed, Way, decoder_way, hugging_face_way, measure_speed

@@ -8,16 +8,16 @@ import pytest
 from native import needs_compiler
 
 from ffnskip import UnsupportedModelError
-from ffnskip.fast.build import native_library
+from ffnskip.fast.build import _load, native_library
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or "c++"
 
 
 @pytest.fixture(autouse=True)
 def afresh(own_cache: Path) -> Iterator[None]:
-    native_library.cache_clear()
+    _load.cache_clear()
     yield
-    native_library.cache_clear()
+    _load.cache_clear()
 
 
 def compiler(path: Path, commands: str) -> str:
@@ -31,7 +31,7 @@ def test_it_is_compiled_once_and_kept(tmp_path: Path, own_cache: Path, monkeypat
     log = tmp_path / "log"
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'echo "$*" >> {log}; exec {COMPILER} "$@"'))
     for _ in range(2):
-        native_library.cache_clear()
+        _load.cache_clear()
         assert native_library().ffnskip_step
     lines = log.read_text().splitlines()
     assert [line for line in lines if "step.cpp" in line] == [next(line for line in lines if "-shared" in line)]

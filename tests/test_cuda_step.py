@@ -31,6 +31,7 @@ WINDOW_OF_5 = {"sliding_window": 5}
 TYPES = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], **WINDOW_OF_5}
 CONFIGS: dict[str, dict[str, Any]] = {"mistral": WINDOW_OF_5, "gemma2": TYPES, "gemma3_text": TYPES}
 TEXT = pico_tokens(PROMPT + NEW, batch=BATCH).to(DEVICE)
+RUNNING = torch.zeros(BATCH, dtype=torch.bool)  # no row has ended
 MASK = torch.ones(BATCH, PROMPT + NEW, dtype=torch.long, device=DEVICE)
 MASK[1, :3] = 0  # the second prompt is shorter
 RULES = ("cosine", "predicted-damage")
@@ -86,7 +87,7 @@ def run(step: CudaStep, model: PreTrainedModel, warm_up: int = 0) -> Tensor:
     logits = []
     for index in range(NEW):
         past_warm_up = torch.full((BATCH,), index >= warm_up)
-        logits.append(step(TEXT[:, PROMPT + index], past_warm_up, past_warm_up).clone())
+        logits.append(step(TEXT[:, PROMPT + index], RUNNING, past_warm_up, past_warm_up).clone())
     return torch.stack(logits)
 
 
@@ -175,7 +176,7 @@ def test_a_full_cache_is_refused() -> None:
     read_prompt(model, step.cache)
     no = torch.zeros(BATCH, dtype=torch.bool)
     with pytest.raises(FfnskipError, match=r"^The key-value cache is full: it holds 10 tokens\.$"):
-        step(TEXT[:, PROMPT], no, no)
+        step(TEXT[:, PROMPT], no, no, no)
 
 
 def test_more_than_16_rows_are_refused() -> None:
@@ -221,9 +222,9 @@ def test_a_replay_does_not_wait_for_the_device() -> None:
     step = step_of(model, profile_of(model, "predicted-damage"))
     read_prompt(model, step.cache)
     yes = torch.ones(BATCH, dtype=torch.bool)
-    step(TEXT[:, PROMPT], yes, yes)
+    step(TEXT[:, PROMPT], RUNNING, yes, yes)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(TEXT[:, PROMPT + 1], yes, yes)
+        step(TEXT[:, PROMPT + 1], RUNNING, yes, yes)
     finally:
         torch.cuda.set_sync_debug_mode("default")

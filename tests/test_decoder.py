@@ -206,11 +206,11 @@ def test_other_models_decode_by_the_general_path_and_say_why(name: str) -> None:
 def test_without_a_compiler_the_general_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    build.native_library.cache_clear()
+    build._load.cache_clear()
     try:
         decoder = Decoder(pico_model())
     finally:
-        build.native_library.cache_clear()
+        build._load.cache_clear()
     assert decoder.path == "general"
     assert decoder.why_general is not None
     assert "install one" in decoder.why_general
@@ -233,3 +233,95 @@ def test_a_decoder_refuses_what_apply_refuses() -> None:
         Decoder(model, path="quick")  # type: ignore[arg-type]
     with ffnskip.apply(model, pico_profile(model)), pytest.raises(FfnskipError, match="already has a profile on"):
         Decoder(model)
+
+
+@needs_compiler
+def test_rows_that_have_ended_cost_no_ffn() -> None:
+    """They would have every FFN read for nothing while the other rows skip."""
+    model = pico_model()
+    profile = pico_profile(model, threshold=-1.0, cold_s=0, cold_e=6, warm_up=0)
+    fused, general = both(model, profile)
+    stop = {tokens(general)[3][0]}
+    general.reset_stats()
+    assert tokens(fused, stop_tokens=stop) == tokens(general, stop_tokens=stop)
+    assert fused.stats == general.stats
+
+
+@needs_compiler
+def test_only_the_latest_decode_goes_on() -> None:
+    model = pico_model()
+    decoder = Decoder(model, path="fused")
+    first = decoder.decode(PROMPTS[:1], max_new_tokens=9)
+    next(first)
+    second = decoder.decode(PROMPTS, max_new_tokens=9)
+    next(second)
+    with pytest.raises(FfnskipError, match="Another decode was started with this decoder"):
+        next(first)
+    assert len(list(second)) == 8
+
+
+@needs_compiler
+def test_a_profile_put_on_later_is_refused() -> None:
+    model = pico_model()
+    decoder = Decoder(model)
+    with ffnskip.apply(model, pico_profile(model)), pytest.raises(FfnskipError, match="already has a profile on"):
+        decoder.decode(PROMPTS, max_new_tokens=3)
+
+
+@needs_compiler
+def test_the_default_dtype_does_not_matter() -> None:
+    expected = tokens(Decoder(pico_model(), path="fused"))
+    model = pico_model()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert tokens(Decoder(model, path="fused")) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("rank", "neurons"), [(40, 8), (3, 48)])
+def test_compensations_of_any_size_fit(rank: int, neurons: int) -> None:
+    model = pico_model()
+    info = pico_profile(model).model.model_dump()
+    options = {"rule": "predicted-damage", "threshold": 1.0, "rank": rank, "neurons": neurons}
+    fused, general = both(model, make_compensated("low-rank", **options, **info))
+    assert tokens(fused) == tokens(general)
+
+
+@needs_compiler
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_weights_of_a_float16_model(tied: bool) -> None:
+    model = pico_model(dtype=torch.float16, tie_word_embeddings=tied)
+    ffnskip.pack_weights(model, "int8")
+    decoder = Decoder(model)
+    assert decoder.path == ("fused" if tied else "general")  # the embedding of the other is in float16 still
+    assert len(tokens(decoder, new=4)) == 4
+
+
+@needs_compiler
+def test_what_is_not_a_number_stays_so() -> None:
+    model = pico_model()
+    ffnskip.pack_weights(model, "int8")
+    decoder = Decoder(model, path="fused")
+    with torch.no_grad():
+        model.model.layers[2].input_layernorm.weight.fill_(float("nan"))
+    path = Decoder(model, check=False, path="fused")._fused
+    assert path is not None
+    path.reserve(1, 16)
+    path.read(PROMPTS[:1], None)
+    assert path.step(PROMPTS[:1, 0], torch.tensor([False])).isnan().all()
+    assert decoder.path == "fused"
+
+
+@needs_compiler
+def test_time_only_grows() -> None:
+    decoder = Decoder(pico_model(max_position_embeddings=2048), path="fused")
+    spent = []
+    for prompts, new in ((PROMPTS[:1], 20), (PROMPTS, 20), (PROMPTS, 700), (PROMPTS[:1], 5)):
+        tokens(decoder, prompts, new)
+        seconds = decoder.seconds()
+        assert seconds is not None
+        spent.append(seconds["ffn"])
+    assert spent == sorted(spent)
+    assert spent[0] > 0

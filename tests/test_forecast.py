@@ -13,7 +13,7 @@ from pico import HIDDEN, N_LAYERS, VOCABULARY, pico_model, pico_source, pico_tok
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ffnskip.fast.path import FusedPath
+from ffnskip.fast.fused_path import FusedPath
 from ffnskip.layers import decoder
 from ffnskip_cli.calibration.calibrate import calibrate
 from ffnskip_cli.calibration.choose import choose_cosine

@@ -9,7 +9,7 @@ from pico import SUPPORTED, pico_model, pico_tokens
 from torch import nn
 from transformers import PreTrainedModel
 
-from ffnskip import UnsupportedModelError, pack_weights
+from ffnskip import FfnskipError, UnsupportedModelError, pack_weights
 from ffnskip.fast.families import FAMILIES, fuse
 from ffnskip.fast.matrix import Matrix
 from ffnskip.fast.packed import PackedEmbedding, PackedLinear
@@ -112,9 +112,37 @@ def test_packing_rounds_every_matrix_once_and_frees_the_old_ones(tied: bool) -> 
 
 
 def test_a_model_without_plain_matrices_cannot_be_packed() -> None:
-    from ffnskip import FfnskipError
-
     model = pico_model()
     pack_weights(model, "int8")
     with pytest.raises(FfnskipError, match="no plain linear layers that could be packed"):
         pack_weights(model, "int8")
+
+
+def test_packed_weights_cannot_be_saved(tmp_path: Path) -> None:
+    model = pico_model()
+    pack_weights(model, "int8")
+    with pytest.raises(FfnskipError, match="save the model before they are packed"):
+        model.save_pretrained(tmp_path)
+
+
+def test_a_format_that_does_not_fit_changes_nothing() -> None:
+    model = pico_model()  # whose down projection has rows of 48
+    with pytest.raises(FfnskipError, match="not 48: choose int8"):
+        pack_weights(model, "int4")
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def test_layers_of_another_shape_than_the_configuration_are_refused() -> None:
+    model = pico_model()
+    ffn = model.model.layers[3].mlp
+    ffn.gate_proj, ffn.up_proj, ffn.down_proj = nn.Linear(32, 64), nn.Linear(32, 64), nn.Linear(64, 32)
+    with pytest.raises(UnsupportedModelError, match="of another shape than the model's configuration says"):
+        fuse(model)
+
+
+def test_a_model_that_was_laid_out_in_inference_mode_can_be_trained() -> None:
+    model = pico_model()
+    with torch.inference_mode():
+        fuse(model)
+    model(TEXT, labels=TEXT).loss.backward()
+    assert model.model.layers[0].mlp.gate_proj.weight.grad is not None

@@ -100,19 +100,30 @@ def run_suite(
     if speeds is not None:
         rows.append(_row("hf-dense") | _timed(speeds, "hf-dense", cost, added))
     if quality is not None and "baselines" in plan.parts:
-        rows += _baselines(model, profile, quality.skip_ratio.mean, text, track)
+        rows += _baselines(model, profile, quality.skip_ratio.mean, text, track, original)
     return rows
 
 
 def _baselines(
-    model: PreTrainedModel, profile: Profile, ratio: float, text: Tensor, track: Track
+    model: PreTrainedModel,
+    profile: Profile,
+    ratio: float,
+    text: Tensor,
+    track: Track,
+    original: PreTrainedModel | None,
 ) -> list[dict[str, Any]]:
     """Rows of what else could skip that share of the FFNs, on the same text."""
     bare = bare_profile(profile, ratio)
     patterns = baseline_patterns(model, bare, ratio, text[:_SAMPLE], track)
     profiles = [bare] * len(patterns)
     qualities = measure_quality(
-        model, profiles, text, track, what="measuring baselines", patterns=list(patterns.values())
+        model,
+        profiles,
+        text,
+        track,
+        what="measuring baselines",
+        patterns=list(patterns.values()),
+        reference=original,
     )
     cost, added = model_cost(model), overhead(bare, model)
     return [

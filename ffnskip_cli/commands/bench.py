@@ -88,7 +88,6 @@ def command(
     loaded_profile = load_profile(profile).moved(threshold=threshold, target=target)
     parts = _parse_parts(measure)
     with console.busy("Starting"):
-        from ffnskip import Decoder
         from ffnskip_cli.benchmark.suite import Plan, run_suite
         from ffnskip_cli.calibration.texts import check_names, dataset_names, evaluation_text
 
@@ -105,8 +104,7 @@ def command(
         offline=offline,
     )
     measured, original = _packed(loaded.model, weights)
-    decoder = Decoder(measured, loaded_profile)  # proves itself before the long part
-    options.say_path(decoder)
+    path = _proved(measured, loaded_profile)
     sequence_length = _sequence_length(loaded_profile, prompt_tokens)
     decoded = prompt_tokens + new_tokens if parts & {"speed", "worst-case"} else 0
     options.refuse_longer(loaded.model, max(sequence_length, decoded), "lower --prompt-tokens and --new-tokens")
@@ -131,7 +129,7 @@ def command(
         "device": loaded.placement,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "weights": weights,
-        "path": decoder.path,
+        "path": path,
         "eval_dataset": " + ".join(names),
         "eval_tokens": text.tokens_used,
         "prompt_tokens": prompt_tokens,
@@ -159,6 +157,15 @@ def _packed(
     with console.busy(f"Packing weights to {weights}"):
         pack_weights(packed := deepcopy(model), weights)
     return packed, model
+
+
+def _proved(model: PreTrainedModel, profile: Profile) -> str:
+    """Check profile and model before the long part; which path they will decode by."""
+    from ffnskip import Decoder
+
+    decoder = Decoder(model, profile)
+    options.say_path(decoder)
+    return decoder.path
 
 
 def _warn_if_noisy(rows: list[dict[str, Any]]) -> None:

@@ -83,9 +83,9 @@ def command(
     if skip_profile is not None:
         options.say_expected_cost(skip_profile, threshold, target)
     writer = _Writer(loaded, tokens, max_new_tokens, sampling)
-    text = writer.write(None if compare else _stream(loaded), decoder)
+    answer = writer.write(None if compare else _stream(loaded), decoder)
     if compare:
-        _side_by_side(writer.write(None, ffnskip.Decoder(loaded.model, check=False)), text)
+        _side_by_side(writer.write(None, ffnskip.Decoder(loaded.model, check=False)), answer)
 
 
 def _prompt_text(prompt: str) -> str:

@@ -31,6 +31,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             build(partial)
+            partial.chmod(0o755)  # as any folder: a temporary one is its owner's alone
             _rename_unless_there(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

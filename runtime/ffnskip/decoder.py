@@ -11,7 +11,8 @@ from torch import Tensor
 from ffnskip.apply import apply
 from ffnskip.decode import GeneralPath, run
 from ffnskip.errors import FfnskipError, UnsupportedModelError
-from ffnskip.fast.path import FusedPath
+from ffnskip.fast.fused_path import FusedPath
+from ffnskip.layers import input_device
 from ffnskip.profile import Profile, load_profile
 from ffnskip.sampling import GREEDY, Sampling
 from ffnskip.stats import SkipStats
@@ -117,8 +118,12 @@ class Decoder:
     ) -> Iterator[Tensor]:
         """Continue each prompt of a batch; arguments and what is yielded are those of `ffnskip.decode`.
 
-        Finish one decode before the next is started, or close it: they share the key-value cache.
+        Finish one decode before the next is started: they share the key-value cache, and only the latest can go on.
         """
+        refuse_second_profile(self._model)
+        place = input_device(self._model)
+        input_ids = input_ids.to(place)
+        attention_mask = None if attention_mask is None else attention_mask.to(place)
         if self._fused is not None and self._fused.takes(input_ids, attention_mask, max_new_tokens):
             return self._fused.decode(input_ids, attention_mask, max_new_tokens, sampling, stop_tokens)
         return self._decode_generally(input_ids, attention_mask, max_new_tokens, sampling, stop_tokens)

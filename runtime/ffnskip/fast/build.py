@@ -1,8 +1,8 @@
 """Compile the native decode step on first use, for the processor that it runs on.
 
 One C++ file without dependencies, compiled in seconds by whatever compiler is there and kept in the cache folder, under
-a name that holds a hash of the source, the compiler and its options: machines that share a home folder do not share
-code that only one of them can run.
+a name that holds a hash of the source, the compiler, its options and the system: machines that share a home folder do
+not share code that only one of them can run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,38 +32,49 @@ _THREADS = ("-fopenmp",)  # torch's own threads; a compiler that knows no such o
 _TIMEOUT = 300  # seconds; it takes about ten
 
 
-@cache
 def native_library() -> ctypes.CDLL:
     """The compiled step.
 
     Raises:
         UnsupportedModelError: there is no C++ compiler, or it cannot compile the step.
     """
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if sys.platform == "win32" or compiler is None:
-        raise UnsupportedModelError("No C++ compiler was found: install one, such as g++, for faster decoding.")
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise UnsupportedModelError(loaded)
+    return loaded
+
+
+@cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none; tried once per process."""
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    compiler = shlex.split(os.environ.get("CXX", "")) or ([found] if found else [])
+    if sys.platform == "win32" or not compiler:
+        return "No C++ compiler was found: install one, such as g++, for faster decoding."
     flags = (*_FLAGS, *(_AVX2 if _has_avx2() else ()))
     try:
         key = _key(compiler, flags)
         folder = build_once(cache_dir() / "native" / key, lambda into: _compile(compiler, flags, into / "step.so"))
         return ctypes.CDLL(str(folder / "step.so"))
     except (FfnskipError, OSError, subprocess.SubprocessError) as error:
-        raise UnsupportedModelError(f"The native decode step could not be compiled: {error}") from None
+        return f"The native decode step could not be compiled: {error}"
 
 
 def _has_avx2() -> bool:
-    return "AVX2" in torch.backends.cpu.get_cpu_capability() or "AVX512" in torch.backends.cpu.get_cpu_capability()
+    capability: str = torch.backends.cpu.get_cpu_capability()
+    return "AVX2" in capability or "AVX512" in capability
 
 
-def _key(compiler: str, flags: tuple[str, ...]) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_TIMEOUT).stdout
+def _key(compiler: list[str], flags: tuple[str, ...]) -> str:
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=_TIMEOUT).stdout
     sources = [path.read_text() for path in sorted(_SOURCES.iterdir()) if path.suffix in (".cpp", ".h")]
-    return hashlib.sha256("\0".join([*sources, version, *flags]).encode()).hexdigest()[:16]
+    system = [platform.machine(), *platform.libc_ver()]
+    return hashlib.sha256("\0".join([*sources, *compiler, version, *flags, *system]).encode()).hexdigest()[:16]
 
 
-def _compile(compiler: str, flags: tuple[str, ...], target: Path) -> None:
+def _compile(compiler: list[str], flags: tuple[str, ...], target: Path) -> None:
     for threads in (_THREADS, ()):
-        command = [compiler, *flags, *threads, str(_SOURCES / _MAIN), "-o", str(target)]
+        command = [*compiler, *flags, *threads, str(_SOURCES / _MAIN), "-o", str(target)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT)
         if result.returncode == 0:
             return

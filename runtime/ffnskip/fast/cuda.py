@@ -11,7 +11,7 @@ from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.families import FusedModel
 from ffnskip.fast.skipping import FusedSkip
-from ffnskip.fast.step import Counts
+from ffnskip.fast.step import MAX_BATCH, Counts
 
 _WARM_UPS = 2  # passes before recording: the first compiles the kernels, which a graph cannot record
 
@@ -33,7 +33,7 @@ class CudaStep:
 
     def __init__(self, model: FusedModel, cache: KeyValueCache, skip: FusedSkip | None) -> None:
         try:
-            from ffnskip.fast.cuda_pass import INTERPRETED, MAX_BATCH, CudaPass
+            from ffnskip.fast.cuda_pass import INTERPRETED, CudaPass
         except ImportError as error:
             raise UnsupportedModelError("The decode step on a GPU needs Triton: pip install triton.") from error
         if model.device.type != "cuda" and not INTERPRETED:
@@ -49,7 +49,7 @@ class CudaStep:
             self._pass = CudaPass(model, cache, skip)
 
     @torch.no_grad()
-    def __call__(self, tokens: Tensor, counted: Tensor, allowed: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, ended: Tensor, counted: Tensor, allowed: Tensor) -> Tensor:
         """See `Step`."""
         if self.cache.length >= self.cache.capacity:
             raise FfnskipError(f"The key-value cache is full: it holds {self.cache.capacity} tokens.")

@@ -16,7 +16,6 @@ from ffnskip.fast.families import FusedLayer, FusedModel
 from ffnskip.fast.matrix import Matrix
 from ffnskip.fast.skipping import FusedCompensation, FusedSkip
 
-MAX_BATCH = kernels.MAX_BATCH
 INTERPRETED = kernels.INTERPRETED
 
 

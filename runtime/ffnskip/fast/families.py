@@ -143,7 +143,7 @@ class FusedModel:
     def rotary_tables(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions 0 to `length` - 1, ``[tables, length, rotary_dim]`` float32 each."""
         positions = torch.arange(length, device=self.device)[None]
-        like = torch.zeros(1, device=self.device)
+        like = torch.zeros(1, dtype=torch.float32, device=self.device)
         tables = [self.rotary(like, positions, *([kind] if kind else [])) for kind in self.rope_types]
         cos, sin = (torch.stack([table[i][0] for table in tables]).contiguous() for i in (0, 1))
         return cos, sin
@@ -173,12 +173,16 @@ def fuse(model: PreTrainedModel) -> FusedModel:
     norm = _norm(body.norm)
     assert norm is not None
     layers: Any = body.layers
+    _matrix(model.get_output_embeddings())  # this and the following raise before anything has been moved
+    hidden = _embedding(embedding).columns
+    for layer in layers:
+        _check_shapes(layer, config, hidden)
     lay_out([*(group for layer in layers for group in _groups(layer)), [model.get_output_embeddings()]])
     return FusedModel(
         layers=[
             _layer(layer, config, rope_types.index(_rope_type(config, index))) for index, layer in enumerate(layers)
         ],
-        embedding=embedding.matrix if isinstance(embedding, PackedEmbedding) else plain(embedding.weight),
+        embedding=_embedding(embedding),
         norm=norm,
         head=_matrix(model.get_output_embeddings()),
         heads=config.num_attention_heads,
@@ -198,6 +202,29 @@ def fuse(model: PreTrainedModel) -> FusedModel:
     )
 
 
+def _embedding(embedding: nn.Module) -> Matrix:
+    if isinstance(embedding, PackedEmbedding):
+        return embedding.matrix
+    weight = embedding.weight
+    assert isinstance(weight, Tensor)
+    return _plain(weight, None)
+
+
+def _check_shapes(layer: Any, config: Any, hidden: int) -> None:
+    """Raise UnsupportedModelError unless a layer is as large as the configuration says: steps rely on it."""
+    size = layer.self_attn.head_dim
+    of_heads, of_kv_heads = config.num_attention_heads * size, 2 * config.num_key_value_heads * size
+    qkv, out, gate_up, down = ([_matrix(linear) for linear in group] for group in _groups(layer))
+    found = [
+        *((sum(m.rows for m in group), {m.columns for m in group}) for group in (qkv, out, gate_up, down)),
+        *((norm.numel(), {1}) for norm in (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)),
+    ]
+    n = config.intermediate_size
+    expected = [(of_heads + of_kv_heads, {hidden}), (hidden, {of_heads}), (2 * n, {hidden}), (hidden, {n})]
+    if found != [*expected, (hidden, {1}), (hidden, {1})]:
+        raise UnsupportedModelError("A layer is of another shape than the model's configuration says.")
+
+
 def _groups(layer: Any) -> list[list[nn.Module]]:
     """The linear layers of a decoder layer in the order in which they are read; those of a group read the same."""
     attention, ffn = layer.self_attn, layer.mlp
@@ -207,10 +234,7 @@ def _groups(layer: Any) -> list[list[nn.Module]]:
         (ffn, ["gate_up_proj"] if hasattr(ffn, "gate_up_proj") else ["gate_proj", "up_proj"]),
         (ffn, ["down_proj"]),
     ]
-    groups = [[parent.get_submodule(name) for name in group] for parent, group in names]
-    for linear in (linear for group in groups for linear in group):
-        _matrix(linear)  # raises before anything has been moved
-    return groups
+    return [[parent.get_submodule(name) for name in group] for parent, group in names]
 
 
 def _layer(layer: Any, config: Any, rope: int) -> FusedLayer:
@@ -286,10 +310,16 @@ def _matrix(linear: nn.Module) -> Matrix:
         return linear.matrix
     if type(linear) is not nn.Linear:
         raise UnsupportedModelError(f"A {type(linear).__name__} layer has no fused decode step.")
-    if linear.weight.dtype not in (torch.float32, torch.bfloat16):
-        name = str(linear.weight.dtype).removeprefix("torch.")
+    return _plain(linear.weight, linear.bias)
+
+
+def _plain(weight: Tensor, bias: Tensor | None) -> Matrix:
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        name = str(weight.dtype).removeprefix("torch.")
         raise UnsupportedModelError(f"The fused decode step reads no {name} weights: load the model as bfloat16.")
-    return plain(linear.weight, linear.bias)
+    if type(weight.data) is not Tensor or not weight.is_contiguous():
+        raise UnsupportedModelError("The fused decode step reads plain matrices only: load the model unquantized.")
+    return plain(weight, bias)
 
 
 def _slices(matrix: Matrix, sizes: list[int]) -> list[Matrix]:

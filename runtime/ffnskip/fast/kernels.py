@@ -17,9 +17,9 @@ from torch import Tensor
 from ffnskip.fast.families import Activation
 from ffnskip.fast.matrix import GROUP, Matrix
 from ffnskip.fast.skipping import FusedCompensation
+from ffnskip.fast.step import MAX_BATCH
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-MAX_BATCH = 16  # rows that one tensor core tile holds
 # The interpreter multiplies the bits of bfloat16 as if they were integers.
 _EXACT = tl.constexpr(tl.float32 if INTERPRETED else tl.bfloat16)
 _GROUP = tl.constexpr(GROUP)

@@ -25,6 +25,8 @@ _MADV_PAGEOUT = 21  # Linux; Python's mmap has no name for it
 _arenas: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by address, as long as a tensor lies in them
 
 
+@torch.inference_mode(False)  # or the model could never be trained again
+@torch.no_grad()
 def lay_out(groups: Sequence[Sequence[nn.Module]]) -> None:
     """Move linear layers next to each other: those of a group without a gap, and the groups one behind the other.
 

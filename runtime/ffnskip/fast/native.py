@@ -16,9 +16,8 @@ from ffnskip.fast.families import Activation, FusedLayer, FusedModel
 from ffnskip.fast.layout import together
 from ffnskip.fast.matrix import Format, Matrix, plain
 from ffnskip.fast.skipping import FusedCompensation, FusedSkip
-from ffnskip.fast.step import Counts
+from ffnskip.fast.step import MAX_BATCH, Counts
 
-MAX_BATCH = 16
 PARTS = ("attention", "ffn", "compensation", "rule", "head")
 _RULES = {None: 0, "cosine": 1, "predicted-damage": 2}
 
@@ -44,19 +43,21 @@ class NativeStep:
         self.cache = cache
         self._library = _declared(native_library())
         self._kept: list[object] = []  # what the structs point at
-        self._logits = torch.empty(cache.batch, model.vocabulary)
-        self._counters = torch.zeros(3, len(model.layers), dtype=torch.int64)
-        self._never_skipped = torch.zeros(1, dtype=torch.int64)
+        self._logits = torch.empty(cache.batch, model.vocabulary, dtype=torch.float32, device="cpu")
+        self._counters = torch.zeros(3, len(model.layers), dtype=torch.int64, device="cpu")
+        self._never_skipped = torch.zeros(1, dtype=torch.int64, device="cpu")
         counts = _Counts(*(_pointer(counter) for counter in self._counters), _pointer(self._never_skipped))
         arguments = (self._model(model, skip), self._cache(), counts)
         self._kept += arguments
         self._engine = self._library.ffnskip_open(*map(ctypes.byref, arguments), torch.get_num_threads())
 
-    def __call__(self, tokens: Tensor, counted: Tensor, allowed: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, ended: Tensor, counted: Tensor, allowed: Tensor) -> Tensor:
         """See `Step`."""
         if self.cache.length >= self.cache.capacity:
             raise FfnskipError(f"The key-value cache is full: it holds {self.cache.capacity} tokens.")
-        given = [tokens.long().contiguous(), counted.contiguous(), allowed.contiguous()]
+        given = [tokens.long().contiguous(), *(flags.bool().contiguous() for flags in (ended, counted, allowed))]
+        if any(tensor.shape != (self.cache.batch,) for tensor in given):
+            raise FfnskipError(f"The decode step is for {self.cache.batch} sequences at once.")
         where = _Input(_pointer(given[0]), self.cache.length, *map(_pointer, given[1:]), _pointer(self._logits))
         self._library.ffnskip_step(self._engine, ctypes.byref(where))
         self.cache.length += 1
@@ -244,6 +245,7 @@ class _Input(Structure):
     _fields_ = (
         ("tokens", c_void_p),
         ("slot", c_int64),
+        ("ended", c_void_p),
         ("counted", c_void_p),
         ("allowed", c_void_p),
         ("logits", c_void_p),

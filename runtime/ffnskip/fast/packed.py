@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ffnskip.errors import FfnskipError
-from ffnskip.fast.matrix import Matrix, PackedFormat, pack
+from ffnskip.fast.matrix import GROUP, Matrix, PackedFormat, pack
 from ffnskip.layers import decoder
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ class _Packed(nn.Module):
     def matrix(self) -> Matrix:
         """What is held."""
         return Matrix(self.format, self.data, self.scale, self.wide_bias)  # type: ignore[arg-type]
+
+    def _save_to_state_dict(self, *args: object, **kwargs: object) -> None:
+        raise FfnskipError("Packed weights cannot be saved: save the model before they are packed.")
 
     @property
     def weight(self) -> Tensor:
@@ -97,6 +100,9 @@ def pack_weights(model: PreTrainedModel, format: PackedFormat) -> None:
     ]
     if not places:
         raise FfnskipError("The model has no plain linear layers that could be packed: load it unquantized.")
+    columns = [parent.get_submodule(name).in_features for parent, name in places]
+    if format == "int4" and (wrong := [n for n in columns if n % GROUP]):  # type: ignore[operator]
+        raise FfnskipError(f"int4 needs rows of a multiple of {GROUP} numbers, not {wrong[0]}: choose int8.")
     for parent, name in places:
         linear = parent.get_submodule(name)
         assert isinstance(linear, nn.Linear)

@@ -90,7 +90,7 @@ def _compensation(
     neurons = own[NEURONS].to(torch.int32) if NEURONS in own else None
     if neurons is not None and not 0 <= int(neurons.min()) <= int(neurons.max()) < intermediate:
         raise ProfileError("The profile's compensation uses neurons that the model's FFNs do not have.")
-    bias = own[BIAS].float() if BIAS in own else torch.zeros(profile.model.hidden_size, device=device)
+    none = torch.zeros(profile.model.hidden_size, dtype=torch.float32, device=device)
     return FusedCompensation(
         probe=own[PROBE].float() if PROBE in own else None,
         probe_bias=float(own[PROBE_BIAS]) if PROBE in own else 0.0,
@@ -98,7 +98,7 @@ def _compensation(
         second=_matrix(own.get(SECOND, own.get(LINEAR))),
         neurons=neurons,
         down=_matrix(own.get(DOWN)),
-        bias=bias,
+        bias=own[BIAS].float() if BIAS in own else none,
     )
 
 

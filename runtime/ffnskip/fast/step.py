@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ffnskip.fast.cache import KeyValueCache
 
+MAX_BATCH = 16  # rows of one step
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -25,11 +27,12 @@ class Step(Protocol):
 
     cache: KeyValueCache
 
-    def __call__(self, tokens: Tensor, counted: Tensor, allowed: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, ended: Tensor, counted: Tensor, allowed: Tensor) -> Tensor:
         """Run one token per row through the model and write its key and value into the cache.
 
         Args:
             tokens: ``[batch]`` int64.
+            ended: ``[batch]`` bool, rows whose logits no longer matter; they are not computed fully.
             counted: ``[batch]`` bool, which rows count in the statistics: those past warm-up that have not ended.
             allowed: ``[batch]`` bool, which of these may skip.
 

@@ -73,8 +73,13 @@ struct Rounded {
         for (int64_t begin = 0; begin < n; begin += STRETCH) {
             const int64_t end = begin + STRETCH < n ? begin + STRETCH : n;
             float largest = 1e-30f;
-            for (int64_t i = begin; i < end; i++) largest = std::max(largest, std::fabs(x[i]));
-            scales[begin / STRETCH] = largest / 32767;
+            bool finite = true;
+            for (int64_t i = begin; i < end; i++) {
+                largest = std::max(largest, std::fabs(x[i]));
+                finite &= std::fabs(x[i]) <= 3e38f;
+            }
+            scales[begin / STRETCH] = finite ? largest / 32767 : NAN;
+            if (!finite) continue;  // the product is not a number, whatever the integers are
             for (int64_t i = begin; i < end; i++) numbers[i] = int16_t(std::nearbyint(x[i] * (32767 / largest)));
         }
     }

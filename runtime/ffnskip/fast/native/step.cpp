@@ -53,7 +53,7 @@ struct Cache {  // [layers, batch, kv_heads, capacity, head_dim]
     Format format;
 };
 
-struct Counts {  // per layer, but for the last
+struct Counts {  // per layer; never_skipped is one number
     int64_t *skipped, *checked, *first_skipped, *never_skipped;
 };
 }
@@ -61,11 +61,23 @@ struct Counts {  // per layer, but for the last
 enum Part { ATTENTION, FFN, COMPENSATION, RULE, HEAD, N_PARTS };
 constexpr int MAX_BATCH = 16;
 
+static int64_t widest_up(const Model& m) {
+    int64_t widest = m.intermediate;
+    for (int64_t i = 0; i < m.cold_e - m.cold_s; i++) widest = std::max(widest, m.compensations[i].up.rows);
+    return widest;
+}
+
+static int64_t widest_last(const Model& m) {
+    int64_t widest = 0;
+    for (int64_t i = 0; i < m.cold_e - m.cold_s; i++) widest = std::max(widest, m.compensations[i].last.columns);
+    return widest;
+}
+
 // What all threads share of a step.
 struct Shared {
     Shared(const Model& m, const Cache& c)
         : q(c.batch * m.heads * m.head_dim), k(c.batch * m.kv_heads * m.head_dim), v(k.size()), mixed(c.batch * m.heads * m.head_dim), gate(c.batch * m.intermediate),
-          up(c.batch * m.intermediate), added(c.batch * m.hidden), instead(c.batch * (m.hidden + m.intermediate)) {}
+          up(c.batch * widest_up(m)), added(c.batch * m.hidden), instead(c.batch * widest_last(m)) {}
     std::vector<float> q, k, v, mixed, gate, up, added, instead;
 };
 
@@ -93,7 +105,7 @@ struct Engine {
 struct Input {
     const int64_t* tokens;
     int64_t slot;
-    const uint8_t *counted, *allowed;
+    const uint8_t *ended, *counted, *allowed;
     float* logits;
 };
 
@@ -193,7 +205,8 @@ class Worker {
         const bool in_region = m_.rule != NEVER && m_.cold_s <= index && index < m_.cold_e;
         const Compensation* instead = in_region ? m_.compensations + index - m_.cold_s : nullptr;
         Rows running, skipping;
-        for (int b = 0; b < batch_; b++) (instead && skips(*instead, index, b) ? skipping : running).add(b);
+        for (int b = 0; b < batch_; b++)  // a row that has ended needs no FFN, and must not have one read for it
+            if (!in_.ended[b]) (instead && skips(*instead, index, b) ? skipping : running).add(b);
         lap(RULE);
         if (running.n) {
             const int64_t n = m_.intermediate;
