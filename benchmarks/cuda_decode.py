@@ -20,7 +20,8 @@ import typer
 
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.cuda import CudaStep
-from ffnskip.fast.families import FusedModel, fuse
+from ffnskip.fast.families import fuse
+from ffnskip.fast.fused_model import FusedModel
 from ffnskip.fast.matrix import Matrix, plain
 from ffnskip.fast.skipping import FusedCompensation, FusedSkip
 

@@ -23,7 +23,7 @@ import torch
 from ffnskip.cache_folder import build_once, cache_dir
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 
-_SOURCES = Path(__file__).parent / "native"
+_SOURCES = Path(__file__).parent / "cpp"
 _MAIN = "step.cpp"
 # Not -ffast-math: at load it would switch off denormal numbers for the whole process. Vector code is explicit instead.
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ffnskip.fast.families import FusedModel
+from ffnskip.fast.fused_model import FusedModel
 
 if TYPE_CHECKING:
     from transformers import DynamicCache

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.cache import KeyValueCache
-from ffnskip.fast.families import FusedModel
+from ffnskip.fast.fused_model import FusedModel
 from ffnskip.fast.skipping import FusedSkip
 from ffnskip.fast.step import MAX_BATCH, Counts
 

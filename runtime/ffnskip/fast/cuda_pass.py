@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ffnskip.fast import kernels, kernels_attention, kernels_stream
 from ffnskip.fast.cache import KeyValueCache
-from ffnskip.fast.families import FusedLayer, FusedModel
+from ffnskip.fast.fused_model import FusedLayer, FusedModel
 from ffnskip.fast.matrix import Matrix
 from ffnskip.fast.skipping import FusedCompensation, FusedSkip
 

@@ -1,27 +1,20 @@
-"""Decoders of the Llama family as plain numbers: what a fused decode step needs to know of them, and nothing else.
+"""Read a Hugging Face model of the Llama family as a `FusedModel`.
 
-One description fits them all. A layer computes, for the residual stream ``h``,
-
-    h = h + norm(attention(norm(h)))
-    h = h + norm(down(act(gate(norm(h))) * up(norm(h))))
-
-where the norms behind the blocks exist in Gemma only. The families differ in numbers (scales, caps, windows, tables of
-rotary positions) and in what is absent. That a model has been read correctly is proved on the model itself, by
-`ffnskip.Decoder`.
+That it has been read correctly is proved on the model itself, by `ffnskip.Decoder`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ffnskip.errors import UnsupportedModelError
+from ffnskip.fast.fused_model import Activation, FusedLayer, FusedModel
 from ffnskip.fast.layout import lay_out
-from ffnskip.fast.matrix import Matrix, plain, stack
+from ffnskip.fast.matrix import Matrix, plain
 from ffnskip.fast.packed import PackedEmbedding, PackedLinear
 from ffnskip.layers import decoder
 
@@ -29,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
-Activation = Literal["silu", "gelu", "gelu_tanh"]
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -38,115 +30,6 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 # Rotary tables of these kinds change with the length of the sequence, once it is longer than the model's original.
 _GROWING_ROPE = ("dynamic", "longrope")
-
-
-@dataclass(frozen=True, eq=False)
-class FusedLayer:
-    """One decoder layer. Norm weights are ``[hidden]`` float32 (``q_norm``, ``k_norm``: ``[head_dim]``), or None.
-
-    Attributes:
-        q: query projection, ``[heads * head_dim, hidden]``.
-        k, v: key and value projection, ``[kv_heads * head_dim, hidden]``.
-        out: ``[hidden, heads * head_dim]``.
-        gate, up: of the FFN, ``[intermediate, hidden]``.
-        down: ``[hidden, intermediate]``.
-        norm_attention, norm_ffn: in front of the two blocks.
-        after_attention, after_ffn: behind them.
-        q_norm, k_norm: of each head's query and key.
-        window: how many positions attention sees, this one included; None for all.
-        rope: which of the model's rotary tables it uses.
-    """
-
-    q: Matrix
-    k: Matrix
-    v: Matrix
-    out: Matrix
-    gate: Matrix
-    up: Matrix
-    down: Matrix
-    norm_attention: Tensor
-    norm_ffn: Tensor
-    after_attention: Tensor | None
-    after_ffn: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    window: int | None
-    rope: int
-
-    @property
-    def qkv(self) -> Matrix:
-        """Query, key and value projection as one matrix, without a copy as they lie side by side."""
-        return stack([self.q, self.k, self.v])
-
-    @property
-    def gate_up(self) -> Matrix:
-        """Gate, then up projection as one matrix ``[2 * intermediate, hidden]``, without a copy either."""
-        return stack([self.gate, self.up])
-
-
-@dataclass(frozen=True, eq=False)
-class FusedModel:
-    """A decoder's weights as a decode step reads them, shared with the model they came from.
-
-    Attributes:
-        layers: in order.
-        embedding: ``[vocabulary, hidden]``; multiplied by `embedding_scale` when looked up.
-        norm: in front of the output head, ``[hidden]`` float32.
-        head: ``[vocabulary, hidden]``.
-        heads, kv_heads, head_dim: of attention.
-        eps: of all norms.
-        attention_scale: what query times key is multiplied with.
-        attention_cap, logit_cap: ``cap * tanh(x / cap)`` bounds scores and logits; None where they are not.
-        activation: of the gate.
-        max_length: the longest sequence that the rotary tables hold for.
-        rope_types: one name per rotary table, as the model's rotary embedding knows them.
-    """
-
-    layers: list[FusedLayer]
-    embedding: Matrix
-    norm: Tensor
-    head: Matrix
-    heads: int
-    kv_heads: int
-    head_dim: int
-    eps: float
-    attention_scale: float
-    attention_cap: float | None
-    logit_cap: float | None
-    embedding_scale: float
-    activation: Activation
-    max_length: int
-    rope_types: tuple[str | None, ...]
-    rotary: nn.Module
-
-    @property
-    def hidden(self) -> int:
-        """Size of the residual stream."""
-        return self.embedding.columns
-
-    @property
-    def intermediate(self) -> int:
-        """Neurons of an FFN."""
-        return self.layers[0].down.columns
-
-    @property
-    def vocabulary(self) -> int:
-        """How many tokens there are."""
-        return self.head.rows
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.norm.device
-
-    @torch.inference_mode()
-    def rotary_tables(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions 0 to `length` - 1, ``[tables, length, rotary_dim]`` float32 each."""
-        positions = torch.arange(length, device=self.device)[None]
-        like = torch.zeros(1, dtype=torch.float32, device=self.device)
-        tables = [self.rotary(like, positions, *([kind] if kind else [])) for kind in self.rope_types]
-        cos, sin = (torch.stack([table[i][0] for table in tables]).contiguous() for i in (0, 1))
-        return cos, sin
 
 
 def fuse(model: PreTrainedModel) -> FusedModel:

@@ -11,7 +11,8 @@ from torch import Tensor
 from ffnskip.decode import run
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.cache import KeyValueCache
-from ffnskip.fast.families import FusedModel, fuse
+from ffnskip.fast.families import fuse
+from ffnskip.fast.fused_model import FusedModel
 from ffnskip.fast.skipping import FusedSkip, fuse_profile
 from ffnskip.fast.step import MAX_BATCH, Step
 from ffnskip.profile import Profile

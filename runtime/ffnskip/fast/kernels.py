@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ffnskip.fast.families import Activation
+from ffnskip.fast.fused_model import Activation
 from ffnskip.fast.matrix import GROUP, Matrix
 from ffnskip.fast.skipping import FusedCompensation
 from ffnskip.fast.step import MAX_BATCH

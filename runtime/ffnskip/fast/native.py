@@ -1,4 +1,4 @@
-"""The decode step on a CPU: one call into compiled code per token (``native/step.cpp``), no Python in between."""
+"""The decode step on a CPU: one call into compiled code per token (``cpp/step.cpp``), no Python in between."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.build import native_library
 from ffnskip.fast.cache import KeyValueCache
-from ffnskip.fast.families import Activation, FusedLayer, FusedModel
+from ffnskip.fast.fused_model import Activation, FusedLayer, FusedModel
 from ffnskip.fast.layout import together
 from ffnskip.fast.matrix import Format, Matrix, plain
 from ffnskip.fast.skipping import FusedCompensation, FusedSkip
@@ -177,7 +177,7 @@ def _pointer(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-# These mirror the structs of the same names in native/*.h and native/step.cpp, field by field.
+# These mirror the structs of the same names in cpp/*.h and cpp/step.cpp, field by field.
 
 
 class _Matrix(Structure):
