@@ -45,6 +45,10 @@ def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu for a trial in Triton's interpreter.")] = "cuda",
 ) -> None:
     """Measure and print a table."""
+    if shape not in SHAPES:
+        raise typer.BadParameter(f"choose from {', '.join(SHAPES)}", param_hint="--shape")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise typer.BadParameter("there is no CUDA device here", param_hint="--device")
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
     torch.manual_seed(0)

@@ -51,7 +51,9 @@ def test_a_compiler_that_fails_is_named_by_its_first_line(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", "echo 'no such header' >&2; echo more >&2; exit 1"))
-    with pytest.raises(UnsupportedModelError, match=r"could not be compiled: no such header$"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"cxx could not compile the native decode step, .*: no such header$"
+    ):
         native_library()
     assert not list(own_cache.glob("native/*"))
 

@@ -45,7 +45,7 @@ Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="auto (as stored), flo
 WeightFormat = Annotated[
     Literal["auto", "int8", "int4"],
     typer.Option(
-        help="Format of the weight matrices: auto (as loaded), int8 or int4, which decode faster and cost quality.",
+        help="Format of the weight matrices: auto (as loaded); int8, fast at little loss; int4, the least memory.",
         show_default=True,
     ),
 ]

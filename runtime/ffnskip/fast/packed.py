@@ -99,7 +99,9 @@ def pack_weights(model: PreTrainedModel, format: PackedFormat) -> None:
         (parent, name) for parent in body.modules() for name, m in parent.named_children() if type(m) is nn.Linear
     ]
     if not places:
-        raise FfnskipError("The model has no plain linear layers that could be packed: load it unquantized.")
+        raise FfnskipError(
+            "The model has no plain linear layers that could be packed: it is packed or quantized already."
+        )
     columns = [parent.get_submodule(name).in_features for parent, name in places]
     if format == "int4" and (wrong := [n for n in columns if n % GROUP]):  # type: ignore[operator]
         raise FfnskipError(f"int4 needs rows of a multiple of {GROUP} numbers, not {wrong[0]}: choose int8.")
