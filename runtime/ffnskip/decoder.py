@@ -124,24 +124,17 @@ class Decoder:
         place = input_device(self._model)
         input_ids = input_ids.to(place)
         attention_mask = None if attention_mask is None else attention_mask.to(place)
+        asked = input_ids, attention_mask, max_new_tokens, sampling, stop_tokens
         if self._fused is not None and self._fused.takes(input_ids, attention_mask, max_new_tokens):
-            return self._fused.decode(input_ids, attention_mask, max_new_tokens, sampling, stop_tokens)
-        return self._decode_generally(input_ids, attention_mask, max_new_tokens, sampling, stop_tokens)
+            return run(self._fused.begin(max_new_tokens), *asked)
+        tokens = run(GeneralPath(self._model), *asked)
+        return tokens if self.profile is None else self._while_applied(self.profile, tokens)
 
-    def _decode_generally(
-        self,
-        prompts: Tensor,
-        mask: Tensor | None,
-        max_new_tokens: int,
-        sampling: Sampling,
-        stop_tokens: Collection[int],
-    ) -> Iterator[Tensor]:
-        if self.profile is None:
-            yield from run(GeneralPath(self._model), prompts, mask, max_new_tokens, sampling, stop_tokens)
-            return
-        with Applied(self._model, self.profile, "decode") as self._applied:
+    def _while_applied(self, profile: Profile, tokens: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Each token with the profile on the model, from the first to the last."""
+        with Applied(self._model, profile, "decode") as self._applied:
             try:
-                yield from run(GeneralPath(self._model), prompts, mask, max_new_tokens, sampling, stop_tokens)
+                yield from tokens
             finally:
                 self._earlier.add(self._applied.stats)
                 self._applied = None

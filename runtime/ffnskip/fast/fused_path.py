@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ffnskip.decode import run
+from ffnskip.decode import Path
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.families import fuse
@@ -17,7 +16,6 @@ from ffnskip.fast.skipping import FusedSkip, fuse_profile
 from ffnskip.fast.step import MAX_BATCH, Step
 from ffnskip.profile import Profile
 from ffnskip.rules import may_skip
-from ffnskip.sampling import Sampling
 from ffnskip.stats import SkipStats
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ _ROOM = 512  # slots that a cache grows by, so that a longer decode seldom needs
 
 
 class FusedPath:
-    """One fused model and profile, for one decode after the other; a `Path` of the decode loop.
+    """One fused model and profile, for one decode after the other.
 
     Args:
         model: the model; see `fuse` for what becomes of it.
@@ -61,16 +59,9 @@ class FusedPath:
         padded_left = mask is None or bool((mask[:, 1:] >= mask[:, :-1]).all())
         return batch <= MAX_BATCH and length + max_new_tokens <= self._fused.max_length and padded_left
 
-    def decode(
-        self,
-        prompts: Tensor,
-        mask: Tensor | None,
-        max_new_tokens: int,
-        sampling: Sampling,
-        stop_tokens: Collection[int],
-    ) -> Iterator[Tensor]:
-        """As `ffnskip.decode`."""
-        return run(_Turn(self, max_new_tokens), prompts, mask, max_new_tokens, sampling, stop_tokens)
+    def begin(self, max_new_tokens: int) -> Path:
+        """A path for one decode, of which only the latest can go on: they share the key-value cache."""
+        return _Turn(self, max_new_tokens)
 
     @property
     def stats(self) -> SkipStats:
@@ -171,7 +162,7 @@ class FusedPath:
 
 
 class _Turn:
-    """One decode on a fused path, a `Path`. Only the latest can go on: they share the key-value cache."""
+    """One decode on a fused path."""
 
     def __init__(self, path: FusedPath, max_new_tokens: int) -> None:
         self._path = path

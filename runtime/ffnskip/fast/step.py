@@ -32,7 +32,7 @@ class Step(Protocol):
 
         Args:
             tokens: ``[batch]`` int64.
-            ended: ``[batch]`` bool, rows whose logits no longer matter; they are not computed fully.
+            ended: ``[batch]`` bool, rows whose logits no longer matter, and need not be computed.
             counted: ``[batch]`` bool, which rows count in the statistics: those past warm-up that have not ended.
             allowed: ``[batch]`` bool, which of these may skip.
 
