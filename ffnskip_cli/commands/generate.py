@@ -36,7 +36,9 @@ def command(
     ] = 1.0,
     seed: options.Seed = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, no chat template.")] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="Show the dense model's answer next to it.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show the dense model's answer next to it, from the same --weights.")
+    ] = False,
     dtype: options.Dtype = "auto",
     weights: options.WeightFormat = "auto",
     device: options.Device = "auto",
