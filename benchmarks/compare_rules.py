@@ -33,12 +33,12 @@ def main(
     tokens: Annotated[int, typer.Option(help="Tokens to score.")] = 8192,
 ) -> None:
     """Measure, write OUTPUT.json and OUTPUT.svg, print a table."""
-    from ffnskip.profile import load_profile
+    from ffnskip.profiles.profile import load_profile
     from ffnskip_cli import console
-    from ffnskip_cli.benchmark.flops import model_cost, overhead
-    from ffnskip_cli.benchmark.quality import measure_quality
-    from ffnskip_cli.calibration.texts import dataset_names, evaluation_text, text_names
+    from ffnskip_cli.measure.flops import model_cost, overhead
+    from ffnskip_cli.measure.quality import measure_quality
     from ffnskip_cli.sources.models import load_model
+    from ffnskip_cli.text.named import dataset_names, evaluation_text, text_names
 
     ours = load_profile(profile)
     assert ours.evaluation is not None
@@ -88,9 +88,9 @@ def main(
 
 def _variants(model: Any, ours: Any, text: Any) -> list[dict[str, Any]]:
     """Every way at every ratio that it reaches."""
-    from ffnskip_cli.benchmark.baselines import bare_profile, baseline_patterns
-    from ffnskip_cli.calibration.record import record_text
-    from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
+    from ffnskip_cli.calibration.recording.record import record_text
+    from ffnskip_cli.calibration.threshold.solve import highest_ratio, solve_threshold
+    from ffnskip_cli.measure.baselines import bare_profile, baseline_patterns
     from ffnskip_cli.track import silently
 
     bare = bare_profile(ours, max(RATIOS))

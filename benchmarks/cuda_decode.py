@@ -19,11 +19,11 @@ import torch
 import typer
 
 from ffnskip.fast.cache import KeyValueCache
-from ffnskip.fast.cuda import CudaStep
+from ffnskip.fast.cuda.cuda_step import CudaStep
 from ffnskip.fast.families import fuse
 from ffnskip.fast.fused_model import FusedModel
-from ffnskip.fast.matrix import Matrix, plain
 from ffnskip.fast.skipping import FusedCompensation, FusedSkip
+from ffnskip.model.matrix import Matrix, plain
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}

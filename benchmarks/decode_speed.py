@@ -25,10 +25,10 @@ from torch import Tensor
 from ffnskip import Decoder, Profile, load_profile, pack_weights
 from ffnskip.fast.fused_path import FusedPath
 from ffnskip_cli import console
-from ffnskip_cli.benchmark.flops import model_cost, overhead
-from ffnskip_cli.benchmark.speed import Run, Speed, Way, decoder_way, hugging_face_way, measure_speed
-from ffnskip_cli.calibration.texts import dataset_names, evaluation_text, text_names
+from ffnskip_cli.measure.flops import model_cost, overhead
+from ffnskip_cli.measure.speed import Run, Speed, Way, decoder_way, hugging_face_way, measure_speed
 from ffnskip_cli.sources.models import load_model
+from ffnskip_cli.text.named import dataset_names, evaluation_text, text_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

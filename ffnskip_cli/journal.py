@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ffnskip.atomic import replacing
 from ffnskip.errors import FfnskipError
+from ffnskip.files import replacing
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from ffnskip.profile import Profile
-from ffnskip.sections import (
+from ffnskip.profiles.profile import Profile
+from ffnskip.profiles.schema import (
     CalibrationText,
     Candidate,
     Compensation,
@@ -20,13 +20,13 @@ from ffnskip.sections import (
     Skip,
     WarmUpTrial,
 )
-from ffnskip_cli.benchmark.flops import ModelCost, Overhead
-from ffnskip_cli.benchmark.quality import Quality
 from ffnskip_cli.budget import MAX_KL, MIN_TOP1_AGREEMENT
-from ffnskip_cli.calibration.corpus import Corpus
-from ffnskip_cli.calibration.record import Record
-from ffnskip_cli.calibration.search import Scored
+from ffnskip_cli.calibration.recording.record import Record
+from ffnskip_cli.calibration.rules.cosine.search import Scored
 from ffnskip_cli.calibration.settings import Goal, Settings
+from ffnskip_cli.measure.flops import ModelCost, Overhead
+from ffnskip_cli.measure.quality import Quality
+from ffnskip_cli.text.corpus import Corpus
 
 _DIGITS = 5  # significant; the standard errors are far larger than what is cut off
 _PERCENTILES = (0.1, 0.9)

@@ -6,22 +6,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ffnskip.apply import self_check
 from ffnskip.errors import FfnskipError
-from ffnskip.profile import Profile
-from ffnskip_cli.benchmark.flops import model_cost, overhead
-from ffnskip_cli.benchmark.quality import Quality, check_size, measure_quality
+from ffnskip.general.apply import self_check
+from ffnskip.profiles.profile import Profile
 from ffnskip_cli.calibration import assemble
-from ffnskip_cli.calibration.choose import choose_cosine
-from ffnskip_cli.calibration.corpus import Corpus
-from ffnskip_cli.calibration.fit.choose import choose_damage, compensate
-from ffnskip_cli.calibration.limit import NEARLY, largest_within
-from ffnskip_cli.calibration.record import Record
+from ffnskip_cli.calibration.recording.file import Statistics
+from ffnskip_cli.calibration.recording.record import Record
+from ffnskip_cli.calibration.rules.cosine.choose import choose_cosine
+from ffnskip_cli.calibration.rules.predicted_damage import choose_damage, compensate
 from ffnskip_cli.calibration.settings import Goal, Settings
-from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
-from ffnskip_cli.calibration.statistics import Statistics
-from ffnskip_cli.calibration.verify import Verified, verify
+from ffnskip_cli.calibration.threshold.limit import NEARLY, largest_within
+from ffnskip_cli.calibration.threshold.solve import highest_ratio, solve_threshold
+from ffnskip_cli.calibration.threshold.verify import Verified, verify
 from ffnskip_cli.journal import Journal
+from ffnskip_cli.measure.flops import model_cost, overhead
+from ffnskip_cli.measure.quality import Quality, check_size, measure_quality
+from ffnskip_cli.text.corpus import Corpus
 from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ffnskip.apply import self_check
 from ffnskip.errors import FfnskipError
-from ffnskip.profile import Profile
-from ffnskip_cli.benchmark.quality import Estimate, Quality, check_size, measure_quality, paired_difference
+from ffnskip.general.apply import self_check
+from ffnskip.profiles.profile import Profile
 from ffnskip_cli.budget import NOISE
-from ffnskip_cli.calibration.choose import choose_cosine
-from ffnskip_cli.calibration.collect import Share, collect, identity_of
-from ffnskip_cli.calibration.corpus import Corpus, build_corpus
 from ffnskip_cli.calibration.forecast import Step, steps
-from ffnskip_cli.calibration.ranks import Ranks
-from ffnskip_cli.calibration.self_text import sample_documents
+from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
+from ffnskip_cli.calibration.recording.file import Source
+from ffnskip_cli.calibration.recording.ranks import Ranks
+from ffnskip_cli.calibration.rules.cosine.choose import choose_cosine
 from ffnskip_cli.calibration.settings import Settings
-from ffnskip_cli.calibration.statistics import Source
-from ffnskip_cli.calibration.texts import check_names, evaluation_text
-from ffnskip_cli.calibration.verify import Verified, verify
+from ffnskip_cli.calibration.threshold.verify import Verified, verify
 from ffnskip_cli.journal import Journal
-from ffnskip_cli.sources.text import open_text
+from ffnskip_cli.measure.quality import Estimate, Quality, check_size, measure_quality, paired_difference
+from ffnskip_cli.text.corpus import Corpus, build_corpus
+from ffnskip_cli.text.named import check_names, evaluation_text
+from ffnskip_cli.text.self_text import sample_documents
+from ffnskip_cli.text.sources import open_text
 from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from ffnskip.decode import decode
-from ffnskip.layers import ffn_sites, input_device
-from ffnskip.neurons import count_neurons
-from ffnskip_cli.benchmark.quality import ROWS as QUALITY_ROWS
+from ffnskip.model.neurons import count_neurons
+from ffnskip.model.sites import ffn_sites, input_device
 from ffnskip_cli.calibration.calibrate import ADJUSTMENTS, CURVE_POINTS
 from ffnskip_cli.calibration.fit import fit
 from ffnskip_cli.calibration.fit.auto import candidates
 from ffnskip_cli.calibration.fit.kinds import compensation_of
-from ffnskip_cli.calibration.limit import LIMIT_TOKENS, ROUNDS
-from ffnskip_cli.calibration.record import BLOCK, sample_size
-from ffnskip_cli.calibration.search import CORRECTIONS, SEARCH_TOKENS
+from ffnskip_cli.calibration.recording.record import BLOCK, sample_size
+from ffnskip_cli.calibration.rules.cosine.search import CORRECTIONS, SEARCH_TOKENS
+from ffnskip_cli.calibration.rules.warm_up import PROMPTS, lengths, possible_warm_ups
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, Settings
-from ffnskip_cli.calibration.verify import VERIFY_ROUNDS, VERIFY_TOKENS
-from ffnskip_cli.calibration.warm_up import PROMPTS, lengths, possible_warm_ups
+from ffnskip_cli.calibration.threshold.limit import LIMIT_TOKENS, ROUNDS
+from ffnskip_cli.calibration.threshold.verify import VERIFY_ROUNDS, VERIFY_TOKENS
+from ffnskip_cli.measure.quality import ROWS as QUALITY_ROWS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

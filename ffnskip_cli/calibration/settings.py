@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ffnskip.errors import FfnskipError
 
 if TYPE_CHECKING:
-    from ffnskip_cli.benchmark.quality import Quality
+    from ffnskip_cli.measure.quality import Quality
 
 On = Literal["text", "generated"]
 Rule = Literal["predicted-damage", "cosine"]
@@ -27,7 +27,7 @@ class Goal:
     """What a profile is to reach: a skip_ratio, or the largest one that stays within a limit on what it costs.
 
     Attributes:
-        kind: the field of `ffnskip.sections.Measured` that records it.
+        kind: the field of `ffnskip.profiles.schema.Measured` that records it.
         value: the ratio; the limit on KL in nats per token; the limit on perplexity / perplexity_dense - 1.
     """
 
@@ -75,7 +75,7 @@ class Settings:
         goals: what to compile a profile for, each from the same recording.
         tokens, eval_tokens: how much text to calibrate on, and how much to measure quality on.
         sequence_length: tokens per sequence.
-        warm_up, window, refresh_every: the rule's settings (see `ffnskip.sections.Skip`), or auto.
+        warm_up, window, refresh_every: the rule's settings (see `ffnskip.profiles.schema.Skip`), or auto.
         cold_s, cold_e: the skip region; None where the calibration chooses.
         candidates: how many regions, windows and refreshes to try at most; 0 takes what the curve proposes.
         rule: when to skip.

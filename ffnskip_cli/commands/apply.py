@@ -44,7 +44,7 @@ def command(
     The self-check compares the wrapped model with the untouched one, bit by bit, with skipping disabled. Then a
     paragraph of English is scored to show how often each layer's feed-forward block (FFN) would be skipped.
     """
-    from ffnskip.profile import load_profile
+    from ffnskip.profiles.profile import load_profile
 
     _refuse_swapped(model, profile)
     skip_profile = load_profile(profile).moved(threshold=threshold, target=target)
@@ -52,7 +52,7 @@ def command(
         import torch
 
         import ffnskip
-        from ffnskip.layers import input_device
+        from ffnskip.model.sites import input_device
 
     loaded = options.load(
         model,

@@ -12,9 +12,9 @@ from ffnskip_cli.commands import options
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ffnskip.profile import Profile
-    from ffnskip_cli.calibration.corpus import Corpus
+    from ffnskip.profiles.profile import Profile
     from ffnskip_cli.report.tables import Column
+    from ffnskip_cli.text.corpus import Corpus
 
 NOISY = 0.25  # of the median; beyond it a difference of a few per cent between rows cannot be seen
 
@@ -83,13 +83,13 @@ def command(
     turns in one process. The worst case is the share of generated tokens that skip nothing at all. With --weights all
     rows but Hugging Face's run on packed weights, and quality is compared with the model as it was loaded.
     """
-    from ffnskip.profile import load_profile
+    from ffnskip.profiles.profile import load_profile
 
     loaded_profile = load_profile(profile).moved(threshold=threshold, target=target)
     parts = _parse_parts(measure)
     with console.busy("Starting"):
-        from ffnskip_cli.benchmark.suite import Plan, run_suite
-        from ffnskip_cli.calibration.texts import check_names, dataset_names, evaluation_text
+        from ffnskip_cli.measure.suite import Plan, run_suite
+        from ffnskip_cli.text.named import check_names, dataset_names, evaluation_text
 
     calibration = loaded_profile.calibration
     names = eval_dataset or _measured_on(loaded_profile)
@@ -197,7 +197,7 @@ def _warn_if_text_changed(profile: Profile, text: Corpus, seed: int | None, eval
 
 def _measured_on(profile: Profile) -> list[str]:
     from ffnskip.errors import FfnskipError
-    from ffnskip_cli.calibration.texts import text_names
+    from ffnskip_cli.text.named import text_names
 
     if profile.evaluation is None:
         raise FfnskipError("The profile does not say what text it was measured on: name one with --eval-dataset.")
@@ -206,7 +206,7 @@ def _measured_on(profile: Profile) -> list[str]:
 
 def _parse_parts(measure: str) -> frozenset[str]:
     from ffnskip.errors import FfnskipError
-    from ffnskip_cli.benchmark.suite import PARTS
+    from ffnskip_cli.measure.suite import PARTS
 
     parts = frozenset(part.strip() for part in measure.split(","))
     if unknown := parts - set(PARTS):

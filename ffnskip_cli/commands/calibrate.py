@@ -13,8 +13,8 @@ from ffnskip_cli.commands.calibrate_output import Format, output_paths
 from ffnskip_cli.commands.calibrate_run import Files, Run
 
 if TYPE_CHECKING:
+    from ffnskip_cli.calibration.recording.file import Statistics
     from ffnskip_cli.calibration.settings import Goal
-    from ffnskip_cli.calibration.statistics import Statistics
 
 
 def command(
@@ -79,10 +79,10 @@ def command(
     }
     given = {"on": on, "tokens": tokens, "sequence_length": sequence_length, "seed": seed}
     with console.busy("Starting"):
-        from ffnskip_cli.calibration.ranks import join_ranks
+        from ffnskip_cli.calibration.recording.file import load_statistics
+        from ffnskip_cli.calibration.recording.ranks import join_ranks
         from ffnskip_cli.calibration.settings import Settings
-        from ffnskip_cli.calibration.statistics import load_statistics
-        from ffnskip_cli.calibration.texts import check_names
+        from ffnskip_cli.text.named import check_names
 
     files.check(part)
     statistics = load_statistics(files.stats_in) if files.stats_in else None

@@ -12,12 +12,12 @@ from ffnskip_cli.commands import options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ffnskip.profile import Profile
+    from ffnskip.profiles.profile import Profile
     from ffnskip_cli.calibration.calibrate import Calibrated
-    from ffnskip_cli.calibration.corpus import Corpus
     from ffnskip_cli.calibration.forecast import Step
     from ffnskip_cli.calibration.settings import Goal
     from ffnskip_cli.report.tables import Column
+    from ffnskip_cli.text.corpus import Corpus
 
 Format = Literal["table", "json", "md", "csv"]
 
@@ -79,7 +79,7 @@ def warn_of_shortfall(which: str, text: Corpus) -> None:
 
 def write(finished: list[Calibrated], path_of: dict[Goal, Path], format: Format) -> list[Path]:
     """Save the profiles, print what they hold, and return where they are."""
-    from ffnskip.profile import save_profile
+    from ffnskip.profiles.profile import save_profile
     from ffnskip_cli.report.tables import print_json, render, turned
 
     paths = [path_of[calibrated.goal] for calibrated in finished]
@@ -113,7 +113,7 @@ def _explain(profile: Profile, format: Format) -> None:
 
 def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
     """The threshold is verified on the calibration text; on held-out text the ratio is another one."""
-    from ffnskip_cli.calibration.verify import PROMISED
+    from ffnskip_cli.calibration.threshold.verify import PROMISED
     from ffnskip_cli.report.explain_texts import kinds_of, text_name
 
     profile = calibrated.profile

@@ -16,14 +16,14 @@ from ffnskip_cli.commands.calibrate_output import Format, announce, refuse_unwri
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ffnskip.profile import Profile
-    from ffnskip_cli.calibration.collect import Share
-    from ffnskip_cli.calibration.corpus import Corpus
-    from ffnskip_cli.calibration.ranks import Ranks
+    from ffnskip.profiles.profile import Profile
+    from ffnskip_cli.calibration.recording.collect import Share
+    from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics
+    from ffnskip_cli.calibration.recording.ranks import Ranks
     from ffnskip_cli.calibration.settings import Goal, Settings
-    from ffnskip_cli.calibration.statistics import Identity, Source, Statistics
     from ffnskip_cli.journal import Journal
     from ffnskip_cli.sources.models import LoadedModel
+    from ffnskip_cli.text.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Files:
     def check(self, shard: tuple[int, int] | None) -> None:
         """Refuse what does not go together, and what cannot be written, before anything long begins."""
         from ffnskip.errors import FfnskipError
-        from ffnskip_cli.calibration.collect import kept_files
+        from ffnskip_cli.calibration.recording.collect import kept_files
         from ffnskip_cli.report.plot import plot_kind
 
         written = [path.resolve() for path in (*self.profiles.values(), self.plot, self.stats_out) if path]
@@ -72,7 +72,7 @@ class Files:
 
     def share(self, shard: tuple[int, int] | None) -> Share:
         """What this process records, and where it keeps it."""
-        from ffnskip_cli.calibration.collect import Share
+        from ffnskip_cli.calibration.recording.collect import Share
 
         index, count = (0, 1) if shard is None else shard
         return Share(index, count, self.stats_out, self.resume, only_records=shard is not None)
@@ -114,9 +114,9 @@ class Run:
 
     def start(self, recorded: Statistics | None, share: Share, ranks: Ranks, format: Format) -> None:
         """Record, or take what was recorded, then solve and write, as far as this process is to go."""
-        from ffnskip_cli.calibration.collect import collect, source_of
         from ffnskip_cli.calibration.forecast import steps
-        from ffnskip_cli.calibration.statistics import refuse_difference
+        from ffnskip_cli.calibration.recording.collect import collect, source_of
+        from ffnskip_cli.calibration.recording.file import refuse_difference
 
         source = source_of(self.loaded)
         self.settings.refuse_region(source.model.n_layers)
@@ -143,8 +143,8 @@ class Run:
 
     def _texts(self, source: Source, recorded: Statistics | None) -> tuple[Identity, Tensor, Corpus, Corpus | None]:
         """The calibration text with its identity, the held-out text, and the text to fit to if there is a fit."""
-        from ffnskip_cli.calibration.collect import identity_of
-        from ffnskip_cli.calibration.texts import (
+        from ffnskip_cli.calibration.recording.collect import identity_of
+        from ffnskip_cli.text.named import (
             held_out_of,
             refuse_other_texts,
             text_names,
@@ -218,7 +218,7 @@ class Run:
             raise FfnskipError(" ".join(result.refused))
 
     def _refuse_to_replace_another(self, path: Path, statistics: Statistics) -> None:
-        from ffnskip_cli.calibration.statistics import load_statistics, refuse_difference
+        from ffnskip_cli.calibration.recording.file import load_statistics, refuse_difference
 
         if path.exists():
             found = load_statistics([path]).identity.facts()

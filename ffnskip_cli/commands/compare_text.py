@@ -130,8 +130,8 @@ def _settings(target: float, choices: dict[str, Any]) -> Settings:
 def _run(
     loaded: LoadedModel, names: list[str], settings: Settings, offline: bool, plot: Path | None, format: Format
 ) -> None:
-    from ffnskip_cli.calibration.collect import source_of
     from ffnskip_cli.calibration.compare import budget, build_texts, compare
+    from ffnskip_cli.calibration.recording.collect import source_of
     from ffnskip_cli.report.compare_text import print_comparison
 
     with console.busy("Preparing text"):

@@ -21,7 +21,7 @@ def command(
 
     First in sentences: what B skips and costs beyond A, and how surely. Then every field that differs.
     """
-    from ffnskip.profile import load_profile
+    from ffnskip.profiles.profile import load_profile
     from ffnskip_cli.report.diff import changes
     from ffnskip_cli.report.diff_words import sentences
 

@@ -52,7 +52,7 @@ def command(
     The text goes to stdout; tokens per second, skip_ratio and never_skip_fraction go to stderr.
     """
     from ffnskip.errors import FfnskipError
-    from ffnskip.profile import load_profile
+    from ffnskip.profiles.profile import load_profile
 
     if profile is None and compare:
         raise FfnskipError("--compare needs a --profile to compare with the dense model.")
@@ -135,7 +135,7 @@ class _Writer:
 
 def _prompt_tokens(loaded: LoadedModel, text: str, raw: bool) -> Tensor:
     """``[1, prompt]``, by the model's chat template if it has one."""
-    from ffnskip.layers import input_device
+    from ffnskip.model.sites import input_device
 
     if raw or not loaded.tokenizer.chat_template:
         tokens: Tensor = loaded.tokenizer(text, return_tensors="pt")["input_ids"]

@@ -8,7 +8,7 @@ import typer
 from ffnskip_cli import console
 
 if TYPE_CHECKING:
-    from ffnskip.profile import Profile
+    from ffnskip.profiles.profile import Profile
 
 
 def command(
@@ -32,7 +32,7 @@ def command(
     block changes its input.
     """
     from ffnskip.errors import FfnskipError
-    from ffnskip.profile import load_profile
+    from ffnskip.profiles.profile import load_profile
     from ffnskip_cli.report.plot import plot_profile
     from ffnskip_cli.report.tables import print_json
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ffnskip.decoder import Decoder
-    from ffnskip.profile import Profile
+    from ffnskip.profiles.profile import Profile
     from ffnskip_cli.sources.models import LoadedModel
 
 ModelName = Annotated[

@@ -45,7 +45,7 @@ def _files(argument: Path) -> list[Path]:
 
 def _mistake(path: Path) -> str | None:
     from ffnskip.errors import ProfileError
-    from ffnskip.profile import load_profile
+    from ffnskip.profiles.profile import load_profile
 
     if path.is_dir():
         return f"{path}: the folder holds no .yaml file; name a profile."

@@ -9,8 +9,8 @@ from ffnskip_cli.report.compare_words import answer
 from ffnskip_cli.report.tables import Column, print_json, render
 
 if TYPE_CHECKING:
-    from ffnskip_cli.benchmark.quality import Estimate, Quality
     from ffnskip_cli.calibration.compare import Comparison
+    from ffnskip_cli.measure.quality import Estimate, Quality
 
 SCHEMA = "ffnskip-compare-text/v1"
 _FIGURES = ("skip_ratio", "kl", "perplexity_dense", "perplexity", "top1_agreement")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ffnskip_cli.calibration.compare import beyond_noise
 
 if TYPE_CHECKING:
-    from ffnskip_cli.benchmark.quality import Estimate
     from ffnskip_cli.calibration.compare import Comparison
+    from ffnskip_cli.measure.quality import Estimate
 
 
 def answer(comparison: Comparison) -> list[str]:

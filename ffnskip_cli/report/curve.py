@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ffnskip.sections import SimilarityCurve, Skip
+    from ffnskip.profiles.schema import SimilarityCurve, Skip
 
 _WIDTH = 40
 _EIGHTHS = " ▏▎▍▌▋▊▉"

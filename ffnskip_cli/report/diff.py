@@ -11,7 +11,7 @@ from ffnskip_cli.report.summary import short
 from ffnskip_cli.report.tables import Column, Row
 
 if TYPE_CHECKING:
-    from ffnskip.profile import Profile
+    from ffnskip.profiles.profile import Profile
 
 COLUMNS = (Column("field", "field"), Column("a", "A", ">"), Column("b", "B", ">"), Column("change", "change", ">"))
 _WIDEST = 24  # characters of a value in a table

@@ -14,8 +14,8 @@ from ffnskip_cli.report.explain_texts import explain_texts, unseen
 from ffnskip_cli.report.rule_words import by_ratio
 
 if TYPE_CHECKING:
-    from ffnskip.profile import Profile
-    from ffnskip.sections import CurvePoint, Measured
+    from ffnskip.profiles.profile import Profile
+    from ffnskip.profiles.schema import CurvePoint, Measured
 
 
 def explain(profile: Profile) -> list[str]:

@@ -10,8 +10,8 @@ from ffnskip_cli.report.explain_texts import listed
 from ffnskip_cli.report.rule_words import compensation_name, count, threshold_text
 
 if TYPE_CHECKING:
-    from ffnskip.profile import Profile
-    from ffnskip.sections import Compensation, Fit, Skip
+    from ffnskip.profiles.profile import Profile
+    from ffnskip.profiles.schema import Compensation, Fit, Skip
 
 
 def explain_rule(profile: Profile) -> Iterator[str]:

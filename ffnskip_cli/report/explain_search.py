@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ffnskip_cli.budget import NOISE, SEARCH_NOISE
 
 if TYPE_CHECKING:
-    from ffnskip.profile import Profile
-    from ffnskip.sections import Candidate, Search, Skip, WarmUpTrial
+    from ffnskip.profiles.profile import Profile
+    from ffnskip.profiles.schema import Candidate, Search, Skip, WarmUpTrial
 
 
 def is_chosen(tried: Candidate | WarmUpTrial, skip: Skip) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ffnskip.profile import Profile
-    from ffnskip.sections import CalibrationText, EvaluationText, NamedText
+    from ffnskip.profiles.profile import Profile
+    from ffnskip.profiles.schema import CalibrationText, EvaluationText, NamedText
 
 
 def text_name(text: EvaluationText) -> str:

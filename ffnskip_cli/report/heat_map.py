@@ -12,8 +12,8 @@ from ffnskip_cli.report.plot import METADATA, STYLE, refuse_without_matplotlib, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ffnskip_cli.benchmark.quality import Estimate
     from ffnskip_cli.calibration.compare import Comparison
+    from ffnskip_cli.measure.quality import Estimate
 
 _TITLES = {"skip_ratio": "(a) Skip ratio", "kl": "(b) KL divergence (nats per token)"}
 _NOTE = "thick frame: a profile on unseen text of its own kind"

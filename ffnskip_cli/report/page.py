@@ -10,7 +10,7 @@ from ffnskip_cli.report.explain import explain
 from ffnskip_cli.report.summary import Section, figures, fit_tables, search_tables
 
 if TYPE_CHECKING:
-    from ffnskip.profile import Profile
+    from ffnskip.profiles.profile import Profile
 
 # The picture has only greys, so inverting it fits a dark page; 92 % turns its white into the page's #141414.
 _CSS = """\

@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ffnskip.profile import Profile
-    from ffnskip.sections import CurvePoint, Measured, SimilarityCurve, Skip
+    from ffnskip.profiles.profile import Profile
+    from ffnskip.profiles.schema import CurvePoint, Measured, SimilarityCurve, Skip
 
 Drawing = Callable[[Any], None]
 

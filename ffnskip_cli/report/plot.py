@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ffnskip.atomic import replacing
 from ffnskip.errors import FfnskipError
+from ffnskip.files import replacing
 from ffnskip_cli.report.page import page
 from ffnskip_cli.report.panels import TITLES, Drawing, caption, drawings
 
 if TYPE_CHECKING:
-    from ffnskip.profile import Profile
+    from ffnskip.profiles.profile import Profile
 
 # No date in the file, and ids that do not depend on chance: the same profile gives the same bytes.
 METADATA: dict[str, dict[str, None]] = {

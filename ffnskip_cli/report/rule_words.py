@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ffnskip.profile import Profile
-    from ffnskip.sections import Compensation, CurvePoint, Skip, TriedCompensation
+    from ffnskip.profiles.profile import Profile
+    from ffnskip.profiles.schema import Compensation, CurvePoint, Skip, TriedCompensation
 
 
 def compensation_name(compensation: Compensation | TriedCompensation) -> str:
@@ -18,7 +18,7 @@ def compensation_name(compensation: Compensation | TriedCompensation) -> str:
 
 def threshold_text(skip: Skip) -> str:
     """A rule's threshold with its unit."""
-    return f"{skip.threshold:g}{' nats' if skip.rule == 'predicted-damage' else ''}"
+    return f"{skip.threshold:g} {skip.by.unit}"
 
 
 def by_ratio(profile: Profile) -> list[CurvePoint]:

@@ -14,8 +14,17 @@ from ffnskip_cli.report.tables import Column, Row
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from ffnskip.profile import Profile
-    from ffnskip.sections import Candidate, Compensation, EvaluationText, Fit, Measured, Search, Skip, WarmUpTrial
+    from ffnskip.profiles.profile import Profile
+    from ffnskip.profiles.schema import (
+        Candidate,
+        Compensation,
+        EvaluationText,
+        Fit,
+        Measured,
+        Search,
+        Skip,
+        WarmUpTrial,
+    )
 
 _FIELD, _VALUE = Column("field", ""), Column("value", "")
 _CHOSEN = Column("chosen", "")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from ffnskip.cache_folder import build_once, cache_dir, sha256_file
 from ffnskip.errors import FfnskipError
+from ffnskip.files import build_once, cache_dir, sha256_file
 
 DEMO_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 

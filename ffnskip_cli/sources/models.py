@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ffnskip.cache_folder import build_once, cache_dir, sha256_file
 from ffnskip.errors import FfnskipError
+from ffnskip.files import build_once, cache_dir, sha256_file
 from ffnskip_cli.memory import out_of_memory
 from ffnskip_cli.sources.demo import DEMO_MODEL_SHA256, demo_model_file
 from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, reason

@@ -6,15 +6,15 @@
 >>> applied.stats.skip_ratio
 """
 
-from ffnskip.apply import apply
 from ffnskip.decode import decode
 from ffnskip.decoder import Decoder
 from ffnskip.errors import FfnskipError, ProfileError, UnsupportedModelError
-from ffnskip.fast.packed import pack_weights
-from ffnskip.profile import Profile, load_profile, save_profile
+from ffnskip.general.apply import apply
+from ffnskip.general.wrap import Applied
+from ffnskip.model.packed import pack_weights
+from ffnskip.profiles.profile import Profile, load_profile, save_profile
 from ffnskip.sampling import Sampling
 from ffnskip.stats import SkipStats
-from ffnskip.wrap import Applied
 
 __version__ = "0.1.0"
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
-from ffnskip.apply import apply
 from ffnskip.decode import GeneralPath, run
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.fused_path import FusedPath
-from ffnskip.layers import input_device
-from ffnskip.profile import Profile, load_profile
+from ffnskip.general.apply import apply
+from ffnskip.general.wrap import Applied, refuse_second_profile
+from ffnskip.model.sites import input_device
+from ffnskip.profiles.profile import Profile, load_profile
 from ffnskip.sampling import GREEDY, Sampling
 from ffnskip.stats import SkipStats
-from ffnskip.wrap import Applied, refuse_second_profile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ffnskip.compensation import Compensator, Weights
-from ffnskip.layers import ffn_sites
-from ffnskip.neurons import count_neurons
-from ffnskip.profile import Profile
-from ffnskip.sections import Compensation, TriedCompensation
-from ffnskip_cli.benchmark.flops import model_cost, overhead
-from ffnskip_cli.calibration.corpus import Corpus
+from ffnskip.compensation.compensator import Compensator
+from ffnskip.model.neurons import count_neurons
+from ffnskip.model.sites import ffn_sites
+from ffnskip.profiles.profile import Profile
+from ffnskip.profiles.schema import Compensation, TriedCompensation
 from ffnskip_cli.calibration.fit.fit import PROBE_RIDGE, Fitter, stored
 from ffnskip_cli.calibration.fit.gradients import Gradients, with_one
+from ffnskip_cli.calibration.fit.held_back import trial
 from ffnskip_cli.calibration.fit.kinds import usual_neurons
 from ffnskip_cli.calibration.fit.loop import Seen
 from ffnskip_cli.calibration.fit.maps import solve_map
 from ffnskip_cli.calibration.fit.normal import NormalEquations
 from ffnskip_cli.journal import Journal
+from ffnskip_cli.measure.flops import model_cost, overhead
+from ffnskip_cli.text.corpus import Corpus
 from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def choose_compensation(
     fitter = Fitter(model, widest, text.tokens, held_back, ratio, seed, track, journal)
     fitter.sum_up_dense()
     fits = [_fit(fitter, one) for one in tried]
-    if draft.skip.rule == "predicted-damage":
-        fits = _with_probes(fitter, fits)
+    if draft.skip.by.reads == "input":
+        fits = _with_probes(fitter, tried, fits)
     cost, n_layers = model_cost(model), draft.model.n_layers
     found = []
     for one, tensors in zip(tried, fits, strict=True):
@@ -94,14 +95,14 @@ def _fit(fitter: Fitter, one: Compensation) -> dict[str, Tensor]:
     return solve_map(fitter.sums.select(chosen), fitter.ridge, one, index)
 
 
-def _with_probes(fitter: Fitter, fits: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+def _with_probes(fitter: Fitter, tried: list[Compensation], fits: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """The maps with probes for the damage that each does, in one pass."""
     layers, features = len(fitter.ffns), fitter.sums.cross.shape[2] + 1
     damages = NormalEquations(layers, features, len(fits))
-    weights = [stored(tensors) for tensors in fits]
-    compensators = [
-        [Compensator(Weights(one.tensors), place, ffn) for one in weights] for place, ffn in enumerate(fitter.ffns)
+    profiles = [
+        trial(fitter.like_draft(one), stored(tensors).tensors) for one, tensors in zip(tried, fits, strict=True)
     ]
+    compensators = [[Compensator(profile, place, ffn) for profile in profiles] for place, ffn in enumerate(fitter.ffns)]
 
     def see(seen: Seen) -> None:
         columns = [fitter.log_damage(seen, compensator) for compensator in compensators[seen.place]]

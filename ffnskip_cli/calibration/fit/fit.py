@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ffnskip.compensation import PROBE, PROBE_BIAS, Compensator, Weights
+from ffnskip.compensation.compensator import Compensator
 from ffnskip.errors import FfnskipError, ProfileError
-from ffnskip.layers import ffn_sites
-from ffnskip.profile import Profile
-from ffnskip.sections import Compensation, Fit, TriedCompensation
-from ffnskip_cli.calibration.corpus import Corpus
+from ffnskip.model.sites import ffn_sites
+from ffnskip.profiles.profile import Profile
+from ffnskip.profiles.schema import Compensation, Fit, TriedCompensation
+from ffnskip.profiles.weights import Weights
+from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
 from ffnskip_cli.calibration.fit.gradients import Gradients, take_gradients, with_one
 from ffnskip_cli.calibration.fit.held_back import Cost, HeldBack, trial
 from ffnskip_cli.calibration.fit.loop import Seen, run
 from ffnskip_cli.calibration.fit.maps import Features, NeuronChoice, solve_map
 from ffnskip_cli.calibration.fit.normal import NormalEquations, best_ridge
 from ffnskip_cli.journal import Journal
+from ffnskip_cli.text.corpus import Corpus
 from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
@@ -243,7 +245,7 @@ class Fitter:
 
     @property
     def _probing(self) -> bool:
-        return self._draft.skip.rule == "predicted-damage"
+        return self._draft.skip.by.reads == "input"
 
     @property
     def _hidden(self) -> int:

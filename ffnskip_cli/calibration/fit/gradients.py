@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ffnskip.layers import FFNSite, ffn_sites, input_device
+from ffnskip.model.sites import FFNSite, ffn_sites, input_device
 from ffnskip_cli.calibration.fit.normal import NormalEquations
 from ffnskip_cli.track import Track
 

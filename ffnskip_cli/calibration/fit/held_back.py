@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ffnskip.compensation import Weights
-from ffnskip.profile import Profile
-from ffnskip.sections import Compensation
-from ffnskip_cli.benchmark.quality import measure_quality
+from ffnskip.profiles.profile import Profile
+from ffnskip.profiles.schema import Compensation
+from ffnskip.profiles.weights import Weights
 from ffnskip_cli.calibration.fit.loop import record_scores
-from ffnskip_cli.calibration.record import Record, record_text
-from ffnskip_cli.calibration.solve import highest_ratio, solve_threshold
+from ffnskip_cli.calibration.recording.record import Record, record_text
+from ffnskip_cli.calibration.threshold.solve import highest_ratio, solve_threshold
 from ffnskip_cli.journal import Journal
+from ffnskip_cli.measure.quality import measure_quality
 from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _BELOW, _ABOVE = 0.8, 1.25  # of the ratio: between the two the cost is taken to be a power of the ratio
-_NEVER = {"cosine": 2.0, "predicted-damage": 0.0}
 _TINY = 1e-9
 
 
@@ -35,7 +34,7 @@ def trial(draft: Profile, tensors: dict[str, Tensor], threshold: float | None = 
         tensors: of the weights; missing ones are zeros, and without any there is no compensation.
         threshold: None for one at which nothing is ever skipped, so that the states are those of the dense model.
     """
-    profile = draft.with_threshold(_NEVER[draft.skip.rule] if threshold is None else threshold)
+    profile = draft.never if threshold is None else draft.with_threshold(threshold)
     if not tensors:
         profile = profile.model_copy(update={"compensation": Compensation(kind="none")})
     if not (shapes := profile.weight_shapes):
@@ -127,7 +126,7 @@ class HeldBack:
         return Cost(self._threshold, wanted, most, below, above)
 
     def _record(self, draft: Profile, tensors: dict[str, Tensor]) -> Record:
-        if draft.skip.rule == "cosine":
+        if draft.skip.by.reads != "input":
             return record_text(self._model, self._sequences.long())
         # In the loop that skips already, as skipping changes what later probes see.
         return record_scores(self._model, trial(draft, tensors, self._threshold), self._sequences, 0, self._track)

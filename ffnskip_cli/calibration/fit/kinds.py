@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ffnskip.errors import FfnskipError
-from ffnskip.layers import ffn_sites
-from ffnskip.neurons import count_neurons
-from ffnskip.sections import Compensation
+from ffnskip.model.neurons import count_neurons
+from ffnskip.model.sites import ffn_sites
+from ffnskip.profiles.schema import Compensation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

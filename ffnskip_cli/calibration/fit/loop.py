@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ffnskip.compensation import Compensator
-from ffnskip.layers import decoder, ffn_sites, input_device
-from ffnskip.profile import Profile
-from ffnskip.wrap import Applied, SkippableFFN
-from ffnskip_cli.calibration.record import Record
+from ffnskip.compensation.compensator import Compensator
+from ffnskip.general.wrap import Applied, SkippableFFN
+from ffnskip.model.sites import decoder, ffn_sites, input_device
+from ffnskip.profiles.profile import Profile
+from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def record_scores(model: PreTrainedModel, profile: Profile, sequences: Tensor, p
     done = [0] * profile.model.n_layers
 
     def see(seen: Seen) -> None:
-        score = seen.compensator.score(seen.x)
+        score = seen.compensator.probe(seen.x)
         assert score is not None, "the rule has no probe"
         rows = score.view(-1, past).cpu()
         start = done[seen.place]

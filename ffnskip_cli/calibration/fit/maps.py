@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ffnskip.compensation import BIAS, DOWN, FIRST, LINEAR, NEURONS, SECOND
-from ffnskip.neurons import Neurons, activations, count_neurons, down_projection
+from ffnskip.compensation.kinds import BIAS, DOWN, FIRST, LINEAR, NEURONS, SECOND
+from ffnskip.model.neurons import Neurons, activations, count_neurons, down_projection
 from ffnskip_cli.calibration.fit.gradients import with_one
 from ffnskip_cli.calibration.fit.normal import NormalEquations
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ffnskip.sections import Compensation
+    from ffnskip.profiles.schema import Compensation
 
 
 class Features:
@@ -50,7 +50,7 @@ class Features:
 def solve_map(
     fit: NormalEquations, ridge: float, compensation: Compensation, index: Tensor | None
 ) -> dict[str, Tensor]:
-    """The tensors of `ffnskip.compensation.Weights` but for the probe's, in float32.
+    """The tensors of `ffnskip.profiles.weights.Weights` but for the probe's, in float32.
 
     Args:
         fit: sums over the tokens to fit to, of `Features` and ``f``.

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from ffnskip.cache_folder import build_once, cache_dir
 from ffnskip.errors import FfnskipError, UnsupportedModelError
+from ffnskip.files import build_once, cache_dir
 
 _SOURCES = Path(__file__).parent / "cpp"
 _MAIN = "step.cpp"

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ffnskip.errors import UnsupportedModelError
 from ffnskip.fast.fused_model import Activation, FusedLayer, FusedModel
 from ffnskip.fast.layout import lay_out
-from ffnskip.fast.matrix import Matrix, plain
-from ffnskip.fast.packed import PackedEmbedding, PackedLinear
-from ffnskip.layers import decoder
+from ffnskip.model.matrix import Matrix, plain
+from ffnskip.model.packed import PackedEmbedding, PackedLinear
+from ffnskip.model.sites import decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

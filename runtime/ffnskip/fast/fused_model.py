@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ffnskip.fast.matrix import Matrix, stack
+from ffnskip.model.matrix import Matrix, stack
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 

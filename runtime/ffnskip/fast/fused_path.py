@@ -14,7 +14,7 @@ from ffnskip.fast.families import fuse
 from ffnskip.fast.fused_model import FusedModel
 from ffnskip.fast.skipping import FusedSkip, fuse_profile
 from ffnskip.fast.step import MAX_BATCH, Step
-from ffnskip.profile import Profile
+from ffnskip.profiles.profile import Profile
 from ffnskip.rules import may_skip
 from ffnskip.stats import SkipStats
 
@@ -212,11 +212,11 @@ def build_step(model: FusedModel, cache: KeyValueCache, skip: FusedSkip | None) 
         UnsupportedModelError: there is none for it, or what it is built with is missing.
     """
     if model.device.type == "cpu":
-        from ffnskip.fast.native import NativeStep
+        from ffnskip.fast.cpu_step import NativeStep
 
         return NativeStep(model, cache, skip)
     if model.device.type == "cuda":
-        from ffnskip.fast.cuda import CudaStep
+        from ffnskip.fast.cuda.cuda_step import CudaStep
 
         return CudaStep(model, cache, skip)
     raise UnsupportedModelError(f"On {model.device.type} there is no fused decode step.")

@@ -17,8 +17,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from ffnskip.fast.matrix import Matrix
-from ffnskip.fast.packed import PackedLinear
+from ffnskip.model.matrix import Matrix
+from ffnskip.model.packed import PackedLinear
 
 _ALIGNMENT = 64  # bytes, a cache line
 _MADV_PAGEOUT = 21  # Linux; Python's mmap has no name for it

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ffnskip.compensation import BIAS, DOWN, FIRST, LINEAR, NEURONS, PROBE, PROBE_BIAS, SECOND
-from ffnskip.errors import ProfileError
-from ffnskip.fast.matrix import Matrix, plain
-from ffnskip.profile import Profile
-from ffnskip.rules import reach
+from ffnskip.compensation.kinds import BIAS, DOWN, FIRST, LINEAR, NEURONS, SECOND
+from ffnskip.errors import ProfileError, UnsupportedModelError
+from ffnskip.model.matrix import Matrix, plain
+from ffnskip.profiles.profile import Profile
+from ffnskip.rules.base import Reads
+from ffnskip.rules.cosine import reach
+from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
+
+# The rules that fused steps know, as the enumeration `Rule` of cpp/step.cpp has them; 0 is no rule.
+_CODES = {"cosine": 1, "predicted-damage": 2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,18 +48,22 @@ class FusedSkip:
     """When a decode step skips, and what it adds instead.
 
     Attributes:
-        rule: `cosine`, or `predicted-damage`.
-        threshold: of the similarity; or of the damage, in log nats.
+        code: which rule, in the enumeration of the compiled steps.
+        reads: what the rule's value is read from.
+        threshold: what a value is compared with: of the similarity; or of the damage, in log nats.
         reach: how many FFNs one trigger of `cosine` skips at most.
         cold_s, cold_e: the skip region, layers ``[cold_s, cold_e)``.
+        looked_at: the layers in which a value is read.
         layers: of the skip region, in order.
     """
 
-    rule: Literal["cosine", "predicted-damage"]
+    code: int
+    reads: Reads
     threshold: float
     reach: int
     cold_s: int
     cold_e: int
+    looked_at: range
     layers: Sequence[FusedCompensation]
 
 
@@ -70,18 +77,21 @@ def fuse_profile(profile: Profile, intermediate: int, device: torch.device) -> F
 
     Raises:
         ProfileError: it needs weights that are missing, or neurons that the model does not have.
+        UnsupportedModelError: there is no fused step for its rule.
     """
     profile.refuse_missing_weights()
-    skip = profile.skip
+    skip, rule = profile.skip, profile.skip.by
+    if skip.rule not in _CODES:
+        raise UnsupportedModelError(f"The rule {skip.rule} has no fused decode step.")
     tensors = {} if profile.weights is None else profile.weights.tensors
-    threshold = skip.threshold
-    if skip.rule == "predicted-damage":
-        threshold = math.log(threshold) if threshold > 0 else -math.inf
     layers = [
         _compensation({name: t[place].to(device) for name, t in tensors.items()}, profile, intermediate, device)
         for place in range(skip.cold_e - skip.cold_s)
     ]
-    return FusedSkip(skip.rule, threshold, reach(skip), skip.cold_s, skip.cold_e, layers)
+    region = skip.cold_s, skip.cold_e
+    return FusedSkip(
+        _CODES[skip.rule], rule.reads, rule.bound(skip.threshold), reach(skip), *region, rule.looks_at(*region), layers
+    )
 
 
 def _compensation(

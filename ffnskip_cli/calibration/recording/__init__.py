@@ -1,0 +1,1 @@
+"""What the dense model does on the calibration text, recorded once."""

@@ -1,0 +1,1 @@
+"""How each rule is chosen and fitted."""

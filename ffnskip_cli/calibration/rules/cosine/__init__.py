@@ -1,0 +1,1 @@
+"""The rule `cosine`: its region, window and refresh."""

@@ -1,0 +1,116 @@
+"""Choose the warm-up by an ablation on text that the dense model wrote, as in the paper's Figure 5.
+
+How many generated tokens must run dense before skipping is safe? The dense model continues some prompts greedily; then
+each warm-up is scored along these very continuations, by its KL from the dense model over their second half, which
+comes after the longest warm-up. So a short warm-up is not charged for skipping in more tokens, which is what it is for,
+but for what its early skips do to all that follows, through the KV cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ffnskip.decoder import Decoder
+from ffnskip.profiles.profile import Profile
+from ffnskip.profiles.schema import WarmUpTrial
+from ffnskip_cli.budget import NOISE
+from ffnskip_cli.calibration.recording.record import Record
+from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS
+from ffnskip_cli.journal import Journal
+from ffnskip_cli.measure.quality import Quality, measure_quality, paired_difference
+from ffnskip_cli.measure.worst_case import Continuation, continue_prompts
+from ffnskip_cli.track import Track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+WARM_UPS = (0, 5, 10, 20, 25, 30, 50)
+PROMPTS = 16
+
+
+def lengths(sequence_length: int) -> tuple[int, int]:
+    """How long prompts and continuations are: the first half of a sequence, and as much again."""
+    prompt = min(PROMPT_TOKENS, sequence_length // 2)
+    return prompt, min(GENERATED_TOKENS, sequence_length - prompt)
+
+
+def possible_warm_ups(sequence_length: int) -> tuple[int, ...]:
+    """Those that leave half of a continuation to measure on; none where there is only one, which is no choice."""
+    _, generated = lengths(sequence_length)
+    possible = tuple(warm_up for warm_up in WARM_UPS if warm_up <= generated // 2)
+    return possible if len(possible) > 1 else ()
+
+
+def ablate(
+    model: PreTrainedModel, profile: Profile, record: Record, track: Track, journal: Journal
+) -> list[WarmUpTrial]:
+    """Try every warm-up that the sequences are long enough for.
+
+    Args:
+        model: the dense model.
+        profile: the rule to try them with, threshold and all.
+        record: whose sequences begin with the prompts.
+        track: shows progress.
+        journal: remembers the measurements.
+
+    Returns:
+        A trial for each, in ascending order.
+    """
+    if not (warm_ups := possible_warm_ups(record.sequences.shape[1])):
+        return []
+    prompt, generated = lengths(record.sequences.shape[1])
+    prompts = record.sequences[:PROMPTS, :prompt].long()
+    written = _continue(model, None, prompts, generated, track, journal)
+    qualities = measure_quality(
+        model,
+        [_with_warm_up(profile, prompt + warm_up) for warm_up in warm_ups],
+        torch.cat([prompts, written], dim=1),
+        track,
+        what=f"comparing {len(warm_ups)} warm-ups with the dense model",
+        first=prompt + generated // 2,
+        journal=journal,
+    )
+    best = min(qualities, key=lambda quality: quality.kl.mean)
+    trials = []
+    for warm_up, quality in zip(warm_ups, qualities, strict=True):
+        text = _continue(model, _with_warm_up(profile, warm_up), prompts, generated, track, journal)
+        trials.append(
+            WarmUpTrial(
+                warm_up=warm_up,
+                kl=quality.kl.mean,
+                standard_error=_error_of_difference(quality, best),
+                repetition=Continuation(text, None).repetition,
+            )
+        )
+    return trials
+
+
+def smallest_good(trials: Sequence[WarmUpTrial]) -> int:
+    """The smallest warm-up whose KL is within noise of the lowest."""
+    lowest = min(trial.kl for trial in trials)
+    return next(trial.warm_up for trial in trials if trial.kl - lowest <= NOISE * trial.standard_error)
+
+
+def _error_of_difference(one: Quality, other: Quality) -> float:
+    mine, yours = (torch.tensor(quality.kl_by_sequence, dtype=torch.float64) for quality in (one, other))
+    return paired_difference(mine, yours).standard_error
+
+
+def _with_warm_up(profile: Profile, warm_up: int) -> Profile:
+    return profile.model_copy(update={"skip": profile.skip.model_copy(update={"warm_up": warm_up})})
+
+
+def _continue(
+    model: PreTrainedModel, profile: Profile | None, prompts: Tensor, generated: int, track: Track, journal: Journal
+) -> Tensor:
+    """Greedy continuations, ``[prompts, generated]``."""
+    settings = None if profile is None else profile.deciding
+    tokens = journal.remember(
+        ["continue", settings, prompts.tolist(), generated],
+        lambda: continue_prompts(Decoder(model, profile, check=False), prompts, generated, track).tokens.tolist(),
+    )
+    return torch.tensor(tokens)

@@ -1,0 +1,1 @@
+"""The threshold that gives a ratio or keeps a limit."""

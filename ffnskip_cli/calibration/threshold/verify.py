@@ -1,0 +1,139 @@
+"""Run the model with the rule on, and correct the threshold until the measured ratio is the target.
+
+The simulation cannot know that a skip changes the values of the later layers and, through the KV cache, of the later
+tokens. The measured ratio does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ffnskip.errors import FfnskipError
+from ffnskip.general.wrap import Applied
+from ffnskip.model.sites import decoder, input_device
+from ffnskip.profiles.profile import Profile
+from ffnskip.stats import SkipStats
+from ffnskip_cli.calibration.recording.record import Record
+from ffnskip_cli.calibration.threshold.solve import highest_ratio, simulated_ratio, solve_threshold
+from ffnskip_cli.journal import Journal
+from ffnskip_cli.track import Track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+VERIFY_TOKENS = 16384  # that the model runs on, however long the recording is
+PROMISED = 0.01  # how far from the target a verified ratio may be
+GOOD_ENOUGH = 0.003  # where correcting stops
+VERIFY_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A threshold and the skip_ratio that the running model has with it on the calibration text."""
+
+    threshold: float
+    ratio: float
+
+
+def behind_prompts(profile: Profile, record: Record) -> Profile:
+    """The profile for score mode on the record's sequences, where a prompt is part of the warm-up."""
+    skip = profile.skip.model_copy(update={"warm_up": profile.skip.warm_up + record.prompt_tokens})
+    return profile.model_copy(update={"skip": skip})
+
+
+def measure_ratio(
+    model: PreTrainedModel, profile: Profile, record: Record, track: Track, journal: Journal | None = None
+) -> float:
+    """The skip_ratio of the running model on the record's sequences, in score mode behind their prompts.
+
+    Run on `VERIFY_TOKENS` of them; on the rest the ratio is taken to differ as the simulated one does.
+    """
+    sample, threshold = record.first(VERIFY_TOKENS), profile.skip.threshold
+    # The sample says what the simulation is wrong by, the whole recording what it says.
+    rest = simulated_ratio(record, profile.skip) - simulated_ratio(sample, profile.skip)
+    profile, journal = behind_prompts(profile, record), journal or Journal()
+    settings, total = profile.deciding, SkipStats(profile.model.n_layers)
+    for sequence in track(sample.sequences, f"verifying threshold {threshold:g}", len(sample.sequences)):
+        counts = journal.remember(["ratio", settings, sequence.tolist()], partial(_count, model, profile, sequence))
+        total.add(SkipStats(**counts))
+    return total.skip_ratio + rest
+
+
+@torch.inference_mode()
+def _count(model: PreTrainedModel, profile: Profile, sequence: Tensor) -> dict[str, Any]:
+    with Applied(model, profile, "score") as applied:
+        decoder(model)(sequence[None].long().to(input_device(model)), use_cache=False)
+    return asdict(applied.stats)
+
+
+def verify(
+    model: PreTrainedModel,
+    profile: Profile,
+    record: Record,
+    target: float,
+    track: Track,
+    journal: Journal | None = None,
+) -> Verified:
+    """Correct the profile's threshold in closed loop.
+
+    Each round asks the simulation for another ratio, until the measured one is the target.
+
+    Raises:
+        FfnskipError: no round came within 0.01 of the target.
+    """
+    most = highest_ratio(record, profile.skip)
+    # Two ends are known before any measurement: a threshold that nothing passes skips nothing in the running model
+    # too, and one that everything passes skips as much as in the simulation.
+    asked, bracket = target, Bracket((0.0, -target), (most, most - target))
+    best = Verified(profile.skip.threshold, float("inf"))
+    for _ in range(VERIFY_ROUNDS):
+        threshold = solve_threshold(record, profile.skip, asked)
+        measured = Verified(threshold, measure_ratio(model, profile.with_threshold(threshold), record, track, journal))
+        if abs(measured.ratio - target) < abs(best.ratio - target):
+            best = measured
+        if abs(best.ratio - target) <= GOOD_ENOUGH:
+            return best
+        asked = bracket.next(asked, measured.ratio - target)
+    if abs(best.ratio - target) > PROMISED:
+        raise FfnskipError(
+            f"A skip ratio of {target:g} cannot be reached: the closest threshold found, {best.threshold:g}, gives "
+            f"{best.ratio:.3f} in the running model; ask for that instead."
+        )
+    return best
+
+
+class Bracket:
+    """What to ask the simulation for next: regula falsi with the Illinois rule (Dowell and Jarratt 1971).
+
+    Args:
+        low, high: the closest ratios asked for that gave too little and too much, each with its error: what was
+            measured minus what was wanted.
+    """
+
+    def __init__(self, low: tuple[float, float], high: tuple[float, float]) -> None:
+        self._low, self._low_error = low
+        self._high, self._high_error = high
+        self._last_error = 0.0
+
+    def next(self, asked: float, error: float) -> float:
+        """Take in the error at `asked`, and return what to ask for then."""
+        again = error * self._last_error > 0  # on the same side: pull the next one over by halving the other end
+        if error < 0:
+            self._low, self._low_error = asked, error
+            self._high_error *= 0.5 if again else 1.0
+        else:
+            self._high, self._high_error = asked, error
+            self._low_error *= 0.5 if again else 1.0
+        self._last_error = error
+        return self.between
+
+    @property
+    def between(self) -> float:
+        """Where the straight line between the ends has no error."""
+        step = self._low_error * (self._high - self._low) / (self._high_error - self._low_error)
+        return min(self._low - step, self._high)  # rounding must not ask for more than there is

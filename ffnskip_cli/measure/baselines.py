@@ -1,0 +1,207 @@
+"""Other ways to skip as many FFNs: what a profile must be better than to be worth its name.
+
+A baseline decides by layer and position alone, never by the token, and adds nothing in place of a skipped FFN. All skip
+between the first two and the last two layers, where it does least harm, or as many of them as the ratio leaves; and all
+leave the warm-up of the profile that they are compared with dense.
+
+==============  ====================================================================================================
+row             what it skips
+==============  ====================================================================================================
+`random`        each FFN independently with one probability
+`non-adaptive`  the same FFNs for every token, evenly spread over the layers
+`static`        the same FFNs for every token, those with the highest mean similarity cos(h, h + f) on a sample
+`shortgpt`      the FFNs of the layers with the lowest Block Influence on that sample: 1 - the mean cosine of a layer's
+                input and output (ShortGPT, Men et al. 2024, which removes these layers)
+`skipdecode`    more FFNs the later the token, linear in its position, from the bottom upwards (SkipDecode, Del Corro
+                et al. 2023)
+==============  ====================================================================================================
+
+Where a ratio asks for a fraction of an FFN per token, one more is skipped for that share of the tokens.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ffnskip.model.sites import ffn_sites, input_device, watch
+from ffnskip.profiles.profile import Profile
+from ffnskip.profiles.schema import Compensation, Skip
+from ffnskip.rules import Rule, Turn
+from ffnskip.rules.cosine import similarity
+from ffnskip_cli.track import Track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_COLD = 2  # layers at either end
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which FFNs to skip, by layer and position.
+
+    Attributes:
+        order: the layers that may be skipped, the first to be skipped in front.
+        first, last: how many FFNs are skipped at the first and at the last position past warm-up; linear in between.
+        at_random: skip every FFN of `order` independently, and only the expected number is `first` to `last`.
+    """
+
+    order: tuple[int, ...]
+    first: float
+    last: float
+    at_random: bool = False
+
+    def draw(self, tokens: int, n_layers: int, seed: int) -> Tensor:
+        """``[tokens, n_layers]`` bool: True where the FFN is skipped, for the positions past warm-up."""
+        generator = torch.Generator().manual_seed(seed)
+        wanted = torch.linspace(self.first, self.last, tokens, dtype=torch.float64)
+        if self.at_random:
+            chances = torch.rand(tokens, len(self.order), generator=generator)
+            chosen = chances < wanted[:, None] / max(len(self.order), 1)
+        else:  # whole numbers whose sum is at every position that of the wanted ones, up or down from a random start
+            start = torch.rand(1, generator=generator, dtype=torch.float64)
+            counts = (start + wanted.cumsum(0)).floor().diff(prepend=torch.zeros(1, dtype=torch.float64))
+            chosen = torch.arange(len(self.order)) < counts[:, None]
+        skipped = torch.zeros(tokens, n_layers, dtype=torch.bool)
+        skipped[:, list(self.order)] = chosen
+        return skipped
+
+    def rule(self, profile: Profile, sequence: Tensor) -> Rule:
+        """Skips so in one forward pass over ``sequence [length]``, whose checksum is the seed."""
+        warm_up, n_layers = profile.skip.warm_up, profile.model.n_layers
+        seed = zlib.crc32(sequence.cpu().numpy().tobytes())
+        past = self.draw(len(sequence) - warm_up, n_layers, seed)
+        return PatternRule(F.pad(past, (0, 0, warm_up, 0)))
+
+
+class PatternRule(Rule):
+    """Skips where ``pattern [tokens, n_layers]`` says, and reads nothing."""
+
+    name = "pattern"
+    never = 0.0
+    steps = range(1)
+    decides_by = "layer and position"
+
+    def __init__(self, pattern: Tensor) -> None:
+        self.pattern = pattern
+
+    def threshold_at(self, step: int) -> float:
+        """It has no threshold."""
+        return self.never
+
+    def strictness(self, threshold: float) -> float:
+        """It has no threshold."""
+        return 0.0
+
+    def turn(self, skip: Skip, allowed: Tensor) -> Turn:
+        """See `Rule`."""
+        return _PatternTurn(skip, allowed, self.pattern)
+
+    def sentence(self, skip: Skip, layers: str) -> str:
+        """See `Rule`."""
+        return f"In {layers}, each feed-forward block (FFN) is skipped where a fixed pattern says so."
+
+
+class _PatternTurn(Turn):
+    def __init__(self, skip: Skip, allowed: Tensor, pattern: Tensor) -> None:
+        super().__init__(skip, allowed)
+        self._pattern = pattern.to(allowed.device)
+
+    def skipping(self, layer: int, value: Tensor | None) -> Tensor:
+        return self._pattern[:, layer] & self.allowed
+
+
+def bare_profile(profile: Profile, ratio: float) -> Profile:
+    """The profile that baselines are measured with: the same model and warm-up, their layers, no compensation."""
+    n_layers, skip = profile.model.n_layers, profile.skip
+    cold = min(_COLD, int((1.0 - ratio) * n_layers / 2))
+    region = {"cold_s": cold, "cold_e": n_layers - cold}
+    return Profile(
+        schema="ffnskip/v1",
+        model=profile.model,
+        skip=Skip(rule="cosine", threshold=1.0, warm_up=skip.warm_up, **region),
+        compensation=Compensation(kind="none"),
+        made_with=profile.made_with,
+    )
+
+
+def baseline_patterns(
+    model: PreTrainedModel, profile: Profile, ratio: float, sample: Tensor, track: Track
+) -> dict[str, Pattern]:
+    """The baselines by row name.
+
+    Args:
+        model: the untouched model.
+        profile: from `bare_profile`.
+        ratio: the skip_ratio that all are to have.
+        sample: ``[sequences, length]``, text to rank the layers on.
+        track: shows progress.
+    """
+    layers = tuple(range(profile.skip.cold_s, profile.skip.cold_e))
+    count = min(ratio * profile.model.n_layers, len(layers))
+    late = min(2 * count, len(layers))
+    ffns, blocks = layer_similarities(model, sample, profile.skip.warm_up, track)
+    return {
+        "random": Pattern(layers, count, count, at_random=True),
+        "non-adaptive": Pattern(_spread(layers, count), count, count),
+        "static": Pattern(_most_similar(layers, ffns), count, count),
+        "shortgpt": Pattern(_most_similar(layers, blocks), count, count),
+        "skipdecode": Pattern(layers, 2 * count - late, late),
+    }
+
+
+@torch.inference_mode()
+def layer_similarities(
+    model: PreTrainedModel, sample: Tensor, first: int, track: Track
+) -> tuple[list[float], list[float]]:
+    """How little each FFN, and each whole layer, turns what passes through it.
+
+    Args:
+        model: the untouched model.
+        sample: ``[sequences, length]``.
+        first: the first position that counts.
+        track: shows progress.
+
+    Returns:
+        Per layer the means of cos(h, h + f) and of the cosine of the layer's input and output.
+    """
+    sites = ffn_sites(model)
+    sums = torch.zeros(2, len(sites), dtype=torch.float64)
+
+    def see_ffn(layer: int, h: Tensor, f: Tensor) -> None:
+        sums[0, layer] += float(similarity(h, f)[:, first:].mean())
+
+    def see_layer(layer: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        entered, left = args[0].float(), (output if isinstance(output, Tensor) else output[0]).float()
+        cosine = F.cosine_similarity(entered.to(left.device), left, dim=-1)
+        sums[1, layer] += float(cosine[:, first:].mean())
+
+    hooks = [site.layer.register_forward_hook(partial(see_layer, layer)) for layer, site in enumerate(sites)]
+    try:
+        with watch(model, see_ffn):
+            for sequence in track(sample, "ranking layers", len(sample)):
+                model(sequence[None].long().to(input_device(model)), use_cache=False)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    ffns, blocks = (sums / len(sample)).tolist()
+    return ffns, blocks
+
+
+def _most_similar(layers: Sequence[int], similarities: Sequence[float]) -> tuple[int, ...]:
+    return tuple(sorted(layers, key=lambda layer: similarities[layer], reverse=True))
+
+
+def _spread(layers: Sequence[int], count: float) -> tuple[int, ...]:
+    """As many of the layers as it takes to skip `count`, at even distances."""
+    n = ceil(round(count, 6))
+    return tuple(layers[int((i + 0.5) * len(layers) / n)] for i in range(n))

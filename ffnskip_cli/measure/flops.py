@@ -1,0 +1,153 @@
+"""What a token costs: FLOPs and bytes, from the shapes of a model's weights.
+
+Only matrix products count, at 2 FLOPs per multiply-add, as `torch.utils.flop_counter` counts them; norms and
+activations are left out. What a rule reads is charged although it may be none (`Rule.check_flops`). What a
+profile saves is net of what it adds: checks or probes, and the compensation of every skipped FFN (`Overhead`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from ffnskip.compensation.kinds import weights_read
+from ffnskip.model.packed import PackedLinear
+from ffnskip.model.sites import ffn_sites
+from ffnskip.profiles.identity import head_dim
+from ffnskip.profiles.profile import Profile
+from ffnskip.stats import SkipStats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a profile adds to the work of a token.
+
+    Attributes:
+        check_flops, check_bytes: of deciding on one FFN, for a token that may skip it.
+        added_flops, added_bytes: of what is added in place of one skipped FFN.
+    """
+
+    check_flops: int
+    check_bytes: int
+    added_flops: int
+    added_bytes: float
+
+
+NO_OVERHEAD = Overhead(0, 0, 0, 0)
+
+
+def overhead(profile: Profile, model: PreTrainedModel) -> Overhead:
+    """What `profile` adds to the work of `model`, in whose dtype its weights are used."""
+    hidden, rule = profile.model.hidden_size, profile.skip.by
+    of_model, matrices, bias = weights_read(profile.compensation, hidden)
+    return Overhead(
+        check_flops=rule.check_flops(hidden),
+        check_bytes=rule.check_weights(hidden) * model.dtype.itemsize,
+        added_flops=2 * (of_model + matrices),
+        added_bytes=of_model * model_cost(model).ffn_bytes_per_weight + (matrices + bias) * model.dtype.itemsize,
+    )
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Costs of one token's forward pass.
+
+    Attributes:
+        n_layers: decoder layers.
+        ffn_flops: of one layer's FFN.
+        other_flops: of everything else but the attention scores: projections and output head.
+        flops_per_key: of the attention scores and values, per cached position, summed over the layers.
+        ffn_bytes: weights of one layer's FFN.
+        all_bytes: all weights that a decoded token reads.
+    """
+
+    n_layers: int
+    ffn_flops: float
+    other_flops: float
+    flops_per_key: int
+    ffn_bytes: float
+    all_bytes: float
+
+    @property
+    def ffn_bytes_per_weight(self) -> float:
+        """Of the FFNs' matrices: 2 in bfloat16, about 1 in int8."""
+        return 2 * self.ffn_bytes / self.ffn_flops
+
+    def dense_flops(self, first: int, last: int) -> float:
+        """FLOPs of running the tokens at positions ``first .. last - 1`` of one sequence one by one."""
+        keys = (last * (last + 1) - first * (first + 1)) // 2  # the token at position p attends to p + 1 keys
+        return (last - first) * (self.n_layers * self.ffn_flops + self.other_flops) + keys * self.flops_per_key
+
+    def saved_flops(self, stats: SkipStats, overhead: Overhead) -> float:
+        """FLOPs of the skipped FFNs minus those of the profile's own work; negative when that cost more."""
+        saved = sum(stats.skipped) * (self.ffn_flops - overhead.added_flops)
+        return saved - sum(stats.checked) * overhead.check_flops
+
+    def saved_share(self, stats: SkipStats, overhead: Overhead, sequences: int, length: int) -> float:
+        """flops_saved of scored sequences, each taken as one decode of `length` tokens without a prompt."""
+        return self.saved_flops(stats, overhead) / (sequences * self.dense_flops(0, length))
+
+    def ceiling(self, stats: SkipStats, overhead: Overhead) -> float:
+        """The speed-up at batch 1 if time went by bytes alone: those read dense / those read with the profile.
+
+        With it, a checked FFN reads its probe, and a skipped one the weights of the compensation instead of its own.
+        """
+        if not (tokens := stats.tokens + stats.warm_up_tokens):
+            return 1.0
+        saved = sum(stats.skipped) * (self.ffn_bytes - overhead.added_bytes)
+        saved -= sum(stats.checked) * overhead.check_bytes
+        return self.all_bytes / (self.all_bytes - saved / tokens)
+
+
+def model_cost(model: PreTrainedModel) -> ModelCost:
+    """The costs of `model`, which may live on the meta device.
+
+    A mixture of experts is charged for the experts that a token is routed to.
+    """
+    config = model.config.get_text_config()
+    ffns = [_weights(site.layer.get_submodule("mlp"), config) for site in ffn_sites(model)]
+    everything = _weights(model, config)
+    per_layer = _Weights(sum(w.flops for w in ffns) / len(ffns), sum(w.bytes for w in ffns) / len(ffns))
+    return ModelCost(
+        n_layers=len(ffns),
+        ffn_flops=per_layer.flops,
+        other_flops=everything.flops - per_layer.flops * len(ffns),
+        flops_per_key=4 * config.num_attention_heads * head_dim(config) * len(ffns),
+        ffn_bytes=per_layer.bytes,
+        all_bytes=everything.bytes,
+    )
+
+
+@dataclass(frozen=True)
+class _Weights:
+    flops: float
+    bytes: float
+
+
+def _weights(root: nn.Module, config: object) -> _Weights:
+    """Matrix products below `root`: FLOPs per token, and bytes read. Embedding tables are looked up, not multiplied."""
+    routed = _routed_fraction(config)
+    flops = read = 0.0
+    for module in root.modules():
+        if isinstance(module, nn.Embedding):
+            continue
+        if isinstance(module, PackedLinear):
+            flops += 2 * module.matrix.rows * module.matrix.columns
+            read += module.matrix.nbytes
+        for weight in module.parameters(recurse=False):
+            if weight.dim() < 2:
+                continue
+            share = routed if weight.dim() == 3 else 1.0  # experts are stored as one [experts, out, in] tensor
+            flops += 2 * weight.numel() * share
+            read += weight.numel() * weight.element_size() * share
+    return _Weights(flops, read)
+
+
+def _routed_fraction(config: object) -> float:
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+    return getattr(config, "num_experts_per_tok", experts) / experts if experts > 1 else 1.0

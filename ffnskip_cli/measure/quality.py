@@ -1,0 +1,200 @@
+"""What skipping costs: perplexity, KL divergence and top-1 agreement against the dense model on the same text.
+
+Measured in score mode on whole sequences. Only positions past warm-up count, for the dense model too: the others cannot
+differ by a skip of their own and would dilute the figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ffnskip.errors import FfnskipError
+from ffnskip.general.wrap import Applied
+from ffnskip.model.sites import input_device
+from ffnskip.profiles.profile import Profile
+from ffnskip.stats import SkipStats
+from ffnskip_cli.journal import Journal
+from ffnskip_cli.measure.baselines import Pattern
+from ffnskip_cli.track import Track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROWS = 256  # positions whose logits are widened to float32 at a time
+_KL = 2  # which of the five figures of a sequence it is
+_MAX_NLL = 500.0  # nats per token; beyond it the perplexity, or its error, would be too large for a float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tokens with its standard error, taken over sequences because tokens of one sequence correlate."""
+
+    mean: float
+    standard_error: float
+
+
+def paired_difference(one: Tensor, other: Tensor) -> Estimate:
+    """Mean of ``one - other [sequences]`` with its standard error, which is small where both rise and fall together."""
+    difference = one.double() - other.double()
+    return Estimate(float(difference.mean()), float(difference.std() / len(difference) ** 0.5))
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A profile's cost on a text.
+
+    Attributes:
+        sequences: how many were scored.
+        tokens: predictions that the figures are means over.
+        nll_dense, nll: nats per token of the text itself, without and with the profile.
+        kl: KL(dense || profile) of the next-token distributions, nats per token.
+        top1_agreement: share of positions at which both models would greedily say the same.
+        skip_ratio: skipped FFN blocks / (n_layers x tokens past warm-up).
+        stats: what was skipped, in counts.
+        kl_by_sequence: the means that `kl` is the mean of, to compare profiles pair by pair.
+    """
+
+    sequences: int
+    tokens: int
+    nll_dense: Estimate
+    nll: Estimate
+    kl: Estimate
+    top1_agreement: Estimate
+    skip_ratio: Estimate
+    stats: SkipStats
+    kl_by_sequence: tuple[float, ...]
+
+    @property
+    def perplexity(self) -> Estimate:
+        """``exp(nll)``, 1e217 at most, its error by the delta method."""
+        return _exp(self.nll)
+
+    @property
+    def perplexity_dense(self) -> Estimate:
+        """``exp(nll_dense)``, its error by the delta method."""
+        return _exp(self.nll_dense)
+
+
+def measure_quality(
+    model: PreTrainedModel,
+    profiles: Sequence[Profile],
+    tokens: Tensor,
+    track: Track,
+    *,
+    what: str = "measuring quality",
+    first: int | None = None,
+    journal: Journal | None = None,
+    patterns: Sequence[Pattern | None] | None = None,
+    reference: PreTrainedModel | None = None,
+) -> list[Quality]:
+    """Score `tokens` with the dense model once and with each profile.
+
+    Args:
+        model: the untouched model.
+        profiles: for this model; only their rule and their compensation matter.
+        tokens: ``[sequences, length]``.
+        track: shows progress.
+        what: what to call this in the progress.
+        first: position of the first prediction that counts; by default each profile's warm-up.
+        journal: remembers the figures of each sequence.
+        patterns: one per profile, or None for its own rule: decides what to skip in its place.
+        reference: the dense model to compare with, if it is another one than `model`.
+
+    Returns:
+        One Quality per profile.
+
+    Raises:
+        FfnskipError: there are fewer than two sequences, or they end before the warm-up does, or the model computes
+            infinities.
+    """
+    journal = journal or Journal()
+    firsts = [profile.skip.warm_up if first is None else first for profile in profiles]
+    for position in firsts:
+        check_size(tokens, position)
+    tables: list[list[list[float]]] = [[] for _ in profiles]  # per profile and sequence: means of the five figures
+    totals = [SkipStats(profile.model.n_layers) for profile in profiles]
+    forced = [None] * len(profiles) if patterns is None else list(patterns)
+    settings = [
+        [profile.deciding, pattern and asdict(pattern)] for profile, pattern in zip(profiles, forced, strict=True)
+    ]
+    for sequence in track(tokens, what, len(tokens)):
+        scores = journal.remember(
+            ["quality", settings, firsts, sequence.tolist()],
+            partial(_score, model, reference or model, profiles, forced, sequence.long(), firsts),
+        )
+        for (figures, counts), table, total in zip(scores, tables, totals, strict=True):
+            stats = SkipStats(**counts)
+            table.append([*figures, stats.skip_ratio])
+            total.add(stats)
+    per_sequence = [tokens.shape[1] - 1 - position for position in firsts]
+    return [_quality(t, s, n * len(tokens)) for t, s, n in zip(tables, totals, per_sequence, strict=True)]
+
+
+def check_size(tokens: Tensor, first: int) -> None:
+    """Raise FfnskipError when ``tokens [sequences, length]`` are too few to measure quality on from `first` on."""
+    sequences, length = tokens.shape
+    if sequences < 2:
+        raise FfnskipError("Quality needs at least two sequences of text for a standard error: ask for more tokens.")
+    if first > length - 2:
+        raise FfnskipError(f"The warm-up of {first} tokens leaves nothing to measure in sequences of {length}.")
+
+
+@torch.inference_mode()
+def _score(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    profiles: Sequence[Profile],
+    patterns: Sequence[Pattern | None],
+    sequence: Tensor,
+    firsts: Sequence[int],
+) -> list[tuple[list[float], dict[str, Any]]]:
+    """The figures of one ``sequence [length]`` with each profile, and what was skipped in it."""
+    batch = sequence[None].to(input_device(model))
+    dense = reference(batch, use_cache=False).logits[0]
+    scores = []
+    for profile, pattern, first in zip(profiles, patterns, firsts, strict=True):
+        rule = None if pattern is None else pattern.rule(profile, sequence)
+        with Applied(model, profile, "score", rule) as applied:
+            logits = model(batch, use_cache=False).logits[0]
+        scores.append((_compare(dense, logits, batch[0], first), asdict(applied.stats)))
+    return scores
+
+
+def _compare(dense: Tensor, logits: Tensor, tokens: Tensor, first: int) -> list[float]:
+    """Means over positions ``first .. length - 2`` of nll_dense, nll, kl, agreement. Logits ``[length, vocab]``."""
+    sums = torch.zeros(4, dtype=torch.float64)
+    positions = range(first, len(tokens) - 1)
+    for start in range(positions.start, positions.stop, ROWS):
+        rows = slice(start, min(start + ROWS, positions.stop))
+        targets = tokens[rows.start + 1 : rows.stop + 1, None]
+        p, q = (x[rows].float().log_softmax(dim=-1) for x in (dense, logits))
+        kl = (p.exp() * (p - q)).sum(dim=-1)
+        agree = p.argmax(dim=-1) == q.argmax(dim=-1)
+        columns = (-p.gather(1, targets), -q.gather(1, targets), kl, agree)
+        sums += torch.stack([column.double().sum() for column in columns]).cpu()
+    return [float(x) for x in sums / len(positions)]
+
+
+def _quality(table: list[list[float]], stats: SkipStats, tokens: int) -> Quality:
+    columns = torch.tensor(table, dtype=torch.float64).T
+    if not columns.isfinite().all():
+        raise FfnskipError("The model's predictions are not finite numbers: try another --dtype, such as float32.")
+    n = columns.shape[1]
+    errors = columns.std(dim=1) / math.sqrt(n)
+    nll_dense, nll, kl, top1_agreement, skip_ratio = (
+        Estimate(float(mean), float(error)) for mean, error in zip(columns.mean(dim=1), errors, strict=True)
+    )
+    by_sequence = tuple(columns[_KL].tolist())
+    return Quality(n, tokens, nll_dense, nll, kl, top1_agreement, skip_ratio, stats, by_sequence)
+
+
+def _exp(nll: Estimate) -> Estimate:
+    value = math.exp(min(nll.mean, _MAX_NLL))
+    return Estimate(value, value * nll.standard_error)

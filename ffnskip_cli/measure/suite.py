@@ -1,0 +1,200 @@
+"""The whole benchmark of one profile: which rows there are, and where each of their figures comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ffnskip.decoder import Decoder
+from ffnskip.errors import FfnskipError
+from ffnskip.model.sites import input_device
+from ffnskip.profiles.profile import Profile
+from ffnskip.stats import SkipStats
+from ffnskip_cli.measure.baselines import bare_profile, baseline_patterns
+from ffnskip_cli.measure.flops import NO_OVERHEAD, ModelCost, Overhead, model_cost, overhead
+from ffnskip_cli.measure.quality import Estimate, Quality, measure_quality
+from ffnskip_cli.measure.speed import Speed, decoder_way, hugging_face_way, measure_speed
+from ffnskip_cli.measure.worst_case import Continuation, continue_prompts
+from ffnskip_cli.track import Track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PARTS = ("quality", "baselines", "speed", "worst-case")
+_SAMPLE = 8  # sequences that the baselines rank layers on; that they are tested on them too is in their favour
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        parts: some of `PARTS`.
+        prompt_tokens, new_tokens: lengths of the decodes that are timed and checked for the worst case.
+        repetitions: timed runs per row.
+        prompts: how many continuations the worst case is taken over.
+    """
+
+    parts: frozenset[str]
+    prompt_tokens: int
+    new_tokens: int
+    repetitions: int
+    prompts: int
+
+
+def run_suite(
+    model: PreTrainedModel,
+    profile: Profile,
+    text: Tensor,
+    plan: Plan,
+    track: Track,
+    *,
+    original: PreTrainedModel | None = None,
+) -> list[dict[str, Any]]:
+    """Measure the rows `dense`, `ffnskip`, `hf-dense` and the baselines; a figure that was not measured is None.
+
+    Args:
+        model: the dense model.
+        profile: its profile.
+        text: ``[sequences, length]`` to score, and whose beginnings are the prompts.
+        plan: what to measure; the part `baselines` only beside `quality`, as they skip as much as the profile does.
+        track: shows progress.
+        original: of a packed model, what it was packed from: its quality is what the others are compared with, and it
+            is what Hugging Face's own loop runs.
+
+    Raises:
+        FfnskipError: all generated tokens would be warm-up.
+    """
+    if plan.parts & {"speed", "worst-case"} and plan.new_tokens <= profile.skip.warm_up + 1:
+        raise FfnskipError(
+            f"With a warm-up of {profile.skip.warm_up} none of {plan.new_tokens} new tokens could skip: generate more."
+        )
+    cost, added = model_cost(model), overhead(profile, model)
+    prompts = text[:, : plan.prompt_tokens].to(input_device(model))
+    decoders = {"dense": Decoder(model), "ffnskip": Decoder(model, profile)}
+    qualities: dict[str, Quality] = {}
+    texts: dict[str, Continuation] = {}
+    speeds = None
+    if "quality" in plan.parts:
+        measured = {"ffnskip": profile} if original is None else {"dense": profile.never, "ffnskip": profile}
+        scores = measure_quality(model, list(measured.values()), text, track, reference=original)
+        qualities = dict(zip(measured, scores, strict=True))
+    if "worst-case" in plan.parts:
+        chosen = prompts[: plan.prompts]
+        texts = {name: continue_prompts(decoder, chosen, plan.new_tokens, track) for name, decoder in decoders.items()}
+    if "speed" in plan.parts:
+        ways = {name: decoder_way(decoder) for name, decoder in decoders.items()}
+        ways["hf-dense"] = hugging_face_way(model if original is None else original)
+        speeds = measure_speed(ways, prompts, plan.new_tokens, plan.repetitions, profile.skip.warm_up, track)
+    quality, length = qualities.get("ffnskip"), text.shape[1]
+    dense_quality = _dense_quality(quality, cost, length) | _quality(qualities.get("dense"), cost, NO_OVERHEAD, length)
+    rows = [
+        _row("dense") | dense_quality | _generated(texts.get("dense")) | _timed(speeds, "dense", cost, added),
+        _row("ffnskip")
+        | _quality(quality, cost, added, length)
+        | _generated(texts.get("ffnskip"))
+        | _timed(speeds, "ffnskip", cost, added),
+    ]
+    if speeds is not None:
+        rows.append(_row("hf-dense") | _timed(speeds, "hf-dense", cost, added))
+    if quality is not None and "baselines" in plan.parts:
+        rows += _baselines(model, profile, quality.skip_ratio.mean, text, track, original)
+    return rows
+
+
+def _baselines(
+    model: PreTrainedModel,
+    profile: Profile,
+    ratio: float,
+    text: Tensor,
+    track: Track,
+    original: PreTrainedModel | None,
+) -> list[dict[str, Any]]:
+    """Rows of what else could skip that share of the FFNs, on the same text."""
+    bare = bare_profile(profile, ratio)
+    patterns = baseline_patterns(model, bare, ratio, text[:_SAMPLE], track)
+    profiles = [bare] * len(patterns)
+    qualities = measure_quality(
+        model,
+        profiles,
+        text,
+        track,
+        what="measuring baselines",
+        patterns=list(patterns.values()),
+        reference=original,
+    )
+    cost, added = model_cost(model), overhead(bare, model)
+    return [
+        _row(name) | _quality(quality, cost, added, text.shape[1])
+        for name, quality in zip(patterns, qualities, strict=True)
+    ]
+
+
+def _row(name: str) -> dict[str, Any]:
+    """A row of which nothing has been measured yet; this is the order of its fields."""
+    fields = (
+        "skip_ratio flops_per_token flops_saved never_skip_fraction tokens_per_second speedup ceiling "
+        "decode_skip_ratio breakdown perplexity kl top1_agreement repetition standard_error"
+    )
+    return {"name": name, **dict.fromkeys(fields.split())}
+
+
+def _quality(quality: Quality | None, cost: ModelCost, added: Overhead, length: int) -> dict[str, Any]:
+    """Of what skips, on the scored text, each sequence taken as one decode without a prompt."""
+    if quality is None:
+        return {}
+    saved = cost.saved_share(quality.stats, added, quality.sequences, length)
+    estimates = {
+        "skip_ratio": quality.skip_ratio,
+        "perplexity": quality.perplexity,
+        "kl": quality.kl,
+        "top1_agreement": quality.top1_agreement,
+    }
+    return {
+        "flops_per_token": cost.dense_flops(0, length) / length * (1 - saved),
+        "flops_saved": saved,
+        **_with_errors(estimates),
+    }
+
+
+def _dense_quality(quality: Quality | None, cost: ModelCost, length: int) -> dict[str, Any]:
+    """Of the dense model, which by definition skips nothing and agrees with itself."""
+    if quality is None:
+        return {}
+    exact = {"skip_ratio": 0.0, "flops_saved": 0.0, "kl": 0.0, "top1_agreement": 1.0}
+    flops = {"flops_per_token": cost.dense_flops(0, length) / length}
+    return exact | flops | _with_errors({"perplexity": quality.perplexity_dense})
+
+
+def _with_errors(estimates: dict[str, Estimate]) -> dict[str, Any]:
+    means = {name: estimate.mean for name, estimate in estimates.items()}
+    return {**means, "standard_error": {name: estimate.standard_error for name, estimate in estimates.items()}}
+
+
+def _generated(text: Continuation | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    never = 1.0 if text.stats is None else text.stats.never_skip_fraction
+    return {"never_skip_fraction": never, "repetition": text.repetition}
+
+
+def _timed(speeds: dict[str, Speed] | None, name: str, cost: ModelCost, added: Overhead) -> dict[str, Any]:
+    """Speed, and what the same decodes skipped: the ceiling belongs to the very runs that were timed."""
+    if speeds is None:
+        return {}
+    speed = speeds[name]
+    stats = speed.total_stats or SkipStats(cost.n_layers)
+    return {
+        "tokens_per_second": {
+            "median": speed.median,
+            "min": min(speed.samples),
+            "max": max(speed.samples),
+            "samples": speed.samples,
+        },
+        "speedup": speed.speedup_over(speeds["dense"]),
+        "ceiling": cost.ceiling(stats, added),
+        "decode_skip_ratio": stats.skip_ratio,
+        "breakdown": speed.breakdown,
+    }

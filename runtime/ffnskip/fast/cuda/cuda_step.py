@@ -1,0 +1,102 @@
+"""The decode step on a GPU: Triton kernels, recorded once as a CUDA graph and replayed for every token."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from ffnskip.errors import FfnskipError, UnsupportedModelError
+from ffnskip.fast.cache import KeyValueCache
+from ffnskip.fast.fused_model import FusedModel
+from ffnskip.fast.skipping import FusedSkip
+from ffnskip.fast.step import MAX_BATCH, Counts
+
+_WARM_UPS = 2  # passes before recording: the first compiles the kernels, which a graph cannot record
+
+
+class CudaStep:
+    """A step of a model on a GPU, see `ffnskip.fast.step.Step`.
+
+    On a CPU it takes the same way through Triton's interpreter, without a graph: slow, and right for tests.
+
+    Args:
+        model: the model.
+        cache: of at most 16 sequences.
+        skip: the profile; None runs dense.
+
+    Raises:
+        UnsupportedModelError: there is no Triton, or no device that it runs on.
+        FfnskipError: the batch is too large.
+    """
+
+    def __init__(self, model: FusedModel, cache: KeyValueCache, skip: FusedSkip | None) -> None:
+        try:
+            from ffnskip.fast.cuda.cuda_pass import INTERPRETED, CudaPass
+        except ImportError as error:
+            raise UnsupportedModelError("The decode step on a GPU needs Triton: pip install triton.") from error
+        if model.device.type != "cuda" and not INTERPRETED:
+            raise UnsupportedModelError("The decode step of Triton kernels needs a CUDA device.")
+        if cache.batch > MAX_BATCH:
+            raise FfnskipError(f"The decode step on a GPU takes at most {MAX_BATCH} sequences at once.")
+        self.cache = cache
+        self._records = model.device.type == "cuda" and not INTERPRETED
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._expected = 0  # the cache's length after the latest step, which the position on the device equals
+        self._on_device = torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext()
+        with self._on_device, torch.inference_mode(False):  # or the buffers could not be written outside of it
+            self._pass = CudaPass(model, cache, skip)
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor, ended: Tensor, counted: Tensor, allowed: Tensor) -> Tensor:
+        """See `Step`."""
+        if self.cache.length >= self.cache.capacity:
+            raise FfnskipError(f"The key-value cache is full: it holds {self.cache.capacity} tokens.")
+        own = self._pass
+        # Copies this small do not wait for the device, wherever they come from.
+        for buffer, given in ((own.tokens, tokens), (own.counted, counted), (own.allowed, allowed)):
+            buffer.copy_(given, non_blocking=True)
+        if self.cache.length != self._expected:  # the cache has been filled with a prompt
+            own.position.fill_(self.cache.length)
+        with self._on_device:
+            if self._records and self._graph is None:
+                self._record()
+            if self._graph is None:
+                own.run()
+            else:
+                self._graph.replay()
+        self.cache.length += 1
+        self._expected = self.cache.length
+        return own.logits
+
+    def counts(self) -> Counts:
+        """See `Step`."""
+        skipped, checked, first_skipped = self._pass.per_layer.sum(dim=2).tolist()
+        return Counts(skipped, checked, first_skipped, int(self._pass.never.sum()))
+
+    def reset_counts(self) -> None:
+        """See `Step`."""
+        self._pass.per_layer.zero_()
+        self._pass.never.zero_()
+
+    def seconds(self) -> None:
+        """See `Step`; a graph does not tell its parts apart."""
+
+    def _record(self) -> None:
+        """Record one pass. What the warm-up wrote into the cache is what the first replay will write there again."""
+        own = self._pass
+        state = [own.position, own.per_layer, own.never]
+        before = [tensor.clone() for tensor in state]
+        side = torch.cuda.Stream(own.tokens.device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                own.run()
+                for tensor, value in zip(state, before, strict=True):
+                    tensor.copy_(value)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            own.run()
+        self._graph = graph

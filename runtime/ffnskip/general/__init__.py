@@ -1,0 +1,1 @@
+"""A profile on any model, through its own forward pass."""

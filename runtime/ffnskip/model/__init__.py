@@ -1,0 +1,1 @@
+"""Where the parts of a Hugging Face model are, and its matrices."""

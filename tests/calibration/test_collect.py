@@ -1,0 +1,210 @@
+"""Recording a text in shares, and after an interruption: always the same statistics, bit for bit."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.pico import pico_model, pico_source, pico_tokens
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ffnskip import FfnskipError
+from ffnskip_cli.calibration import collect as module
+from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of, kept_files
+from ffnskip_cli.calibration.recording.file import Identity, Statistics, load_statistics
+from ffnskip_cli.calibration.recording.ranks import Ranks
+from ffnskip_cli.calibration.settings import Goal, On, Settings
+from ffnskip_cli.text.corpus import Corpus
+from ffnskip_cli.track import silently
+
+LENGTHS: dict[On, int] = {"text": 12, "generated": 256}
+SEQUENCES: dict[On, int] = {"text": 9, "generated": 35}  # three blocks of at most 16
+ONE = Ranks()
+
+
+class Second(Ranks):
+    """Rank 1 of 2, which sends what it has recorded."""
+
+    def __init__(self, sent: list[Tensor], other: Any = None) -> None:
+        super().__init__(1, 2)
+        object.__setattr__(self, "sent", sent)
+        object.__setattr__(self, "other", other)
+
+    def gather(self, facts: Any) -> list[Any]:
+        return [facts, self.other or facts]
+
+    def add_up(self, tensor: Tensor) -> None:
+        self.sent.append(tensor.clone())
+
+    def wait(self) -> None:
+        pass
+
+
+class First(Second):
+    """Rank 0 of 2, which receives it."""
+
+    def __init__(self, sent: list[Tensor], other: Any = None) -> None:
+        super().__init__(sent, other)
+        object.__setattr__(self, "rank", 0)
+
+    def add_up(self, tensor: Tensor) -> None:
+        tensor += self.sent.pop(0)
+
+
+class Killed(BaseException):
+    """Unlike an Exception, nothing on the way may swallow it."""
+
+
+def setup(on: On = "text", seed: int = 0) -> tuple[PreTrainedModel, Identity, Tensor]:
+    model = pico_model(max_position_embeddings=256)
+    tokens = pico_tokens(LENGTHS[on], batch=SEQUENCES[on], seed=seed)
+    text = Corpus(tokens, f"{seed:064x}", tokens.numel(), frozenset(), "own", None, None, None)
+    settings = Settings((Goal("target_ratio", 0.1),), sequence_length=LENGTHS[on], warm_up=0, on=on)
+    return model, identity_of(pico_source(model), text, settings), tokens
+
+
+def record_whole(on: On = "text") -> Statistics:
+    return collect(*setup(on), Share(), ONE, silently)
+
+
+def assert_same(one: Statistics, other: Statistics) -> None:
+    assert one.identity == other.identity
+    assert torch.equal(one.done, other.done)
+    assert torch.equal(one.record.sequences, other.record.sequences)
+    assert torch.equal(one.record.values, other.record.values)
+
+
+@pytest.mark.parametrize("on", ["text", "generated"])
+def test_shares_put_together_are_what_one_machine_records(tmp_path: Path, on: On) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    parts = [collect(*setup(on), Share(i, 3, path), ONE, silently) for i, path in enumerate(paths)]
+    assert sum(len(part.done) - part.missing for part in parts) == SEQUENCES[on]
+    assert max(part.missing for part in parts) < SEQUENCES[on]
+    assert_same(load_statistics(paths), record_whole(on))
+
+
+def test_ranks_that_are_added_up_are_what_one_process_records(tmp_path: Path) -> None:
+    sent: list[Tensor] = []
+    path = tmp_path / "whole"
+    collect(*setup(), Share(path=path), Second(sent), silently)
+    first = collect(*setup(), Share(path=path), First(sent), silently)
+    assert first.missing == 0
+    assert_same(first, record_whole())
+    assert_same(load_statistics([path]), record_whole())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_ranks_share_a_shard_between_them() -> None:
+    places = [
+        int(place)
+        for index in range(2)
+        for rank in range(3)
+        for block in Share(index, 2).blocks(Ranks(rank, 3), 20, "text")
+        for place in block
+    ]
+    assert sorted(places) == list(range(20))
+    whole_shard = [int(place) for block in Share(1, 2).blocks(ONE, 20, "text") for place in block]
+    assert sorted(places[10:]) == whole_shard
+
+
+def test_what_killed_ranks_have_left_is_taken_over_by_any_number_of_them(tmp_path: Path) -> None:
+    def first_half(steps: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        yield from list(steps)[: total // 2]
+        raise Killed
+
+    def counting(steps: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        left.append(total)
+        return steps
+
+    left: list[int] = []
+    share = Share(path=tmp_path / "whole", resume=True)
+    for killed in (First([]), Second([])):
+        with pytest.raises(Killed):
+            collect(*setup(), share, killed, first_half)
+    assert [path.name for path in kept_files(tmp_path / "whole")] == ["whole.1-of-2", "whole.2-of-2"]
+    assert_same(collect(*setup(), share, ONE, counting), record_whole())
+    assert left == [SEQUENCES["text"] - 2 - 2]
+
+
+def test_more_ranks_than_blocks_is_no_mistake(tmp_path: Path) -> None:
+    share = Share(SEQUENCES["text"] + 3, SEQUENCES["text"] + 5, tmp_path / "own", resume=True)
+    for _ in range(2):
+        assert collect(*setup(), share, ONE, silently).missing == SEQUENCES["text"]
+
+
+def test_ranks_that_record_different_texts_are_refused() -> None:
+    other = setup(seed=1)[1].facts()
+    with pytest.raises(FfnskipError, match=r"^rank 1 does not fit rank 0: text\.text_sha256 is 0+1 and not 0+\.$"):
+        collect(*setup(), Share(), First([], other), silently)
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 8])
+def test_an_interrupted_recording_goes_on_where_it_stopped(tmp_path: Path, after: int) -> None:
+    def stopping(steps: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        for count, step in enumerate(steps):
+            if count == after:
+                raise Killed
+            yield step
+
+    def counting(steps: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        left.append(total)
+        return steps
+
+    left: list[int] = []
+    share = Share(path=tmp_path / "own", resume=True)
+    with pytest.raises(Killed):
+        collect(*setup(), share, ONE, stopping)
+    assert_same(collect(*setup(), share, ONE, counting), record_whole())
+    assert left == [SEQUENCES["text"] - after]
+
+
+def test_what_was_saved_survives_a_kill_that_leaves_no_time_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+
+    def save_unless_dead(statistics: Statistics, path: Path) -> None:
+        if len(saved) < 4:
+            saved.append(len(statistics.done) - statistics.missing)
+            save(statistics, path)
+        else:
+            raise Killed
+
+    save = Statistics.save
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(Statistics, "save", save_unless_dead)
+    share = Share(path=tmp_path / "own", resume=True)
+    with pytest.raises(Killed):
+        collect(*setup(), share, ONE, silently)
+    monkeypatch.undo()
+    assert saved == [1, 2, 3, 4]
+    assert load_statistics([tmp_path / "own"]).missing == SEQUENCES["text"] - 4
+    assert_same(collect(*setup(), share, ONE, silently), record_whole())
+
+
+def test_a_recording_of_another_text_is_not_continued(tmp_path: Path) -> None:
+    share = Share(path=tmp_path / "own", resume=True)
+    collect(*setup(), share, ONE, silently)
+    with pytest.raises(
+        FfnskipError, match=r"^\S+own does not fit what --resume was asked for: text\.text_sha256 is 0+ "
+    ):
+        collect(*setup(seed=1), share, ONE, silently)
+
+
+def test_without_resume_an_old_file_is_not_read(tmp_path: Path) -> None:
+    share = Share(path=tmp_path / "own")
+    collect(*setup(), share, ONE, silently)
+    model, identity, tokens = setup(seed=1)
+    collect(model, identity, tokens, share, ONE, silently)
+    assert load_statistics([tmp_path / "own"]).identity == identity
+
+
+def test_weights_that_were_trained_further_are_another_model() -> None:
+    model = pico_model()
+    before = module._fingerprint(model)
+    assert module._fingerprint(pico_model()) == before
+    with torch.no_grad():
+        model.model.layers[3].mlp.down_proj.weight += 1e-6
+    assert module._fingerprint(model) != before

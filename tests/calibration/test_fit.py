@@ -1,0 +1,209 @@
+"""The whole fit on a pico model: it pays, it can be repeated and resumed, and what did not help is not kept."""
+
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.factories import Kind
+from support.pico import pico_model, pico_profile, pico_tokens
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ffnskip import FfnskipError
+from ffnskip.profiles.profile import Profile
+from ffnskip.profiles.schema import Compensation
+from ffnskip.profiles.weights import Weights
+from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
+from ffnskip_cli.calibration.fit import fit
+from ffnskip_cli.calibration.fit.fit import fit_weights
+from ffnskip_cli.calibration.fit.loop import record_scores
+from ffnskip_cli.calibration.recording.record import record_text
+from ffnskip_cli.calibration.threshold.solve import solve_threshold
+from ffnskip_cli.journal import Journal
+from ffnskip_cli.measure.quality import measure_quality
+from ffnskip_cli.text.corpus import Corpus
+from ffnskip_cli.track import silently
+
+LENGTH, RATIO, SEED = 32, 0.3, 0
+TEXT, UNSEEN = pico_tokens(LENGTH, batch=80), pico_tokens(LENGTH, batch=24, seed=1)
+HELD_BACK = pico_tokens(LENGTH, batch=10, seed=2)
+
+
+@cache
+def llama() -> PreTrainedModel:
+    return pico_model()
+
+
+def corpus(tokens: Tensor) -> Corpus:
+    return Corpus(tokens, "ab" * 32, tokens.numel(), frozenset(), "own", None, None, None)
+
+
+def draft_of(kind: Kind, rule: str = "predicted-damage", rank: int | None = None, neurons: int = 0) -> Profile:
+    compensation = Compensation(kind=kind, rank=rank, neurons=neurons)
+    draft = pico_profile(llama(), rule=rule, threshold=0.0 if rule == "predicted-damage" else 0.9)
+    return draft.model_copy(update={"compensation": compensation})
+
+
+def fitted(*draft: Any, text: Tensor = TEXT, journal: Journal | None = None, seed: int = SEED) -> Profile:
+    return fit_weights(llama(), draft_of(*draft), corpus(text), HELD_BACK, RATIO, seed, silently, journal or Journal())
+
+
+@cache
+def low_rank() -> Profile:
+    return fitted("low-rank", "predicted-damage", 6, 8)
+
+
+def kl_at_ratio(profile: Profile, text: Tensor = UNSEEN) -> float:
+    """At the threshold that gives the ratio on this text; by default one that the fit never saw."""
+    if profile.skip.rule == "cosine":
+        record = record_text(llama(), text)
+    else:
+        record = record_scores(llama(), profile, text, 0, silently)
+    threshold = solve_threshold(record, profile.skip, RATIO)
+    (quality,) = measure_quality(llama(), [profile.with_threshold(threshold)], text, silently)
+    assert quality.skip_ratio.mean == pytest.approx(RATIO, abs=0.03)
+    return quality.kl.mean
+
+
+@pytest.mark.parametrize("rule", ["cosine", "predicted-damage"])
+def test_a_richer_compensation_costs_less_at_the_same_ratio(rule: str) -> None:
+    kinds: list[tuple[Any, ...]] = [("none",), ("mean",), ("linear",)]
+    costs = [kl_at_ratio(fitted(kind, rule, *size)) for kind, *size in kinds if (kind, rule) != ("none", "cosine")]
+    if rule == "cosine":
+        costs.insert(0, kl_at_ratio(draft_of("none", "cosine")))
+    nothing, mean, linear = costs
+    assert mean < nothing
+    assert linear < 0.9 * mean
+
+
+def test_the_fitted_profile_says_what_it_went_through() -> None:
+    profile = low_rank()
+    assert profile.fit
+    assert (profile.fit.tokens, profile.fit.text_sha256, profile.fit.ratio) == (TEXT.numel(), "ab" * 32, RATIO)
+    assert profile.fit.gradient_tokens == len(TEXT) // 2 * LENGTH
+    assert 2 <= len(profile.fit.kl) <= 1 + fit.MAX_REFITS
+    assert profile.skip.threshold > 0
+    as_fitted = profile.skip.model_copy(update={"warm_up": LENGTH // 4})  # text is short: a quarter is left out
+    cost = kl_at_ratio(profile.model_copy(update={"skip": as_fitted}), HELD_BACK)
+    assert min(profile.fit.kl) == pytest.approx(cost, rel=0.08)  # by interpolation there, measured here
+    dtypes = {name: tensor.dtype for name, tensor in profile.weights.tensors.items()} if profile.weights else {}
+    assert dtypes.pop(PROBE_BIAS) == torch.float32
+    assert dtypes.pop("neurons.index") == torch.int32
+    assert set(dtypes.values()) == {torch.bfloat16}
+
+
+def test_the_probes_beat_those_that_tell_no_token_from_another() -> None:
+    """The same compensation with a probe that says the average of each layer's predictions for every token."""
+    profile = low_rank()
+    assert profile.weights
+    scores = record_scores(llama(), profile, TEXT[:16], 0, silently).values[:, 2:, 1:5]
+    means = scores.flatten(0, 1).mean(dim=0)
+    shuffled = profile.weights.tensors[PROBE][:, torch.randperm(32, generator=torch.Generator().manual_seed(0))]
+    blind = dict(profile.weights.tensors) | {PROBE: shuffled, PROBE_BIAS: means}
+    assert kl_at_ratio(profile) < 0.95 * kl_at_ratio(profile.with_weights(Weights(blind)))
+
+
+def with_costs(monkeypatch: pytest.MonkeyPatch, costs: list[float]) -> tuple[Profile, list[dict[str, Tensor]]]:
+    """A real fit, whose held-back KL is replaced by `costs`; what each stage had as weights."""
+    stages: list[dict[str, Tensor]] = []
+    measure = fit.HeldBack.measure
+
+    def said(held_back: Any, draft: Profile, tensors: dict[str, Tensor]) -> Any:
+        cost = measure(held_back, draft, tensors)
+        point = costs[len(stages)]
+        stages.append(tensors)
+        return type(cost)(cost.threshold, cost.ratio, cost.most, (0.5 * cost.ratio, point), (2 * cost.ratio, point))
+
+    monkeypatch.setattr(fit.HeldBack, "measure", said)
+    return fitted("linear", text=TEXT[:24]), stages
+
+
+@pytest.mark.parametrize(
+    ("costs", "stages_run", "kept"),
+    [
+        ([1.0, 2.0], 2, 0),  # the refit made it worse
+        ([1.0, 0.9, 0.95], 3, 1),
+        ([1.0, 0.9, 0.899], 3, 2),  # better, but too little to go on
+        ([1.0, 0.9, 0.8, 0.7, 0.6], 5, 4),  # refits end in any case
+    ],
+)
+def test_a_refit_that_does_not_help_is_the_last_and_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, costs: list[float], stages_run: int, kept: int
+) -> None:
+    profile, stages = with_costs(monkeypatch, costs)
+    assert profile.fit
+    assert profile.fit.kl == pytest.approx(costs)
+    assert len(stages) == stages_run
+    assert profile.weights == fit.stored(stages[kept])
+    assert all(profile.weights != fit.stored(stage) for place, stage in enumerate(stages) if place != kept)
+
+
+def test_twice_the_same_fit_gives_the_same_bytes_and_another_seed_others() -> None:
+    first, again, other = (
+        fitted("low-rank", "predicted-damage", 4, 8, text=TEXT[:24], seed=seed) for seed in (0, 0, 1)
+    )
+    assert first.weights
+    assert again.weights
+    assert first.weights.data == again.weights.data
+    assert first == again
+    assert first.weights != other.weights
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_fit_that_was_killed_goes_on_where_it_stopped_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = ("low-rank", "predicted-damage", 4, 8)
+    whole = fitted(*choices, text=TEXT[:24])
+    path = tmp_path / "own.journal"
+
+    ran: list[str] = []
+    real = fit.run
+
+    def counting(stop_at: str, *arguments: Any) -> None:
+        ran.append(arguments[-1])
+        if stop_at and arguments[-1].startswith(stop_at):
+            raise KilledError
+        real(*arguments)
+
+    monkeypatch.setattr(fit, "run", partial(counting, "refit 1"))
+    with pytest.raises(KilledError):
+        fitted(*choices, text=TEXT[:24], journal=Journal(path, "own"))
+    kept = sorted(tmp_path.glob("own.journal.*.safetensors"))
+    assert kept
+    assert all(load_file(file) for file in kept)
+
+    def no_gradients(*arguments: Any) -> None:
+        raise AssertionError("were taken again")
+
+    ran.clear()
+    monkeypatch.setattr(fit, "run", partial(counting, ""))
+    monkeypatch.setattr(fit, "take_gradients", no_gradients)
+    journal = Journal(path, "own", resume=True)
+    resumed = fitted(*choices, text=TEXT[:24], journal=journal)
+    assert resumed.weights
+    assert whole.weights
+    assert resumed.weights.data == whole.weights.data
+    assert resumed == whole
+    assert not any(what.startswith("fitting") for what in ran)
+    assert ran.count("refit 1") == 1
+    journal.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_too_little_text_is_refused_in_one_sentence(sequences: int) -> None:
+    with pytest.raises(FfnskipError, match=r"^[^\n]+ too few to fit to, which takes 96: [^\n]+\.$"):
+        fitted("mean", text=TEXT[:sequences])
+
+
+def test_the_smallest_text_that_is_not_refused_can_be_fitted_to() -> None:
+    profile = fitted("linear", text=TEXT[:3])
+    assert profile.fit
+    assert profile.fit.gradient_tokens == LENGTH

@@ -1,0 +1,211 @@
+"""Limits on quality: as much is skipped as stays within them on the calibration text, and then on the held-out one."""
+
+from functools import cache
+from typing import Any, Literal
+
+import pytest
+import torch
+from support.factories import make_profile
+from support.pico import pico_model, pico_profile, pico_source, pico_tokens
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ffnskip import FfnskipError, Profile, SkipStats
+from ffnskip.decode import decode
+from ffnskip.model.sites import ffn_sites
+from ffnskip.profiles.schema import Skip
+from ffnskip.sampling import Sampling
+from ffnskip_cli.calibration.calibrate import Calibration, calibrate
+from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
+from ffnskip_cli.calibration.recording.ranks import Ranks
+from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
+from ffnskip_cli.calibration.settings import Goal, Settings
+from ffnskip_cli.calibration.threshold import limit
+from ffnskip_cli.calibration.threshold.limit import NEARLY, largest_within
+from ffnskip_cli.calibration.threshold.solve import highest_ratio, simulated_ratio
+from ffnskip_cli.calibration.threshold.verify import Verified
+from ffnskip_cli.journal import Journal
+from ffnskip_cli.measure.quality import Estimate, Quality, measure_quality
+from ffnskip_cli.text.corpus import Corpus
+from ffnskip_cli.track import silently
+
+LENGTH, WARM_UP = 32, 3
+
+
+@cache
+def model_of(ffn_scale: float = 1.0) -> PreTrainedModel:
+    """In float64, so that no similarity lies within rounding of a threshold."""
+    model = pico_model(dtype=torch.float64)
+    with torch.no_grad():
+        for site in ffn_sites(model):
+            for weight in site.layer.get_submodule("mlp").parameters():
+                weight *= ffn_scale
+    return model
+
+
+@cache
+def written_text(sequences: int, seed: int = 0) -> Tensor:
+    """Sampled from the model, which predicts it best: whatever is skipped raises its perplexity."""
+    start = pico_tokens(1, batch=sequences, seed=seed)
+    sampled = decode(model_of(), start, max_new_tokens=LENGTH - 1, sampling=Sampling(temperature=1.0, seed=seed))
+    return torch.cat([start, torch.stack(list(sampled), dim=1)], dim=1)
+
+
+@cache
+def recorded(ffn_scale: float = 1.0) -> Record:
+    return record_text(model_of(ffn_scale), written_text(40))
+
+
+def rule(**options: int | None) -> Profile:
+    return pico_profile(model_of(), **{"warm_up": WARM_UP, "cold_s": 1, "cold_e": 5, **options})
+
+
+def found_within(
+    goal: Goal, profile: Profile | None = None, ffn_scale: float = 1.0, record: Record | None = None
+) -> Verified:
+    record = recorded(ffn_scale) if record is None else record
+    profile = rule() if profile is None else profile
+    return largest_within(model_of(ffn_scale), profile, record, goal, goal.value, silently, Journal())
+
+
+def quality_at(profile: Profile, tokens: Tensor, ffn_scale: float = 1.0) -> Quality:
+    (quality,) = measure_quality(model_of(ffn_scale), [profile], tokens, silently)
+    return quality
+
+
+def calibrated(goals: tuple[Goal, ...], text: Tensor, held_out: Tensor, **choices: Any) -> Calibration:
+    given = {"tokens": text.numel(), "sequence_length": text.shape[1], "warm_up": WARM_UP, "candidates": 0}
+    settings = Settings(goals, **{**given, **choices})
+    calibration, evaluation = (
+        Corpus(tokens, "ab" * 32, tokens.numel(), frozenset(), name, None, None, None)
+        for tokens, name in ((text, "own"), (held_out, "other"))
+    )
+    identity = identity_of(pico_source(model_of()), calibration, settings)
+    statistics = collect(model_of(), identity, text, Share(), Ranks(), silently)
+    return calibrate(model_of(), statistics, evaluation, settings, silently)
+
+
+@pytest.mark.parametrize("ffn_scale", [1.0, 2.0])
+@pytest.mark.parametrize(
+    "goal",
+    [Goal("max_kl", 0.01), Goal("max_kl", 0.1), Goal("max_perplexity_increase", 0.02)],
+    ids=str,
+)
+def test_the_cost_on_the_calibration_text_ends_just_below_the_limit(goal: Goal, ffn_scale: float) -> None:
+    found = found_within(goal, ffn_scale=ffn_scale)
+    quality = quality_at(rule().with_threshold(found.threshold), written_text(40), ffn_scale)
+    assert NEARLY * goal.value <= goal.cost(quality) <= goal.value
+    assert found.ratio == quality.skip_ratio.mean > 0
+
+
+def test_a_larger_limit_lets_more_be_skipped() -> None:
+    ratios = [found_within(Goal("max_kl", limit)).ratio for limit in (0.01, 0.05, 0.25)]
+    assert ratios == sorted(ratios)
+    assert ratios[0] < ratios[-1] / 5
+
+
+@pytest.mark.parametrize("power", [1, 2, 3, 4])
+@pytest.mark.parametrize("allowed", [0.02, 0.1, 0.5, 2.0, 8.0])
+def test_the_limit_is_met_however_steeply_the_cost_grows(
+    power: int, allowed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs that are 1 at a ratio of 0.1, where the search for a limit begins, and grow as a power of the ratio."""
+    record = Record(torch.zeros(50, 200), torch.rand(50, 200, 10, generator=torch.Generator().manual_seed(0)))
+    profile = make_profile(n_layers=10, cold_s=0, cold_e=10, warm_up=0)
+
+    def cost(skip: Skip) -> float:
+        return (simulated_ratio(record, skip) / 0.1) ** power
+
+    def measure(model: object, profiles: list[Profile], *args: object, **options: object) -> list[Quality]:
+        zero, skip = Estimate(0.0, 0.0), profiles[0].skip
+        kl, ratio = Estimate(cost(skip), 0.0), Estimate(simulated_ratio(record, skip), 0.0)
+        return [Quality(50, 10_000, zero, zero, kl, zero, ratio, SkipStats(10), ())]
+
+    monkeypatch.setattr(limit, "measure_quality", measure)
+    found = found_within(Goal("max_kl", allowed), profile, record=record)
+    assert NEARLY * allowed <= cost(profile.with_threshold(found.threshold).skip) <= allowed
+
+
+def test_a_limit_beyond_all_costs_takes_the_whole_region() -> None:
+    found = found_within(Goal("max_kl", 50.0))
+    assert found.ratio == pytest.approx(highest_ratio(recorded(), rule().skip), rel=1e-12)
+
+
+def test_the_prompts_of_generated_text_do_not_count() -> None:
+    record, goal = record_generated(model_of(), written_text(12)[:, :9], 20), Goal("max_kl", 0.05)
+    found = found_within(goal, record=record)
+    behind_prompts = rule(warm_up=9 + WARM_UP).with_threshold(found.threshold)
+    quality = quality_at(behind_prompts, record.sequences)
+    assert 0.8 * goal.value <= quality.kl.mean <= goal.value
+    assert found.ratio == quality.skip_ratio.mean
+
+
+def test_only_the_first_sequences_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limit, "LIMIT_TOKENS", 9 * LENGTH)
+    goal = Goal("max_kl", 0.1)
+    found = found_within(goal)
+    assert found.ratio == quality_at(rule().with_threshold(found.threshold), written_text(40)[:9]).skip_ratio.mean
+
+
+def test_a_limit_below_every_cost_is_refused_in_one_sentence() -> None:
+    with pytest.raises(
+        FfnskipError, match=r"^No threshold [^\n]+ a KL of at most 1e-09 on the calibration text[^\n]+\.$"
+    ):
+        found_within(Goal("max_kl", 1e-9))
+
+
+def test_a_region_of_one_layer_is_refused_in_one_sentence() -> None:
+    with pytest.raises(FfnskipError, match=r"^Nothing can be skipped from layer 3 to 3: [^\n]+ --cold-e [^\n]+\.$"):
+        found_within(Goal("max_kl", 0.1), rule(cold_s=3, cold_e=4))
+
+
+def test_one_sequence_is_refused_in_one_sentence() -> None:
+    with pytest.raises(FfnskipError, match=r"^Quality needs at least two sequences of text[^\n]+\.$"):
+        found_within(Goal("max_kl", 0.1), record=record_text(model_of(), written_text(40)[:1]))
+
+
+@pytest.mark.parametrize("kind", ["max_kl", "max_perplexity_increase"])
+def test_no_profile_costs_more_on_held_out_text_than_was_allowed(
+    kind: Literal["max_kl", "max_perplexity_increase"],
+) -> None:
+    goals = tuple(Goal(kind, limit) for limit in (0.03, 0.06, 0.12))
+    result = calibrated(goals, written_text(40), written_text(24, seed=1))
+    assert result.refused == []
+    for goal, found in zip(goals, result.finished, strict=True):
+        measured = found.profile.measured
+        assert measured is not None
+        cost = measured.kl if kind == "max_kl" else measured.perplexity / measured.perplexity_dense - 1
+        assert cost <= goal.value
+        assert cost >= 0.5 * goal.value
+        assert getattr(measured, kind) == goal.value
+
+
+def test_the_limit_is_tightened_where_held_out_text_costs_more() -> None:
+    """As here, where all that was calibrated on are single tokens repeated."""
+    text, held_out = pico_tokens(1, batch=40).expand(-1, LENGTH).contiguous(), written_text(24, seed=1)
+    goal = Goal("max_kl", 0.1)
+    (found,) = calibrated((goal,), text, held_out, cold_s=1, cold_e=5).finished
+    on_calibration_text_alone = found_within(goal, record=record_text(model_of(), text))
+    loose, tight = (
+        quality_at(rule().with_threshold(threshold), held_out).kl.mean
+        for threshold in (on_calibration_text_alone.threshold, found.profile.skip.threshold)
+    )
+    assert tight <= goal.value < loose
+
+
+def test_a_limit_that_cannot_be_kept_does_not_cost_the_others() -> None:
+    goals = (Goal("max_kl", 1e-9), Goal("max_kl", 0.1))
+    result = calibrated(goals, written_text(40), written_text(24, seed=1), candidates=2)
+    assert [found.goal for found in result.finished] == [goals[1]]
+    assert len(result.refused) == 1
+    assert "1e-09" in result.refused[0]
+
+
+def test_rules_can_be_compared_at_the_most_that_the_region_allows() -> None:
+    """The mean of that ratio over these twelve sequences is rounded, and comes out a little above it."""
+    text, goal = written_text(40)[:12], Goal("max_kl", 50.0)
+    most = highest_ratio(record_text(model_of(), text), rule(refresh_every=6).skip)
+    assert float(torch.tensor([most] * 12, dtype=torch.float64).mean()) > most
+    choices = {"cold_s": 1, "cold_e": 5, "refresh_every": 6, "candidates": 1}
+    result = calibrated((goal,), text, written_text(24, seed=1), **choices)
+    assert result.refused == []

@@ -1,0 +1,276 @@
+"""`ffnskip bench`."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cli import mistake, succeed, talk
+from support.native import COMPILES, needs_compiler
+
+from ffnskip.profiles.profile import load_profile, save_profile
+from ffnskip_cli.calibration.assemble import evaluation_text as evaluation_section
+from ffnskip_cli.sources.models import load_model
+from ffnskip_cli.text import sources
+from ffnskip_cli.text.named import evaluation_text
+
+SMALL = ("--eval-tokens", 256, "--prompt-tokens", 8, "--new-tokens", 12, "--prompts", 2, "--repetitions", 2)
+QUALITY = {"skip_ratio", "flops_per_token", "flops_saved", "perplexity", "kl", "top1_agreement", "standard_error"}
+WORST_CASE = {"never_skip_fraction", "repetition"}
+BASELINES = ["random", "non-adaptive", "static", "shortgpt", "skipdecode"]
+SPEED = {"tokens_per_second", "speedup", "ceiling", "decode_skip_ratio"}
+BREAKDOWN = {"breakdown"} if COMPILES else set()  # where the time goes, on the fused path
+
+
+@pytest.fixture
+def bench(plateau_folder: Path, plateau_profiles: Path, text_file: Path) -> tuple[object, ...]:
+    """The start of a command line."""
+    return ("bench", plateau_folder, "--profile", plateau_profiles / "0.05.yaml", "--eval-dataset", text_file, *SMALL)
+
+
+def measured(*arguments: object) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(succeed(*arguments, "--format", "json").stdout)
+    return document
+
+
+def rows_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in document["rows"]}
+
+
+def test_json_is_one_document_without_a_gap_in_its_main_rows(
+    bench: tuple[object, ...], plateau_profiles: Path, text_file: Path
+) -> None:
+    document = measured(*bench)
+    rows = document.pop("rows")
+    assert document == {
+        "schema": "ffnskip-bench/v1",
+        "model": "plateau",
+        "profile": str(plateau_profiles / "0.05.yaml"),
+        "threshold": load_profile(plateau_profiles / "0.05.yaml").skip.threshold,
+        "device": "cpu",
+        "dtype": "float32",
+        "weights": "auto",
+        "path": "fused" if COMPILES else "general",
+        "eval_dataset": str(text_file),
+        "eval_tokens": 256,
+        "prompt_tokens": 8,
+        "new_tokens": 12,
+        "prompts": 2,
+        "repetitions": 2,
+    }
+    assert [row["name"] for row in rows] == ["dense", "ffnskip", "hf-dense", *BASELINES]
+    dense, ffnskip, hugging_face, *baselines = rows
+    for row in (dense, ffnskip):
+        assert set(row) == {"name", "breakdown"} | QUALITY | WORST_CASE | SPEED
+        assert {name for name, value in row.items() if value is None} == {"breakdown"} - BREAKDOWN
+    assert {name for name, value in hugging_face.items() if value is None} == {"breakdown"} | QUALITY | WORST_CASE
+    for row in baselines:
+        assert {name for name, value in row.items() if value is None} == {"breakdown"} | WORST_CASE | SPEED
+    for row in (dense, ffnskip, hugging_face):
+        speed = row["tokens_per_second"]
+        assert len(speed["samples"]) == 2
+        assert speed["min"] <= speed["median"] <= speed["max"]
+        assert {speed["min"], speed["max"]} == set(speed["samples"])
+    assert (dense["skip_ratio"], dense["flops_saved"], dense["never_skip_fraction"]) == (0.0, 0.0, 1.0)
+    assert (dense["speedup"], dense["ceiling"], dense["kl"], dense["top1_agreement"]) == (1.0, 1.0, 0.0, 1.0)
+    assert 0.01 < ffnskip["skip_ratio"] < 0.1
+    for row in baselines[1:]:  # random ones hold the ratio on average only
+        assert row["skip_ratio"] == pytest.approx(ffnskip["skip_ratio"], abs=0.005)
+    assert ffnskip["kl"] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("parts", "fields"),
+    [("quality", QUALITY), ("worst-case", WORST_CASE), ("speed, quality", SPEED | QUALITY | BREAKDOWN)],
+)
+def test_what_was_not_asked_for_is_null(bench: tuple[object, ...], parts: str, fields: set[str]) -> None:
+    rows = rows_of(measured(*bench, "--measure", parts))
+    assert list(rows) == ["dense", "ffnskip", "hf-dense"][: 3 if "speed" in parts else 2]
+    for name in ("dense", "ffnskip"):
+        assert {field for field, value in rows[name].items() if value is not None} == {"name"} | fields
+
+
+def test_an_unreachable_threshold_changes_nothing_and_costs_its_checks(bench: tuple[object, ...]) -> None:
+    document = measured(*bench, "--threshold", 2.0)
+    assert document["threshold"] == 2.0
+    rows = rows_of(document)
+    row = rows["ffnskip"]
+    assert (row["skip_ratio"], row["decode_skip_ratio"], row["never_skip_fraction"]) == (0.0, 0.0, 1.0)
+    assert (row["kl"], row["top1_agreement"], row["ceiling"]) == (0.0, 1.0, 1.0)
+    assert row["perplexity"] == rows["dense"]["perplexity"]
+    assert row["repetition"] == rows["dense"]["repetition"]
+    assert row["flops_saved"] < 0.0
+
+
+def test_a_threshold_that_all_reach_skips_all_but_the_first_layer_of_the_region(bench: tuple[object, ...]) -> None:
+    row = rows_of(measured(*bench, "--threshold", -1.0, "--measure", "quality,worst-case"))["ffnskip"]
+    assert row["skip_ratio"] == 3 / 8
+    assert row["never_skip_fraction"] == 0.0
+
+
+def test_a_target_moves_along_the_curve(bench: tuple[object, ...], plateau_profiles: Path) -> None:
+    profile = load_profile(plateau_profiles / "0.05.yaml")
+    point = profile.curve[-1]
+    options = ("--target", point.skip_ratio, "--measure", "quality", "--eval-tokens", 512)
+    document = measured(*bench, *options)
+    assert document["threshold"] == point.threshold
+    row = rows_of(document)["ffnskip"]
+    assert (row["skip_ratio"], row["kl"]) == pytest.approx((point.skip_ratio, point.kl), rel=1e-4)
+    (said,) = talk(succeed(*bench, *options))
+    assert said.startswith(f"At ratio {point.skip_ratio:g} the profile should cost KL {point.kl:.3f} ")
+
+
+def test_quality_is_that_of_the_profile_on_the_same_text(bench: tuple[object, ...], plateau_profiles: Path) -> None:
+    options = ("--measure", "quality", "--eval-tokens", 512)
+    rows = rows_of(measured(*bench, *options))
+    profile = load_profile(plateau_profiles / "0.05.yaml").measured
+    assert profile
+    assert rows["dense"]["perplexity"] == pytest.approx(profile.perplexity_dense, rel=1e-4)
+    for figure in ("perplexity", "kl", "top1_agreement", "skip_ratio", "flops_saved"):
+        assert rows["ffnskip"][figure] == pytest.approx(getattr(profile, figure), rel=1e-4), figure
+
+
+def test_the_text_of_the_profile_is_the_default(plateau_folder: Path, tmp_path: Path) -> None:
+    path, sizes = tmp_path / "own.yaml", ("--tokens", 256, "--eval-tokens", 128, "--sequence-length", 64)
+    succeed("calibrate", plateau_folder, "--target", 0.1, "--dataset", "self", "--warm-up", 4, "--output", path, *sizes)
+    options = ("--eval-tokens", 128, "--prompt-tokens", 8, "--measure", "quality")
+    document = measured("bench", plateau_folder, "--profile", path, *options)
+    assert document["eval_dataset"] == "self"
+    profile = load_profile(path).measured
+    assert profile
+    assert rows_of(document)["ffnskip"]["kl"] == pytest.approx(profile.kl, rel=1e-4)
+
+
+def test_several_texts_are_mixed(bench: tuple[object, ...], text_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text()[::-1])
+    document = measured(*bench, "--eval-dataset", f"{other}=3", "--measure", "quality")
+    assert document["eval_dataset"] == f"{text_file} + {other}=3"
+    assert document["eval_tokens"] == 256
+
+
+def test_a_text_of_a_mixture_that_has_changed_is_pointed_out(
+    plateau_folder: Path, plateau_profiles: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "demo_text_file", lambda part, offline: text_file)
+    loaded, size = load_model(str(plateau_folder)), {"tokens": 256, "sequence_length": 64, "seed": 0}
+    mixture = evaluation_section(
+        evaluation_text(loaded, ["demo:c4", "self"], calibrated_on=["log.txt"], offline=True, **size)
+    )
+    old, new = mixture.parts
+    changed = {"text_sha256": "ab" * 32, "parts": (old.model_copy(update={"text_sha256": "ab" * 32}), new)}
+    profile = load_profile(plateau_profiles / "0.05.yaml")
+    options = ("--eval-tokens", 256, "--prompt-tokens", 8, "--measure", "quality")
+    for update, said in ({}, []), (changed, ["demo"]):
+        evaluation = mixture.model_copy(update=update)
+        save_profile(profile.model_copy(update={"evaluation": evaluation}), tmp_path / "mixture.yaml")
+        result = succeed("bench", plateau_folder, "--profile", tmp_path / "mixture.yaml", *options)
+        warnings = [line for line in talk(result) if "holds other text now" in line]
+        assert [line.split()[1] for line in warnings] == said
+
+
+def test_the_table_has_a_line_for_every_figure_and_a_column_for_every_row(bench: tuple[object, ...]) -> None:
+    lines = succeed(*bench, "--measure", "quality").stdout.splitlines()
+    assert lines[0].split() == ["row", "dense", "ffnskip"]
+    figures = {line[:15].strip(): line[15:].split() for line in lines[2:] if line}
+    assert figures["skip ratio"][0] == "0.000"
+    assert figures["tokens/s"] == ["–", "–"]
+    assert len(figures) == 12
+    (header, *_) = succeed(*bench, "--measure", "quality,baselines").stdout.splitlines()
+    assert header.split() == ["row", "dense", "ffnskip", *BASELINES]
+
+
+def test_csv_and_markdown_have_a_line_for_every_row(bench: tuple[object, ...]) -> None:
+    options = (*bench, "--measure", "quality,baselines", "--format")
+    table = list(csv.DictReader(io.StringIO(succeed(*options, "csv").stdout)))
+    assert [row["name"] for row in table] == ["dense", "ffnskip", *BASELINES]
+    assert table[1]["tokens_per_second"] == ""
+    header, _, *rows = [line for line in succeed(*options, "md").stdout.splitlines() if line]
+    assert header.startswith("| row | skip ratio |")
+    assert [row.split()[1] for row in rows] == ["dense", "ffnskip", *BASELINES]
+
+
+def test_the_verdict_of_a_profile_over_budget_is_repeated(bench: tuple[object, ...], plateau_profiles: Path) -> None:
+    path = plateau_profiles / "0.30.yaml"
+    profile = load_profile(path).measured
+    assert profile
+    said = talk(succeed(*bench, "--profile", path, "--measure", "quality"))
+    assert said == [f"Warning: This profile is {profile.verdict}."]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--measure", "speed,qualty"],
+            "--measure cannot measure 'qualty': choose from quality, baselines, speed, worst-case.",
+        ),
+        (["--measure", "baselines,speed"], "--measure baselines needs the part quality as well"),
+        (["--measure", ""], "--measure cannot measure ''"),
+        (["--profile", "missing.yaml"], "missing.yaml: cannot be read"),
+        (["--threshold", "nan"], "The threshold must be a finite number, not nan."),
+        (["--target", "0.9"], "not to 0.9: calibrate for that target instead."),
+        (["--target", "0.1", "--threshold", "0.9"], "Give a threshold or a target, not both."),
+        (["--eval-dataset", "self", "--eval-dataset", "self=2"], "the text self is named twice"),
+        (["--eval-dataset", "self=0"], "the weight '0' of self"),
+        (["--eval-dataset", "missing.txt"], "no such file: missing.txt"),
+        (["--eval-dataset", "c4"], "the dataset allenai/c4 is not in the local Hugging Face cache"),
+        (["--eval-tokens", "63"], "63 tokens are less than one sequence of 64"),
+        (["--eval-tokens", "64"], "at least two sequences"),
+        (["--prompt-tokens", "600"], "The model takes at most 512 tokens, but this needs 612"),
+        (["--new-tokens", "505"], "The model takes at most 512 tokens, but this needs 513"),
+        (["--dtype", "int4"], "unknown dtype 'int4'"),
+        (["--device", "toaster"], "device 'toaster' cannot be used here"),
+    ],
+)
+def test_wrong_options(bench: tuple[object, ...], options: list[str], words: str) -> None:
+    assert words in mistake(*bench, *options)
+
+
+def test_a_local_file_must_be_named_again(plateau_folder: Path, plateau_profiles: Path) -> None:
+    assert mistake("bench", plateau_folder, "--profile", plateau_profiles / "0.05.yaml") == (
+        "The profile was measured on the local file log.txt: name it, or another text, with --eval-dataset."
+    )
+
+
+def test_a_profile_for_another_model(bench: tuple[object, ...], pico_folder: Path) -> None:
+    assert "model.n_layers is 8 in the profile" in mistake("bench", pico_folder, *bench[2:])
+
+
+def test_packed_weights_are_compared_with_the_model_as_it_was_loaded(bench: tuple[object, ...]) -> None:
+    document = measured(*bench, "--measure", "quality,speed", "--weights", "int8")
+    assert (document["weights"], document["dtype"]) == ("int8", "float32")
+    rows = rows_of(document)
+    dense, ffnskip = rows["dense"], rows["ffnskip"]
+    assert (dense["skip_ratio"], dense["flops_saved"]) == (0.0, 0.0)
+    assert 0 < dense["kl"] < ffnskip["kl"]
+    assert dense["top1_agreement"] <= 1.0
+    assert set(dense["standard_error"]) == {"skip_ratio", "perplexity", "kl", "top1_agreement"}
+    plain = rows_of(measured(*bench, "--measure", "quality"))
+    assert dense["perplexity"] != plain["dense"]["perplexity"]
+
+
+def test_weights_that_do_not_fit_a_format_are_refused(bench: tuple[object, ...]) -> None:
+    assert "int4 needs rows of a multiple of 32 numbers, not 48: choose int8" in mistake(*bench, "--weights", "int4")
+
+
+@needs_compiler
+def test_a_breakdown_says_where_the_time_goes(bench: tuple[object, ...]) -> None:
+    table = succeed(*bench, "--measure", "speed", "--breakdown").stdout
+    header = next(line.split() for line in table.splitlines() if line.startswith("ms per token"))
+    assert header[3:] == ["attention", "ffn", "compensation", "rule", "head", "other"]
+    rows = rows_of(measured(*bench, "--measure", "speed"))
+    for name in ("dense", "ffnskip"):
+        breakdown = rows[name]["breakdown"]
+        assert min(breakdown[part] for part in ("attention", "ffn", "head", "other")) > 0
+        rate = rows[name]["tokens_per_second"]
+        assert 1000 / rate["max"] * 0.99 <= sum(breakdown.values()) <= 1000 / rate["min"] * 1.01
+    assert rows["dense"]["breakdown"]["compensation"] == 0
+    assert rows["hf-dense"]["breakdown"] is None
+
+
+def test_where_the_time_goes_is_not_known_of_what_was_not_timed(bench: tuple[object, ...]) -> None:
+    result = succeed(*bench, "--measure", "quality", "--breakdown")
+    assert "Warning: Where the time goes is known" in " ".join(talk(result))

@@ -1,0 +1,66 @@
+"""Compiling the native step: once per machine, and never with half a result."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.native import needs_compiler
+
+from ffnskip import UnsupportedModelError
+from ffnskip.fast.build import _load, native_library
+
+COMPILER = shutil.which("c++") or shutil.which("g++") or "c++"
+
+
+@pytest.fixture(autouse=True)
+def afresh(own_cache: Path) -> Iterator[None]:
+    _load.cache_clear()
+    yield
+    _load.cache_clear()
+
+
+def compiler(path: Path, commands: str) -> str:
+    path.write_text(f"#!/bin/sh\n{commands}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@needs_compiler
+def test_it_is_compiled_once_and_kept(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'echo "$*" >> {log}; exec {COMPILER} "$@"'))
+    for _ in range(2):
+        _load.cache_clear()
+        assert native_library().ffnskip_step
+    lines = log.read_text().splitlines()
+    assert [line for line in lines if "step.cpp" in line] == [next(line for line in lines if "-shared" in line)]
+    assert [path.name for path in own_cache.glob("native/*/*")] == ["step.so"]
+
+
+@needs_compiler
+def test_a_compiler_without_openmp_builds_a_step_for_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse = 'case "$*" in *-fopenmp*) exit 1;; esac'
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'{refuse}; exec {COMPILER} "$@"'))
+    assert native_library().ffnskip_step
+
+
+def test_a_compiler_that_fails_is_named_by_its_first_line(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", "echo 'no such header' >&2; echo more >&2; exit 1"))
+    with pytest.raises(
+        UnsupportedModelError, match=r"cxx could not compile the native decode step, .*: no such header$"
+    ):
+        native_library()
+    assert not list(own_cache.glob("native/*"))
+
+
+@pytest.mark.parametrize("missing", ["/no/such/compiler", ""])
+def test_no_compiler_is_a_reason(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", missing)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UnsupportedModelError, match="compiler"):
+        native_library()

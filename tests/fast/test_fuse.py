@@ -1,0 +1,148 @@
+"""Laying a model's weights out for a fused step: nothing is held twice, and the model goes on working."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from support.pico import SUPPORTED, pico_model, pico_tokens
+from torch import nn
+from transformers import PreTrainedModel
+
+from ffnskip import FfnskipError, UnsupportedModelError, pack_weights
+from ffnskip.fast.families import FAMILIES, fuse
+from ffnskip.model.matrix import Matrix
+from ffnskip.model.packed import PackedEmbedding, PackedLinear
+
+TEXT = pico_tokens(12)
+
+
+def storages(model: PreTrainedModel) -> set[int]:
+    return {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_fused_model_shares_the_weights_of_a_model_that_computes_what_it_did(name: str) -> None:
+    model = pico_model(name)
+    before = model(TEXT).logits
+    fused = fuse(model)
+    assert torch.equal(model(TEXT).logits, before)
+    matrices = [m for layer in fused.layers for m in vars(layer).values() if isinstance(m, Matrix)]
+    assert {matrix.data.untyped_storage().data_ptr() for matrix in matrices} <= storages(model)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_matrices_lie_side_by_side_and_nothing_is_held_twice(packed: bool, tied: bool) -> None:
+    model = pico_model("qwen2", tie_word_embeddings=tied)
+    if packed:
+        pack_weights(model, "int8")
+    before = model(TEXT).logits
+    fused = fuse(model)
+    layer = fused.layers[2]
+    assert torch.equal(model(TEXT).logits, before)
+    assert layer.qkv.data.data_ptr() == layer.q.data.data_ptr()
+    assert layer.gate_up.data.data_ptr() == layer.gate.data.data_ptr()
+    assert torch.equal(layer.qkv.data, torch.cat([layer.q.data, layer.k.data, layer.v.data]))
+    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}
+    assert sum(storages.values()) < sum(t.nbytes for t in tensors.values()) + 64 * len(tensors)
+    assert (fused.embedding.data.data_ptr() == fused.head.data.data_ptr()) == tied
+
+
+def test_a_laid_out_model_can_be_copied_and_saved(tmp_path: Path) -> None:
+    model = pico_model()
+    before = model(TEXT).logits
+    fuse(model)
+    assert torch.equal(deepcopy(model)(TEXT).logits, before)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(type(model).from_pretrained(tmp_path)(TEXT).logits, before)
+
+
+def test_windows_and_rotary_tables_are_those_of_each_layer() -> None:
+    assert {layer.window for layer in fuse(pico_model("llama")).layers} == {None}
+    assert {layer.window for layer in fuse(pico_model("mistral")).layers} == {8}
+    gemma = fuse(pico_model("gemma3_text"))
+    assert {(layer.window, gemma.rope_types[layer.rope]) for layer in gemma.layers} == {
+        (8, "sliding_attention"),
+        (None, "full_attention"),
+    }
+    cos, sin = gemma.rotary_tables(9)
+    assert cos.shape == sin.shape == (2, 9, 8)
+    assert not torch.equal(cos[0], cos[1])
+
+
+def test_tables_that_grow_with_the_text_hold_for_the_original_length() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 64}
+    assert fuse(pico_model()).max_length == 128
+    assert fuse(pico_model(rope_parameters=rope)).max_length == 64
+
+
+@pytest.mark.parametrize("name", sorted(set(SUPPORTED) - set(FAMILIES)))
+def test_other_architectures_are_refused(name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="have no fused decode step"):
+        fuse(pico_model(name))
+
+
+def test_what_is_no_plain_matrix_is_refused() -> None:
+    model = pico_model()
+    model.model.layers[3].mlp.down_proj = nn.Sequential(model.model.layers[3].mlp.down_proj)
+    with pytest.raises(UnsupportedModelError, match="A Sequential layer has no fused decode step"):
+        fuse(model)
+    with pytest.raises(UnsupportedModelError, match="reads no float64 weights: load the model as bfloat16"):
+        fuse(pico_model(dtype=torch.float64))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_packing_rounds_every_matrix_once_and_frees_the_old_ones(tied: bool) -> None:
+    model = pico_model(tie_word_embeddings=tied)
+    before = model(TEXT).logits
+    whole = sum(p.nbytes for p in model.parameters())
+    pack_weights(model, "int8")
+    after = model(TEXT).logits
+    assert 0 < float((after - before).detach().norm() / before.detach().norm()) < 0.05
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    assert len(packed) == 6 * 7 + 1
+    assert isinstance(model.get_input_embeddings(), PackedEmbedding) == tied
+    left = sum(p.nbytes for p in model.parameters()) + sum(m.matrix.nbytes for m in packed)
+    assert left < (0.35 if tied else 0.5) * whole
+    fused = fuse(model)
+    assert torch.equal(model(TEXT).logits, after)
+    assert fused.layers[0].gate.format == fused.head.format == "int8"
+
+
+def test_a_model_without_plain_matrices_cannot_be_packed() -> None:
+    model = pico_model()
+    pack_weights(model, "int8")
+    with pytest.raises(FfnskipError, match="is packed or quantized already"):
+        pack_weights(model, "int8")
+
+
+def test_packed_weights_cannot_be_saved(tmp_path: Path) -> None:
+    model = pico_model()
+    pack_weights(model, "int8")
+    with pytest.raises(FfnskipError, match="save the model before they are packed"):
+        model.save_pretrained(tmp_path)
+
+
+def test_a_format_that_does_not_fit_changes_nothing() -> None:
+    model = pico_model()  # whose down projection has rows of 48
+    with pytest.raises(FfnskipError, match="not 48: choose int8"):
+        pack_weights(model, "int4")
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def test_layers_of_another_shape_than_the_configuration_are_refused() -> None:
+    model = pico_model()
+    ffn = model.model.layers[3].mlp
+    ffn.gate_proj, ffn.up_proj, ffn.down_proj = nn.Linear(32, 64), nn.Linear(32, 64), nn.Linear(64, 32)
+    with pytest.raises(UnsupportedModelError, match="of another shape than the model's configuration says"):
+        fuse(model)
+
+
+def test_a_model_that_was_laid_out_in_inference_mode_can_be_trained() -> None:
+    model = pico_model()
+    with torch.inference_mode():
+        fuse(model)
+    model(TEXT, labels=TEXT).loss.backward()
+    assert model.model.layers[0].mlp.gate_proj.weight.grad is not None

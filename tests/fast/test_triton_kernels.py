@@ -1,0 +1,350 @@
+"""Each Triton kernel against plain float64; buffers, and weights that nobody needs, are poisoned with NaN."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from support.triton_device import DEVICE
+from torch import Tensor
+
+from ffnskip.fast.cuda import kernels, kernels_attention, kernels_stream
+from ffnskip.fast.skipping import FusedCompensation
+from ffnskip.model.matrix import Format, Matrix, pack, plain
+
+NAN, UNTOUCHED = float("nan"), 7.0
+FORMATS: tuple[Format, ...] = ("float32", "bfloat16", "int8", "int4")
+BATCHES = (1, 3, 16)
+# Of 3 and of 16 rows, and of the only one.
+SKIPS = {1: ([0], [1]), 3: ([0, 0, 0], [1, 1, 1], [0, 1, 0]), 16: ([0] * 16, [1] * 16, [0] * 15 + [1])}
+MIXES = [(batch, skip) for batch in BATCHES for skip in SKIPS[batch]]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+HIDDEN, INTERMEDIATE, RANK, OWN = 32, 80, 5, 7  # no multiples of the blocks
+
+
+class Draw:
+    """Seeded random tensors on the device."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator).to(DEVICE)
+
+    def matrix(self, rows: int, columns: int, format: Format = "float32", *, bias: bool = False) -> Matrix:
+        weight, offsets = self(rows, columns) / columns**0.5, self(rows) if bias else None
+        if format == "float32" or format == "bfloat16":
+            return plain(weight.to(getattr(torch, format)), offsets)
+        return pack(weight, format, offsets)
+
+
+def blank(*shape: int) -> Tensor:
+    return torch.full(shape, NAN, device=DEVICE)
+
+
+def times(matrix: Matrix | None, x: Tensor) -> Tensor:
+    """``[batch, rows]`` float64; nothing for no matrix."""
+    if matrix is None:
+        return torch.zeros(1, dtype=torch.float64, device=DEVICE)
+    product = x.double() @ matrix.unpack(torch.float32).double().T
+    return product if matrix.bias is None else product + matrix.bias
+
+
+def poisoned(matrix: Matrix, keep: Tensor | None = None) -> Matrix:
+    """The matrix with NaN in all rows but `keep`: in its numbers, or in their scales where these are integers."""
+    where = "data" if matrix.scale is None else "scale"
+    numbers: Tensor = getattr(matrix, where)
+    wrong = torch.full_like(numbers, NAN)
+    if keep is not None:
+        wrong[keep] = numbers[keep]
+    return replace(matrix, **{where: wrong})
+
+
+def near(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-4, atol=1e-4)
+
+
+def flags(skip: list[int]) -> Tensor:
+    return torch.tensor(skip, dtype=torch.int32, device=DEVICE)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("format", FORMATS)
+def test_project_multiplies_every_format(format: Format, batch: int) -> None:
+    draw = Draw()
+    matrix, x, y = draw.matrix(37, 96, format, bias=True), draw(batch, 96), blank(batch, 37)
+    kernels.project(matrix, x, y)
+    near(y, times(matrix, x))
+
+
+def test_project_takes_columns_that_fill_no_block_and_more_than_one() -> None:
+    draw = Draw()
+    for columns in (3, 300):
+        matrix, x, y = draw.matrix(5, columns), draw(1, columns), blank(1, 5)
+        kernels.project(matrix, x, y)
+        near(y, times(matrix, x))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activate_applies_the_models_activation(activation: Any) -> None:
+    draw = Draw()
+    gate_up, x, a = draw.matrix(2 * INTERMEDIATE, HIDDEN, bias=True), 4 * draw(1, HIDDEN), blank(1, INTERMEDIATE)
+    kernels.activate(gate_up, activation, x, a)
+    gate, up = times(gate_up, x).chunk(2, dim=1)
+    near(a, ACTIVATIONS[activation](gate) * up)
+
+
+@pytest.mark.parametrize(("batch", "skip"), MIXES)
+@pytest.mark.parametrize("format", FORMATS)
+def test_activate_reads_only_what_some_row_needs(format: Format, batch: int, skip: list[int]) -> None:
+    draw = Draw()
+    gate_up = draw.matrix(2 * INTERMEDIATE, HIDDEN, format, bias=True)
+    neurons = torch.randperm(INTERMEDIATE, generator=torch.Generator().manual_seed(1))[:OWN].to(DEVICE)
+    first, x = draw.matrix(RANK, HIDDEN, "bfloat16"), draw(batch, HIDDEN)
+    gate, up = times(gate_up, x).chunk(2, dim=1)
+    expected, expected_z = F.silu(gate) * up, times(first, x)
+    if all(skip):
+        gate_up = poisoned(gate_up, keep=torch.cat([neurons, neurons + INTERMEDIATE]))
+    if not any(skip):
+        first = poisoned(first)
+    a, z, b = blank(batch, INTERMEDIATE), blank(batch, RANK), blank(batch, OWN)
+    if all(skip):
+        a.fill_(UNTOUCHED)
+    if not any(skip):
+        z.fill_(UNTOUCHED)
+        b.fill_(UNTOUCHED)
+    own = FusedCompensation(None, 0.0, first, None, neurons.int(), None, draw(HIDDEN))
+    kernels.activate(gate_up, "silu", x, a, flags(skip), own, z, b)
+    if all(skip):
+        assert (a == UNTOUCHED).all()
+    else:
+        near(a, expected)
+    if any(skip):
+        near(z, expected_z)
+        near(b, expected[:, neurons])
+    else:
+        assert (z == UNTOUCHED).all()
+        assert (b == UNTOUCHED).all()
+
+
+@pytest.mark.parametrize(("batch", "skip"), MIXES)
+@pytest.mark.parametrize("format", FORMATS)
+def test_contract_gives_each_row_its_ffn_or_its_compensation(format: Format, batch: int, skip: list[int]) -> None:
+    draw = Draw()
+    down, a = draw.matrix(HIDDEN, 96, format, bias=True), draw(batch, 96)
+    second, z, neurons_down, b = (
+        draw.matrix(HIDDEN, RANK),
+        draw(batch, RANK),
+        draw.matrix(HIDDEN, OWN),
+        draw(batch, OWN),
+    )
+    own = FusedCompensation(None, 0.0, None, second, None, neurons_down, draw(HIDDEN))
+    skipping = flags(skip)
+    expected = torch.where(skipping[:, None] != 0, times(second, z) + times(neurons_down, b) + own.bias, times(down, a))
+    if all(skip):
+        down, a = poisoned(down), blank(*a.shape)
+    if not any(skip):
+        own = replace(own, second=poisoned(second), down=poisoned(neurons_down), bias=blank(HIDDEN))
+        z, b = blank(*z.shape), blank(*b.shape)
+    y = blank(batch, HIDDEN)
+    kernels.contract(down, a, y, skipping, own, z, b)
+    near(y, expected)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Matrix], bool]:
+    """Tells whether any number of a matrix has been read by a kernel so far."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    addresses: list[np.ndarray] = []
+    load = interpreter.InterpreterBuilder.create_masked_load
+
+    def watched(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        addresses.append(pointers.data[mask.data].ravel())
+        return load(self, pointers, mask, *rest)
+
+    def was_read(matrix: Matrix) -> bool:
+        seen, begin = np.concatenate(addresses), matrix.data.data_ptr()
+        return bool(((begin <= seen) & (seen < begin + matrix.data.nbytes)).any())
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", watched)
+    return was_read
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU does not tell what it reads")
+@pytest.mark.parametrize(("batch", "skip"), MIXES)
+def test_weights_that_no_row_needs_are_never_read(read: Callable[[Matrix], bool], batch: int, skip: list[int]) -> None:
+    draw = Draw()
+    gate_up, down, first = draw.matrix(2 * INTERMEDIATE, HIDDEN), draw.matrix(HIDDEN, 96), draw.matrix(RANK, HIDDEN)
+    second, neurons_down = draw.matrix(HIDDEN, RANK), draw.matrix(HIDDEN, OWN)
+    neurons = torch.zeros(OWN, dtype=torch.int32)
+    own = FusedCompensation(None, 0.0, first, second, neurons, neurons_down, draw(HIDDEN))
+    z, b = draw(batch, RANK), draw(batch, OWN)
+    kernels.activate(gate_up, "silu", draw(batch, HIDDEN), blank(batch, INTERMEDIATE), flags(skip), own, z, b)
+    kernels.contract(down, draw(batch, 96), blank(batch, HIDDEN), flags(skip), own, z, b)
+    ffn = [gate_up[1:INTERMEDIATE], down]  # the neuron of row 0 runs for the compensation, too
+    assert [read(matrix) for matrix in ffn] == [not all(skip)] * 2
+    assert [read(matrix) for matrix in (first, second, neurons_down)] == [any(skip)] * 3
+
+
+@pytest.mark.parametrize("of", ["bias", "second", "neurons"])
+def test_contract_adds_up_what_a_compensation_has(of: str) -> None:
+    draw = Draw()
+    second = draw.matrix(HIDDEN, HIDDEN, "bfloat16") if of == "second" else None
+    neurons_down = draw.matrix(HIDDEN, OWN, "bfloat16") if of == "neurons" else None
+    own = FusedCompensation(None, 0.0, None, second, None, neurons_down, draw(HIDDEN))
+    x, b, y = draw(3, HIDDEN), draw(3, OWN), blank(3, HIDDEN)
+    kernels.contract(poisoned(draw.matrix(HIDDEN, 96)), blank(3, 96), y, flags([1, 1, 1]), own, x, b)
+    near(y, (times(second, x) + times(neurons_down, b) + own.bias).expand(3, HIDDEN))
+
+
+def normed(x: Tensor, weight: Tensor | None) -> Tensor:
+    return x if weight is None else F.rms_norm(x.double(), x.shape[-1:], weight.double(), eps=1e-6)
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_enter_ffn_asks_the_probe(batch: int, after: bool) -> None:
+    draw = Draw(batch)
+    h, y, norm, probe, x = draw(batch, 37), draw(batch, 37), draw(37), draw(37), blank(batch, 37)
+    behind = draw(37) if after else None
+    allowed, skip = torch.arange(batch, device=DEVICE) % 3 < 2, flags([-1] * batch)
+    stream = h + normed(y, behind)
+    score = normed(stream, norm) @ probe.double() + 0.5
+    threshold = float(score.median()) + 1e-3
+    kernels_stream.enter_ffn(h, y, behind, norm, x, 1e-6, skip, allowed, probe, 0.5, threshold)
+    near(h, stream)
+    near(x, normed(stream, norm))
+    assert torch.equal(skip, ((score < threshold) & allowed).int())
+
+
+def test_enter_ffn_counts_down_what_remains() -> None:
+    draw = Draw()
+    h, y, norm, x = draw(3, 37), draw(3, 37), draw(37), blank(3, 37)
+    allowed, skip, remaining = torch.ones(3, dtype=torch.bool, device=DEVICE), flags([-1] * 3), flags([0, 1, 4])
+    kernels_stream.enter_ffn(h, y, None, norm, x, 1e-6, skip, allowed, remaining=remaining)
+    assert skip.tolist() == [0, 1, 1]
+    assert remaining.tolist() == [0, 0, 3]
+
+
+def test_a_threshold_of_no_damage_skips_nothing() -> None:
+    draw = Draw()
+    allowed, skip = torch.ones(3, dtype=torch.bool, device=DEVICE), flags([-1] * 3)
+    kernels_stream.enter_ffn(
+        *(draw(3, 37), draw(3, 37), None, draw(37), blank(3, 37), 1e-6, skip, allowed, draw(37), 0.0, float("-inf"))
+    )
+    assert skip.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_leave_ffn_compares_the_rows_that_ran(after: bool) -> None:
+    draw = Draw()
+    h, y, norm, x = draw(5, 37), draw(5, 37), draw(37), blank(5, 37)
+    behind = draw(37) if after else None
+    y[0] = -0.5 * h[0]  # turns the stream by nothing
+    skip, remaining = flags([0, 0, 1, 0, 1]), flags([0, 0, 2, 0, 0])
+    allowed = torch.tensor([True, True, True, False, True], device=DEVICE)
+    added = torch.where(skip[:, None] != 0, y, normed(y, behind))
+    stream = h + added
+    similarity = F.cosine_similarity(h.double(), stream.double(), dim=-1)
+    threshold = float(similarity[[0, 1]].mean())
+    armed = 3 * ((similarity >= threshold) & allowed).int()
+    expected = torch.where(skip != 0, remaining, armed)
+    kernels_stream.leave_ffn(h, y, behind, norm, x, 1e-6, skip, allowed, threshold, 3, remaining)
+    near(h, stream)
+    near(x, normed(stream, norm))
+    assert torch.equal(remaining, expected)
+    assert set(expected.tolist()) == {0, 2, 3}
+
+
+@pytest.mark.parametrize("by_probe", [True, False])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_count_adds_up_what_was_decided(batch: int, by_probe: bool) -> None:
+    generator = torch.Generator().manual_seed(batch)
+    checked = range(1, 4)
+    per_layer = torch.zeros(3, 5, batch, dtype=torch.int64, device=DEVICE)
+    never = torch.zeros(batch, dtype=torch.int64, device=DEVICE)
+    expected = torch.zeros_like(per_layer).cpu()
+    expected_never = torch.zeros_like(never).cpu()
+    for _ in range(3):
+        counted = torch.rand(batch, generator=generator) < 0.8
+        allowed = counted & (torch.rand(batch, generator=generator) < 0.7)
+        skip = (torch.rand(5, batch, generator=generator) < 0.3) & allowed
+        skip[[0, 4]] = False
+        kernels_stream.count(
+            skip.int().to(DEVICE), counted.to(DEVICE), allowed.to(DEVICE), per_layer, never, checked, by_probe
+        )
+        for row in range(batch):
+            layers = skip[:, row].nonzero().flatten().tolist()
+            expected[0, layers, row] += 1
+            looked_at = [layer for layer in checked if allowed[row] and (by_probe or layer not in layers)]
+            expected[1, looked_at, row] += 1
+            expected[2, layers[:1], row] += 1
+            expected_never[row] += bool(counted[row]) and not layers
+    assert torch.equal(per_layer.cpu(), expected)
+    assert torch.equal(never.cpu(), expected_never)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``[heads, head_dim]`` with the first dimensions rotated, as in Hugging Face's decoders."""
+    turned, rest = x[:, : len(cos)], x[:, len(cos) :]
+    left, right = turned.chunk(2, dim=1)
+    return torch.cat([turned * cos + torch.cat([-right, left], dim=1) * sin, rest], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "rotary", "window", "cap", "norms"),
+    [
+        (2, 2, 8, 8, None, None, False),
+        (6, 2, 8, 8, 9, None, True),
+        (4, 1, 12, 6, None, 2.0, False),
+    ],
+    ids=["plain", "grouped-window-norms", "one-key-cap-partly-rotated"],
+)
+@pytest.mark.parametrize("last", [4, 290])
+def test_attention_sees_what_it_should_and_nothing_else(
+    heads: int, kv_heads: int, head_dim: int, rotary: int, window: int | None, cap: float | None, norms: bool, last: int
+) -> None:
+    draw, batch, capacity, scale = Draw(), 2, 300, 0.4
+    starts = torch.tensor([0, 3], device=DEVICE)
+    qkv, attended = draw(batch, (heads + 2 * kv_heads) * head_dim), blank(batch, heads * head_dim)
+    q_norm, k_norm = (draw(head_dim) if norms else None for _ in range(2))
+    cos, sin = draw(capacity, rotary), draw(capacity, rotary)
+    keys, values = draw(batch, kv_heads, capacity, head_dim), draw(batch, kv_heads, capacity, head_dim)
+    first = [max(int(start), 0 if window is None else last + 1 - window) for start in starts]
+    for row in range(batch):
+        for tensor in (keys, values):
+            tensor[row, :, : first[row]] = NAN
+            tensor[row, :, last:] = NAN
+    position = torch.tensor([last], device=DEVICE)
+
+    q, n_splits = blank(batch, heads, head_dim), kernels_attention.splits(capacity)
+    partial, weight = blank(batch, heads, n_splits, head_dim), blank(2, batch, heads, n_splits)
+    assert n_splits == 3
+    kernels_attention.rotate(qkv, q, keys, values, position, starts, cos, sin, q_norm, k_norm, 1e-6, scale)
+    kernels_attention.attend(q, keys, values, position, starts, window, cap, partial, weight)
+    kernels_attention.merge(partial, weight, attended)
+
+    for row in range(batch):
+        query, key, value = (
+            qkv[row].double().view(-1, head_dim).split([heads, kv_heads, kv_heads])  # type: ignore[no-untyped-call]
+        )
+        place = last - int(starts[row])
+        query = rotated(normed(query, q_norm), cos[place].double(), sin[place].double())
+        key = rotated(normed(key, k_norm), cos[place].double(), sin[place].double())
+        near(keys[row, :, last], key)
+        near(values[row, :, last], value)
+        seen = slice(first[row], last + 1)
+        all_keys, all_values = (t[row, :, seen].double() for t in (keys, values))
+        for head in range(heads):
+            of = head // (heads // kv_heads)
+            score = all_keys[of] @ query[head] * scale
+            score = score if cap is None else cap * (score / cap).tanh()
+            expected = score.softmax(dim=0) @ all_values[of]
+            near(attended.view(batch, heads, head_dim)[row, head], expected)

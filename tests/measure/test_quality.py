@@ -1,0 +1,166 @@
+"""Perplexity, KL and agreement against the same figures written out naively on whole logits in float64."""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from support.factories import make_compensated
+from support.naive import naive_forward
+from support.pico import middle_threshold, pico_model, pico_profile, pico_tokens
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ffnskip import FfnskipError, Profile
+from ffnskip.profiles.identity import model_info
+from ffnskip.profiles.weights import Weights
+from ffnskip_cli.journal import Journal
+from ffnskip_cli.measure import quality as module
+from ffnskip_cli.measure.baselines import Pattern
+from ffnskip_cli.measure.quality import Estimate, Quality, measure_quality
+from ffnskip_cli.track import silently
+
+TEXT = pico_tokens(16, batch=4)
+WARM_UP = 3
+FIGURES = ("nll_dense", "nll", "kl", "top1_agreement", "skip_ratio")
+
+
+@cache
+def model_of(dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    return pico_model(dtype=dtype)
+
+
+def profile_at(threshold: float) -> Profile:
+    return pico_profile(model_of(), threshold=threshold, warm_up=WARM_UP)
+
+
+@cache
+def middle() -> Profile:
+    return profile_at(round(middle_threshold(model_of(), TEXT), 4))  # beside the median, which is itself a similarity
+
+
+def measured(profile: Profile, tokens: Tensor = TEXT, dtype: torch.dtype = torch.float64) -> Quality:
+    (quality,) = measure_quality(model_of(dtype), [profile], tokens, silently)
+    return quality
+
+
+def naive_figures(profile: Profile, sequence: Tensor) -> dict[str, float]:
+    """The means over one sequence's predictions, token by token, in natural logarithms."""
+    with torch.inference_mode():
+        dense = model_of()(sequence[None]).logits[0]
+    run = naive_forward(model_of(), sequence, profile.skip)
+    sums = dict.fromkeys(FIGURES, 0.0)
+    positions = range(WARM_UP, len(sequence) - 1)
+    for position in positions:
+        p, q = dense[position].softmax(0).tolist(), run.logits[position].softmax(0).tolist()
+        following = int(sequence[position + 1])
+        sums["nll_dense"] -= math.log(p[following])
+        sums["nll"] -= math.log(q[following])
+        sums["kl"] += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        sums["top1_agreement"] += p.index(max(p)) == q.index(max(q))
+    figures = {name: total / len(positions) for name, total in sums.items()}
+    return figures | {"skip_ratio": float(run.skipped[WARM_UP:].double().mean())}
+
+
+def test_every_figure_is_the_naive_one_with_its_standard_error_over_sequences() -> None:
+    quality = measured(middle())
+    tables = [naive_figures(middle(), sequence) for sequence in TEXT]
+    for name in FIGURES:
+        values = torch.tensor([table[name] for table in tables], dtype=torch.float64)
+        estimate: Estimate = getattr(quality, name)
+        assert estimate.mean == pytest.approx(float(values.mean()), rel=1e-5)
+        assert estimate.standard_error == pytest.approx(float(values.std()) / 2, rel=1e-4)
+    assert 0 < quality.top1_agreement.mean < 1
+    assert quality.kl.mean > 0.01
+    assert (quality.sequences, quality.tokens) == (4, 4 * (16 - 1 - WARM_UP))
+
+
+def test_perplexity_is_exp_of_the_mean_and_carries_its_error() -> None:
+    quality = measured(middle())
+    for perplexity, nll in ((quality.perplexity, quality.nll), (quality.perplexity_dense, quality.nll_dense)):
+        assert perplexity.mean == math.exp(nll.mean)
+        assert perplexity.standard_error == pytest.approx(
+            math.exp(nll.mean + nll.standard_error) - perplexity.mean, rel=0.1
+        )
+
+
+def test_a_profile_that_never_skips_changes_nothing_at_all() -> None:
+    quality = measured(profile_at(2.0), dtype=torch.float32)
+    assert quality.kl == quality.skip_ratio == Estimate(0.0, 0.0)
+    assert quality.top1_agreement == Estimate(1.0, 0.0)
+    assert quality.nll == quality.nll_dense
+
+
+def test_profiles_measured_together_do_not_disturb_each_other() -> None:
+    profiles = [profile_at(-1.0), middle(), profile_at(2.0)]
+    together = measure_quality(model_of(), profiles, TEXT, silently)
+    assert together == [measured(profile) for profile in profiles]
+    assert [quality.skip_ratio.mean for quality in together] == sorted(
+        (quality.skip_ratio.mean for quality in together), reverse=True
+    )
+
+
+def test_a_journal_tells_profiles_with_other_weights_apart() -> None:
+    journal, results = Journal(), []
+    own = model_info(model_of(), id="org/pico").model_dump()
+    plain = make_compensated("linear", **own, threshold=-1.0, warm_up=WARM_UP)
+    assert plain.weights
+    half = plain.with_weights(Weights({name: tensor / 2 for name, tensor in plain.weights.tensors.items()}))
+    for profile in (plain, half, plain):
+        results += measure_quality(model_of(), [profile], TEXT, silently, journal=journal)
+    assert results[0] == results[2] != results[1]
+
+
+def test_a_journal_tells_a_pattern_from_the_rule_in_whose_place_it_decides() -> None:
+    journal, pattern = Journal(), Pattern((1, 2), 1.0, 1.0)
+    (ruled,) = measure_quality(model_of(), [middle()], TEXT, silently, journal=journal)
+    (forced,) = measure_quality(model_of(), [middle()], TEXT, silently, journal=journal, patterns=[pattern])
+    assert ruled == measured(middle()) != forced
+    past = 4 * (16 - WARM_UP)
+    assert (forced.stats.skipped, sum(forced.stats.checked)) == ([0, past, 0, 0, 0, 0], 0)
+
+
+def test_counts_are_those_of_all_sequences() -> None:
+    stats = measured(profile_at(-1.0)).stats
+    past = 4 * (16 - WARM_UP)
+    assert (stats.tokens, stats.warm_up_tokens, stats.never_skipped) == (past, 4 * WARM_UP, 0)
+    assert stats.skipped == [0, 0, past, past, past, 0]
+
+
+def test_long_sequences_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = measured(middle())
+    monkeypatch.setattr(module, "ROWS", 5)
+    parts = measured(middle())
+    for name in FIGURES:
+        assert getattr(parts, name).mean == pytest.approx(getattr(whole, name).mean, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [(TEXT[:1], "at least two sequences of text"), (TEXT[:, : WARM_UP + 1], "warm-up of 3 .* in sequences of 4")],
+)
+def test_too_little_text_is_refused_in_one_sentence(tokens: Tensor, message: str) -> None:
+    with pytest.raises(FfnskipError, match=rf"^[^\n]*{message}[^\n]*\.$"):
+        measured(middle(), tokens)
+    assert measured(middle(), TEXT[:2, : WARM_UP + 2]).tokens == 2
+
+
+def shouting(factor: float) -> PreTrainedModel:
+    """A model that is as sure of itself as `factor` says, and mostly wrong."""
+    model = pico_model(dtype=torch.float32)
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= factor
+    return model
+
+
+def test_a_perplexity_beyond_all_numbers_stays_one() -> None:
+    (quality,) = measure_quality(shouting(1e4), [middle()], TEXT, silently)
+    assert quality.nll.mean > 710  # whose exponential is no float
+    for estimate in (quality.perplexity, quality.perplexity_dense):
+        assert 1e200 < estimate.mean < math.inf
+        assert estimate.standard_error < math.inf
+
+
+def test_predictions_that_are_no_numbers_are_refused_in_one_sentence() -> None:
+    with pytest.raises(FfnskipError, match=r"^[^\n]+ not finite numbers: try another --dtype[^\n]+\.$"):
+        measure_quality(shouting(math.inf), [middle()], TEXT, silently)

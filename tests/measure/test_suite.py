@@ -1,0 +1,140 @@
+"""The rows of a benchmark: which figures each part fills in, and where they come from."""
+
+import json
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from support.pico import middle_threshold, pico_model, pico_profile, pico_tokens
+from transformers import PreTrainedModel
+
+from ffnskip import Decoder, Profile
+from ffnskip_cli.measure.flops import model_cost, overhead
+from ffnskip_cli.measure.quality import measure_quality
+from ffnskip_cli.measure.suite import PARTS, Plan, run_suite
+from ffnskip_cli.measure.worst_case import continue_prompts
+from ffnskip_cli.track import silently
+
+TEXT = pico_tokens(16, batch=3)
+PROMPT, NEW, REPETITIONS, PROMPTS = 6, 9, 3, 2
+FIELDS = {
+    "quality": {
+        "skip_ratio",
+        "flops_per_token",
+        "flops_saved",
+        "perplexity",
+        "kl",
+        "top1_agreement",
+        "standard_error",
+    },
+    "speed": {"tokens_per_second", "speedup", "ceiling", "decode_skip_ratio"},
+    "worst-case": {"never_skip_fraction", "repetition"},
+}
+BASELINES = ["random", "non-adaptive", "static", "shortgpt", "skipdecode"]
+SOME_PARTS = [
+    frozenset(parts)
+    for size in (1, 2, 3, 4)
+    for parts in combinations(PARTS, size)
+    if "baselines" not in parts or "quality" in parts
+]
+
+
+@cache
+def model() -> PreTrainedModel:
+    """In float64, so that a batch decides as each of its rows alone."""
+    return pico_model(dtype=torch.float64)
+
+
+@cache
+def profile() -> Profile:
+    return pico_profile(model(), threshold=round(middle_threshold(model(), TEXT), 3), warm_up=2)
+
+
+@cache
+def rows(parts: frozenset[str]) -> dict[str, dict[str, Any]]:
+    plan = Plan(parts, PROMPT, NEW, REPETITIONS, PROMPTS)
+    return {row["name"]: row for row in run_suite(model(), profile(), TEXT, plan, silently)}
+
+
+@pytest.mark.parametrize("parts", SOME_PARTS, ids=lambda parts: "+".join(sorted(parts)))
+def test_what_was_not_measured_is_none_and_everything_else_is_there(parts: frozenset[str]) -> None:
+    found = rows(parts)
+    others = (["hf-dense"] if "speed" in parts else []) + (BASELINES if "baselines" in parts else [])
+    assert list(found) == ["dense", "ffnskip", *others]
+    measured = set().union(*(FIELDS[part] for part in parts - {"baselines"}))
+    only = {"hf-dense": FIELDS["speed"], **dict.fromkeys(BASELINES, FIELDS["quality"])}
+    for name, row in found.items():
+        own = measured & only.get(name, measured)
+        assert {field for field, value in row.items() if value is not None} == {"name", *own}
+        assert set(row) == {"name", "breakdown"}.union(*FIELDS.values())  # which the general path does not measure
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_dense_row_skips_nothing_by_definition() -> None:
+    dense = rows(frozenset(PARTS))["dense"]
+    constants = {
+        "skip_ratio": 0.0,
+        "flops_saved": 0.0,
+        "kl": 0.0,
+        "top1_agreement": 1.0,
+        "never_skip_fraction": 1.0,
+        "decode_skip_ratio": 0.0,
+        "speedup": 1.0,
+        "ceiling": 1.0,
+        "flops_per_token": model_cost(model()).dense_flops(0, 16) / 16,
+    }
+    assert {name: dense[name] for name in constants} == constants
+    assert set(dense["standard_error"]) == {"perplexity"}
+
+
+def test_quality_is_of_the_whole_text() -> None:
+    (quality,) = measure_quality(model(), [profile()], TEXT, silently)
+    found = rows(frozenset({"quality"}))
+    dense, sparse = found["dense"], found["ffnskip"]
+    assert dense["perplexity"] == quality.perplexity_dense.mean
+    for name in ("skip_ratio", "perplexity", "kl", "top1_agreement"):
+        estimate = getattr(quality, name)
+        assert (sparse[name], sparse["standard_error"][name]) == (estimate.mean, estimate.standard_error)
+    assert sparse["skip_ratio"] > 0
+    saved_per_token = dense["flops_per_token"] - sparse["flops_per_token"]
+    saved = model_cost(model()).saved_flops(quality.stats, overhead(profile(), model()))
+    assert saved_per_token == pytest.approx(saved / TEXT.numel())
+    assert sparse["flops_saved"] == pytest.approx(saved_per_token / dense["flops_per_token"])
+
+
+def test_baselines_skip_as_much_as_the_profile_and_pay_for_no_checks() -> None:
+    found = rows(frozenset({"quality", "baselines"}))
+    cost = model_cost(model())
+    for name in BASELINES:
+        row = found[name]
+        skipped = row["skip_ratio"] * 6 * 3 * 14  # layers x sequences x tokens past warm-up
+        if name != "random":  # which holds on average only
+            assert skipped / 252 == pytest.approx(found["ffnskip"]["skip_ratio"], abs=0.005)
+        assert row["flops_saved"] == pytest.approx(skipped * cost.ffn_flops / (3 * cost.dense_flops(0, 16)))
+        assert row["kl"] > 0
+
+
+def test_the_worst_case_is_over_as_many_prompts_as_were_asked_for() -> None:
+    found = rows(frozenset({"worst-case"}))
+    prompts = TEXT[:PROMPTS, :PROMPT]
+    skipping = continue_prompts(Decoder(model(), profile()), prompts, NEW, silently)
+    assert skipping.stats is not None
+    assert found["ffnskip"]["never_skip_fraction"] == skipping.stats.never_skip_fraction
+    assert found["ffnskip"]["repetition"] == skipping.repetition
+    assert found["dense"]["repetition"] == continue_prompts(Decoder(model()), prompts, NEW, silently).repetition
+
+
+def test_speed_has_one_sample_per_repetition_and_the_ceiling_of_the_very_runs() -> None:
+    found = rows(frozenset({"speed"}))
+    for row in found.values():
+        rate = row["tokens_per_second"]
+        assert len(rate["samples"]) == REPETITIONS
+        assert (rate["min"], rate["median"], rate["max"]) == tuple(sorted(rate["samples"]))
+        assert row["speedup"] > 0
+    stats = continue_prompts(Decoder(model(), profile()), TEXT[:REPETITIONS, :PROMPT], NEW, silently).stats
+    assert stats is not None
+    assert found["ffnskip"]["decode_skip_ratio"] == stats.skip_ratio > 0
+    assert found["ffnskip"]["ceiling"] == model_cost(model()).ceiling(stats, overhead(profile(), model())) > 1
+    assert found["hf-dense"]["ceiling"] == 1.0

@@ -1,0 +1,409 @@
+"""Tables, the curve of characters, and the pictures."""
+
+import csv
+import io
+import json
+import re
+import sys
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from support.factories import make_compensated, make_profile
+
+from ffnskip.errors import FfnskipError
+from ffnskip.profiles.profile import Profile
+from ffnskip.profiles.schema import SimilarityCurve
+from ffnskip_cli.report.curve import draw
+from ffnskip_cli.report.explain import explain
+from ffnskip_cli.report.panels import TITLES, caption, drawings
+from ffnskip_cli.report.plot import plot_profile
+from ffnskip_cli.report.tables import Column, print_json, render
+
+COLUMNS = [Column("name", "row"), Column("ratio", "skipped", ".1%"), Column("speed", "tok/s", ".2f")]
+ROWS = [
+    {"name": "dense|[b]", "ratio": 0.0, "speed": 10.123456789},
+    {"name": "ffnskip", "ratio": 0.25, "speed": None},
+    {"name": "random", "ratio": float("nan"), "speed": float("inf")},
+]
+
+
+def profile_with_curve(mean: list[float], **overrides: Any) -> Profile:
+    curve = SimilarityCurve(mean=tuple(mean), low=tuple(x - 0.01 for x in mean), high=tuple(mean))
+    return make_profile(**{"threshold": 0.96, "similarity": curve.model_dump(), **overrides})
+
+
+def damage_profile(**overrides: Any) -> Profile:
+    similarity = {"mean": MEAN, "low": MEAN, "high": MEAN}
+    return make_compensated(
+        "mean", rule="predicted-damage", **{"threshold": 0.01, "similarity": similarity, **overrides}
+    )
+
+
+MEAN = [0.06, 0.94, 0.95, 0.97, 0.98, 0.7]
+
+
+def test_a_table_shows_numbers_as_asked_and_a_dash_for_what_was_not_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    render(ROWS, COLUMNS, "table", title="speed [of] all")
+    title, header, _, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert title == ["speed", "[of]", "all"]
+    assert header == ["row", "skipped", "tok/s"]
+    assert rows[:3] == [["dense|[b]", "0.0%", "10.12"], ["ffnskip", "25.0%", "–"], ["random", "–", "–"]]
+
+
+def test_a_table_is_never_cut_off_or_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    wide = [Column(f"c{i}", f"c{i}") for i in range(20)]
+    render([{column.key: "x" * 60 for column in wide}], wide)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["x" * 60] * 20
+    assert not any(line.endswith(" ") for line in lines)
+
+
+def test_markdown_escapes_bars_and_aligns_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    render(ROWS[:2], COLUMNS, "md", title="speed")
+    assert capsys.readouterr().out.splitlines() == [
+        "## speed",
+        "",
+        "| row | skipped | tok/s |",
+        "|:---|---:|---:|",
+        "| dense\\|[b] | 0.0% | 10.12 |",
+        "| ffnskip | 25.0% | – |",
+        "",
+    ]
+
+
+def test_csv_has_keys_full_numbers_and_nothing_for_what_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    render([*ROWS, {"name": 'a "b", c'}], COLUMNS, "csv", title="left out")
+    assert list(csv.reader(io.StringIO(capsys.readouterr().out))) == [
+        ["name", "ratio", "speed"],
+        ["dense|[b]", "0.0", "10.123456789"],
+        ["ffnskip", "0.25", ""],
+        ["random", "", ""],
+        ['a "b", c', "", ""],
+    ]
+
+
+def test_json_is_one_document_of_shortest_numbers_without_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"rows": [{"a": 0.1, "b": float("nan"), "c": (1, float("-inf"), None, "–")}]})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"rows": [{"a": 0.1, "b": None, "c": [1, None, None, "–"]}]}
+    assert '"a": 0.1,' in out
+
+
+def rows_of(profile: Profile) -> list[str]:
+    assert profile.similarity
+    return draw(profile.similarity, profile.skip).splitlines()[1:]
+
+
+def test_the_curve_has_a_row_for_every_layer_with_its_figures_and_its_region() -> None:
+    rows = [row.split() for row in rows_of(profile_with_curve(MEAN, cold_s=1, cold_e=5))[:6]]
+    assert [int(row[0]) for row in rows] == list(range(6))
+    assert [row[-1] for row in rows] == ["cold", "skip", "skip", "skip", "skip", "cold"]
+    assert [row[-5:-1] for row in rows][3] == ["0.9700", "0.9600", "–", "0.9700"]
+
+
+def bar_length(row: str) -> float:
+    return sum(1 if character == "█" else (" ▏▎▍▌▋▊▉".index(character) / 8) for character in row[7:47].strip(" ┊"))
+
+
+def test_bars_of_the_skip_region_are_told_apart_and_in_proportion_to_an_axis_that_ends_at_1() -> None:
+    lengths = [bar_length(row) for row in rows_of(profile_with_curve(MEAN, cold_s=1, cold_e=5))[1:5]]
+    floor = 1 - 1.1 * 0.06
+    assert lengths == pytest.approx([40 * (x - floor) / (1 - floor) for x in MEAN[1:5]], abs=1 / 16)
+    assert 0 < lengths[0] < lengths[-1] / 2
+
+
+def test_layers_far_below_the_skip_region_are_marked_instead_of_stretching_the_axis() -> None:
+    rows = rows_of(profile_with_curve(MEAN, cold_s=1, cold_e=5))
+    assert ["off the axis" in row for row in rows[:6]] == [True, False, False, False, False, True]
+
+
+def test_the_threshold_stands_in_one_column_right_of_the_bars_that_do_not_reach_it() -> None:
+    *rows, legend = rows_of(profile_with_curve(MEAN, cold_s=1, cold_e=5, threshold=0.96))
+    assert [row.find("┊") >= 0 for row in rows] == [True, True, True, False, False, True]
+    assert len({row.find("┊") for row in rows} - {-1}) == 1
+    assert legend.strip() == "┊ threshold 0.9600"
+
+
+def test_a_threshold_in_nats_is_no_mark_among_similarities() -> None:
+    profile = damage_profile(threshold=0.97)
+    assert profile.similarity
+    assert "┊" not in draw(profile.similarity, profile.skip)
+
+
+@pytest.mark.parametrize("threshold", [-5.0, 1.5])
+def test_a_threshold_beyond_the_axis_is_not_drawn(threshold: float) -> None:
+    rows = rows_of(profile_with_curve(MEAN, threshold=threshold))
+    assert len(rows) == 6
+    assert "┊" not in "".join(rows)
+
+
+@pytest.mark.parametrize("mean", [[1.0] * 6, [-0.99] * 6, [0.9999, 1.0] * 3])
+def test_extreme_similarities_keep_every_row_equally_wide(mean: list[float]) -> None:
+    rows = rows_of(profile_with_curve(mean, threshold=5.0))
+    assert len({len(row) for row in rows}) == 1
+
+
+MEASURED = {
+    "target_ratio": 0.25,
+    "skip_ratio": 0.24,
+    "flops_saved": 0.1,
+    "never_skip_fraction": 0.4,
+    "perplexity_dense": 7.0,
+    "perplexity": 9.0,
+    "kl": 0.2,
+    "top1_agreement": 0.9,
+    "tokens": 800,
+    "standard_error": {"kl": 0.01, "skip_ratio": 0.02},
+    "verdict": "within the quality budget <of all>",
+    "within_budget": True,
+    "first_skipped": [0.0, 0.0, 0.1, 0.3, 0.2, 0.0],
+}
+CURVE = [[0.95, 0.3, 0.5], [0.97, 0.1, 0.1]]
+
+
+def full_profile(**overrides: Any) -> Profile:
+    return profile_with_curve(MEAN, **{"measured": MEASURED, "curve": CURVE, **overrides})
+
+
+def picture(folder: Path, profile: Profile, *panels: str, suffix: str = ".svg") -> str:
+    plot_profile(profile, folder / f"picture{suffix}", panels)
+    return (folder / f"picture{suffix}").read_text(encoding="utf-8")
+
+
+SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF", ".html": b"<!DOCTYPE html>"}
+
+
+@pytest.mark.parametrize("suffix", SIGNATURES)
+def test_a_picture_has_the_format_of_its_suffix_and_the_same_bytes_every_time(tmp_path: Path, suffix: str) -> None:
+    files = [tmp_path / f"{name}{suffix}" for name in ("first", "second")]
+    for file in files:
+        plot_profile(full_profile(), file)
+    first, second = (file.read_bytes() for file in files)
+    assert first.startswith(SIGNATURES[suffix])
+    assert first == second
+    assert b"date" not in first.lower()
+    assert sorted(tmp_path.iterdir()) == files
+
+
+LABELS = {
+    "similarity": (
+        "decoder layer",
+        "cos(h, h + FFN(h))",
+        "threshold 0.9600",
+        "cold region",
+        "10–90 % of tokens",
+        "0.95",
+    ),
+    "ratio": ("threshold of cos(h, h + FFN(h))", "skip ratio (% of FFNs)", "this profile, ± standard error"),
+    "kl": ("skip ratio (% of FFNs)", "KL divergence (nats per token)", "this profile, ± standard error"),
+    "first-skip": ("decoder layer of the first skipped FFN", "share of tokens (%)", "no FFN skipped: 40.0 %", "none"),
+}
+
+
+@pytest.mark.parametrize("panel", TITLES)
+def test_a_panel_alone_names_its_axes_with_units_and_what_it_shows(tmp_path: Path, panel: str) -> None:
+    svg = picture(tmp_path, full_profile(), panel)
+    assert [words for words in LABELS[panel] if words not in svg] == []
+    assert "(a)" not in svg
+
+
+def test_all_panels_are_drawn_together_in_one_order_whatever_the_order_asked_for(tmp_path: Path) -> None:
+    svg = picture(tmp_path, full_profile())
+    titles = [f"({letter}) {title}" for letter, title in zip("abcd", TITLES.values(), strict=True)]
+    assert [title for title in titles if title not in svg] == []
+    assert picture(tmp_path, full_profile(), "kl", "first-skip", "ratio", "similarity") == svg
+
+
+@pytest.mark.parametrize(
+    ("lacking", "panels"),
+    [
+        ({"curve": []}, ["similarity", "first-skip"]),
+        ({"measured": {**MEASURED, "first_skipped": None}}, ["similarity", "ratio", "kl"]),
+        ({"measured": None, "curve": []}, ["similarity"]),
+        ({"similarity": None}, ["ratio", "kl", "first-skip"]),
+    ],
+)
+def test_panels_that_a_profile_lacks_the_data_for_are_left_out(
+    tmp_path: Path, lacking: dict[str, Any], panels: list[str]
+) -> None:
+    profile = full_profile(**lacking)
+    assert list(drawings(profile)) == panels
+    svg = picture(tmp_path, profile)
+    assert [name for name, title in TITLES.items() if title in svg] == (panels if len(panels) > 1 else [])
+
+
+def drawn(panel: str, **overrides: Any) -> Any:
+    return drawn_of(full_profile(**overrides), panel)
+
+
+def drawn_of(profile: Profile, panel: str) -> Any:
+    axes = Figure().subplots()
+    drawings(profile)[panel](axes)
+    return axes
+
+
+NATS = [[0.02, 0.3, 0.5], [0.005, 0.1, 0.1]]
+
+
+def test_panels_of_predicted_damage_have_nats_on_the_axis_and_no_threshold_among_similarities() -> None:
+    profile = damage_profile(threshold=0.97, measured=MEASURED, curve=NATS)
+    assert [title for title in drawn_of(profile, "similarity").get_legend_handles_labels()[1] if "thr" in title] == []
+    axes = drawn_of(profile, "ratio")
+    assert axes.get_xlabel() == "threshold of the predicted damage (nats per skipped FFN)"
+    curve = [(0.005, 10), (0.02, 30)]
+    assert curve == points(axes.lines[0])
+
+
+def test_captions_say_what_the_rule_goes_by_and_name_cold_regions_only_where_there_are_any() -> None:
+    cosine, damage = full_profile(), damage_profile(cold_s=0, cold_e=6)
+    assert "does not decide by it" in caption("similarity", damage)
+    assert "does not decide by it" not in caption("similarity", cosine)
+    assert ["cold regions" in caption("similarity", profile) for profile in (cosine, damage)] == [True, False]
+    assert ["nats of predicted damage" in caption("ratio", profile) for profile in (cosine, damage)] == [False, True]
+
+
+def points(line: Any) -> list[tuple[float, float]]:
+    return [pytest.approx(point) for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("panel", "curve", "own"),
+    [
+        ("ratio", [(0.95, 30), (0.97, 10)], (0.96, 24)),
+        ("kl", [(30, 0.5), (10, 0.1)], (24, 0.2)),
+    ],
+)
+def test_the_curve_and_the_profiles_own_point_are_where_they_belong(
+    panel: str, curve: list[tuple[float, float]], own: tuple[float, float]
+) -> None:
+    line, own_point = drawn(panel).lines[:2]
+    assert curve == points(line)
+    assert [own] == points(own_point)
+
+
+@pytest.mark.parametrize(("errors", "bars"), [({"kl": 0.01, "skip_ratio": 0.02}, 2), ({"kl": 0.01}, 1), ({}, 0)])
+def test_error_bars_are_drawn_where_there_is_a_standard_error(errors: dict[str, float], bars: int) -> None:
+    axes = drawn("kl", measured={**MEASURED, "standard_error": errors})
+    assert len(axes.collections) == bars
+    assert ("± standard error" in axes.get_legend_handles_labels()[1][-1]) is (bars > 0)
+
+
+def test_bars_show_the_share_of_tokens_by_first_skipped_layer_and_of_those_that_skip_none() -> None:
+    bars, none = drawn("first-skip").containers
+    assert [bar.get_height() for bar in bars] == pytest.approx([0, 0, 10, 30, 20, 0])
+    assert none[0].get_height() == pytest.approx(40)
+    assert none[0].get_x() > bars[-1].get_x() + bars[-1].get_width()
+
+
+def test_pictures_hold_no_colour_but_grey(tmp_path: Path) -> None:
+    colours = set(re.findall("#([0-9a-f]{6})", picture(tmp_path, full_profile())))
+    assert len(colours) > 3
+    assert [colour for colour in colours if len({colour[:2], colour[2:4], colour[4:]}) > 1] == []
+    plot_profile(full_profile(), tmp_path / "picture.png")
+    pixels = imread(tmp_path / "picture.png")
+    assert (pixels[..., 0] == pixels[..., 1]).all()
+    assert (pixels[..., 0] == pixels[..., 2]).all()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"threshold": 9.0},
+        {"threshold": -1.0},
+        {"cold_s": 0, "cold_e": 6},
+        {"mean": [1.0] * 6},
+        {"mean": [-0.9] * 6},
+        {"id": "org/$x$_{"},
+        {"curve": [[0.5, 0.0, -1e-7]], "measured": None},
+        {"curve": [[0.5, 0.0, 0.0], [0.5000000000000001, 1.0, 9.9]]},
+        {"measured": {**MEASURED, "kl": 0.0, "skip_ratio": 0.0, "first_skipped": [0.0] * 6}},
+    ],
+)
+def test_unusual_profiles_can_be_drawn(tmp_path: Path, overrides: dict[str, Any]) -> None:
+    parts = {"measured": MEASURED, "curve": CURVE, **overrides}
+    plot_profile(profile_with_curve(parts.pop("mean", MEAN), **parts), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 0
+
+
+def test_what_cannot_be_drawn_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FfnskipError, match=r"name a file that ends with \.png, \.svg, \.pdf or \.html"):
+        plot_profile(full_profile(), tmp_path / "curve.jpg")
+    with pytest.raises(FfnskipError, match="nothing to plot"):
+        plot_profile(make_profile(), tmp_path / "curve.png")
+    with pytest.raises(FfnskipError, match="no data for the panel kl"):
+        plot_profile(full_profile(curve=[]), tmp_path / "curve.png", ["similarity", "kl"])
+    with pytest.raises(FfnskipError, match="no panel is called 'speed': choose from similarity, ratio, kl, first-skip"):
+        plot_profile(full_profile(), tmp_path / "curve.png", ["speed"])
+    with pytest.raises(FfnskipError, match=r"too large to draw, -1\.7e\+308"):
+        plot_profile(full_profile(curve=[[0.5, 0.1, -1.7e308]]), tmp_path / "curve.png")
+    with pytest.raises(FfnskipError, match=r"cannot write \S+curve\.png \((File exists|Not a directory)\)"):
+        plot_profile(full_profile(), "/dev/null/curve.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_its_name_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(FfnskipError, match=r"pip install matplotlib"):
+        plot_profile(full_profile(), tmp_path / "curve.png")
+
+
+def test_a_page_holds_picture_figures_and_verdict_and_refers_to_nothing_outside(tmp_path: Path) -> None:
+    html = picture(tmp_path, full_profile(), suffix=".html")
+    for content in (
+        "<h1>Skip profile of org/tiny</h1>",
+        "<svg",
+        "± 0.0100",
+        "<td>24.00%</td>",
+        *(f"<li>{escape(sentence)}</li>" for sentence in explain(full_profile())),
+    ):
+        assert content in html
+    assert html.rindex("</li>") < html.index("<svg")
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\"'\s<]+", html)) <= namespaces
+    assert not re.search(r"<script|<link|<img|@import|url\((?!#)|<\?xml|<!DOCTYPE svg", html)
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_words_of_a_profile_are_text_on_its_page_and_never_markup(tmp_path: Path) -> None:
+    html = picture(tmp_path, full_profile(id="org/<script>&"), suffix=".html")
+    assert "<script" not in html
+    assert "org/&lt;script&gt;&amp;" in html
+    assert "Verdict: within the quality budget &lt;of all&gt;" in html
+
+
+def test_a_page_has_a_table_of_what_was_searched(tmp_path: Path) -> None:
+    tried = {"cold_s": 1, "cold_e": 5, "window": None, "refresh_every": None, "kl": 0.2, "standard_error": 0.0}
+    html = picture(tmp_path, full_profile(search={"ratio": 0.1, "tokens": 64, "candidates": [tried]}), suffix=".html")
+    assert "<caption>Rules tried at a ratio of 0.1 on 64 tokens</caption>" in html
+    row = "<td>–</td><td>–</td><td>0.2000</td><td>0.0000</td><td>chosen</td>"
+    assert f'<tr><th scope="row">[1, 5)</th>{row}</tr>' in html
+
+
+def test_a_page_of_a_fitted_profile_has_the_course_of_the_fit_in_a_table(tmp_path: Path) -> None:
+    fit = {"tokens": 4096, "text_sha256": "c" * 64, "gradient_tokens": 512, "ridge": 0.001, "ratio": 0.25}
+    profile = damage_profile(measured=MEASURED, curve=NATS, fit={**fit, "kl": [0.09, 0.05]})
+    html = picture(tmp_path, profile, suffix=".html")
+    assert "<caption>Fit</caption>" in html
+    for stage, kl in (("kl (dense fit)", "0.0900"), ("kl (refit 1)", "0.0500")):
+        assert f'<tr><th scope="row">{stage}</th><td>{kl}</td></tr>' in html
+    assert escape(explain(profile)[0]) in html
+
+
+@pytest.mark.parametrize("goal", [{"max_kl": 0.25}, {"max_perplexity_increase": 0.05}])
+@pytest.mark.parametrize("suffix", [".svg", ".html"])
+def test_a_profile_with_another_goal_than_a_ratio_is_drawn_alike(
+    tmp_path: Path, goal: dict[str, float], suffix: str
+) -> None:
+    content = picture(tmp_path, full_profile(measured={**MEASURED, "target_ratio": None, **goal}), suffix=suffix)
+    assert [title for title in TITLES.values() if title not in content] == []
+    assert ('<th scope="row">target_ratio</th>' in content, next(iter(goal)) in content) == (False, suffix == ".html")
+
+
+def test_a_page_without_measured_figures_has_no_table(tmp_path: Path) -> None:
+    assert "<table" not in picture(tmp_path, full_profile(measured=None), suffix=".html")

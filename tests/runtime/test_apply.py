@@ -1,0 +1,310 @@
+"""Putting a profile on every architecture, proving that it is on, and taking it off again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from support.pico import (
+    N_LAYERS,
+    PARALLEL,
+    REFUSED,
+    SUPPORTED,
+    decisions,
+    dense_similarities,
+    middle_threshold,
+    pico_model,
+    pico_profile,
+    pico_tokens,
+)
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import ffnskip
+from ffnskip.model.sites import ffn_sites
+from ffnskip.profiles.profile import save_profile
+from ffnskip.profiles.schema import CurvePoint
+
+TEXT = pico_tokens(12, batch=2)
+
+
+@pytest.fixture(scope="module", params=SUPPORTED)
+def each_model(request: pytest.FixtureRequest) -> tuple[str, PreTrainedModel]:
+    return request.param, pico_model(request.param)
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    return pico_model("llama")
+
+
+@torch.inference_mode()
+def logits(model: PreTrainedModel) -> Tensor:
+    result: Tensor = model(TEXT).logits
+    return result
+
+
+def ffns(model: PreTrainedModel) -> list[nn.Module]:
+    return [site.layer.get_submodule("mlp") for site in ffn_sites(model)]
+
+
+def test_with_a_threshold_out_of_reach_every_logit_is_the_models_own(each_model: tuple[str, PreTrainedModel]) -> None:
+    _, model = each_model
+    dense = logits(model)
+    with ffnskip.apply(model, pico_profile(model, threshold=2.0, warm_up=0), mode="score") as applied:
+        assert torch.equal(logits(model), dense)
+    assert applied.stats.tokens == TEXT.numel()
+    assert applied.stats.skip_ratio == 0
+
+
+def test_remove_restores_the_very_same_modules(each_model: tuple[str, PreTrainedModel]) -> None:
+    _, model = each_model
+    dense, before = logits(model), list(model.named_modules())
+    with pytest.raises(KeyboardInterrupt), ffnskip.apply(model, pico_profile(model)) as applied:
+        raise KeyboardInterrupt
+    applied.remove()
+    after = list(model.named_modules())
+    assert [name for name, _ in after] == [name for name, _ in before]
+    assert all(now is then for (_, now), (_, then) in zip(after, before, strict=True))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for _, module in after)
+    assert torch.equal(logits(model), dense)
+
+
+def test_a_skipped_ffn_is_not_run_for_that_token(each_model: tuple[str, PreTrainedModel]) -> None:
+    _, model = each_model
+    dense, profile = logits(model), pico_profile(model, threshold=middle_threshold(model, TEXT))
+    rows_run = [0] * N_LAYERS
+
+    def count(layer: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        return lambda module, args: rows_run.__setitem__(layer, rows_run[layer] + args[0].shape[:-1].numel())
+
+    with ffnskip.apply(model, profile, mode="score") as applied:
+        inner = [getattr(ffn, "ffn", ffn) for ffn in ffns(model)]
+        hooks = [ffn.register_forward_pre_hook(count(layer)) for layer, ffn in enumerate(inner)]
+        skipping = logits(model)
+    for hook in hooks:
+        hook.remove()
+    assert 0 < applied.stats.skip_ratio < 0.5
+    assert not torch.equal(skipping, dense)
+    assert [run + skipped for run, skipped in zip(rows_run, applied.stats.skipped, strict=True)] == [24] * N_LAYERS
+
+
+def test_similarity_is_taken_where_the_residual_stream_is(each_model: tuple[str, PreTrainedModel]) -> None:
+    """Computed from the layer's input and output alone: what the layer gives with its FFN silenced, and without."""
+    name, model = each_model
+    layer = ffn_sites(model)[1].layer
+    entered, left = observe(model, layer)
+    silence = layer.get_submodule("mlp").register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    _, without_ffn = observe(model, layer)
+    silence.remove()
+    h = entered if name in PARALLEL else without_ffn
+    similarities = torch.cosine_similarity(h, h + left - without_ffn, dim=-1)
+    ordered = similarities.flatten().sort().values
+    threshold = float(ordered[11] + ordered[12]) / 2
+    profile = pico_profile(model, cold_s=1, cold_e=3, warm_up=0, threshold=threshold)
+    with ffnskip.apply(model, profile, mode="score"), decisions(model) as passes:
+        logits(model)
+    assert torch.equal(passes[0][..., 2], similarities >= threshold)
+
+
+def observe(model: PreTrainedModel, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """What enters and what leaves a layer, ``[batch, sequence, hidden]``."""
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        seen.extend((args[0], output if isinstance(output, Tensor) else output[0]))
+
+    hook = layer.register_forward_hook(look)
+    logits(model)
+    hook.remove()
+    return seen[0], seen[1]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_without_an_ffn_module_of_its_own_are_refused(name: str) -> None:
+    model = pico_model(name)
+    with pytest.raises(ffnskip.UnsupportedModelError, match=r"^[^\n]+\.$"):
+        ffnskip.apply(model, pico_profile(model))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("model_type", "mistral"), ("n_layers", 8), ("hidden_size", 64), ("config_sha256", "f" * 64)],
+)
+def test_a_profile_of_another_model_is_refused_by_field(llama: PreTrainedModel, field: str, value: object) -> None:
+    with pytest.raises(ffnskip.ProfileError, match=f"model.{field} is {value} in the profile .org/pico. and "):
+        ffnskip.apply(llama, pico_profile(llama, **{field: value}))
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_second_profile_is_refused_and_leaves_the_first_alone(llama: PreTrainedModel, check: bool) -> None:
+    with ffnskip.apply(llama, pico_profile(llama, cold_s=1, cold_e=3, threshold=-1.0), mode="score") as first:
+        with pytest.raises(ffnskip.FfnskipError, match=r"already has a profile on: take it off with remove\(\)"):
+            ffnskip.apply(llama, pico_profile(llama, cold_s=3, cold_e=5), check=check)
+        assert first.stats.tokens == 0
+        logits(llama)
+        assert first.stats.skipped == [0, 0, 20, 0, 0, 0]
+
+
+def test_a_profile_may_come_from_a_file_with_another_threshold(llama: PreTrainedModel, tmp_path: Path) -> None:
+    profile = pico_profile(llama, threshold=0.5)
+    save_profile(profile, tmp_path / "p.yaml")
+    with ffnskip.apply(llama, tmp_path / "p.yaml", threshold=0.75) as applied:
+        assert applied.profile.skip == profile.skip.model_copy(update={"threshold": 0.75})
+    with ffnskip.apply(llama, str(tmp_path / "p.yaml")) as applied:
+        assert applied.profile == profile
+
+
+def test_a_profile_can_be_moved_along_its_curve(llama: PreTrainedModel) -> None:
+    """The curve is measured here: between its points the model skips more than at one, less than at the other."""
+    similarities = dense_similarities(llama, TEXT)[:, 1:4]
+    profile = pico_profile(llama)
+    measured = []
+    for threshold in (float(similarities.quantile(share)) for share in (0.9, 0.1)):
+        with ffnskip.apply(llama, profile, mode="score", threshold=threshold) as applied:
+            logits(llama)
+        measured.append(CurvePoint(threshold, applied.stats.skip_ratio, 0.0))
+    less, more = measured
+    profile = pico_profile(llama, curve=measured)
+    target = (less.skip_ratio + more.skip_ratio) / 2
+    with ffnskip.apply(llama, profile, mode="score", target=target) as applied:
+        logits(llama)
+    assert applied.profile == profile.at_ratio(target)
+    assert less.skip_ratio < applied.stats.skip_ratio < more.skip_ratio
+
+
+def test_a_threshold_and_a_target_are_too_much(llama: PreTrainedModel) -> None:
+    with pytest.raises(ffnskip.FfnskipError, match="a threshold or a target, not both"):
+        ffnskip.apply(llama, pico_profile(llama), threshold=0.9, target=0.2)
+
+
+def test_mode_can_change_between_passes_and_counts_can_start_anew(llama: PreTrainedModel) -> None:
+    with ffnskip.apply(llama, pico_profile(llama, threshold=-1.0)) as applied:
+        logits(llama)
+        assert applied.stats.tokens == 0
+        applied.mode = "score"
+        logits(llama)
+        assert applied.stats.tokens == 20
+        applied.reset_stats()
+        assert applied.stats.tokens == sum(applied.stats.skipped) == 0
+
+
+def rewire(layer: Any, added: Callable[[Tensor], Tensor]) -> None:
+    """Make a Llama layer add something else than its FFN's output."""
+
+    def forward(hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        attended, _ = layer.self_attn(layer.input_layernorm(hidden_states), **kwargs)
+        h = hidden_states + attended
+        return h + added(layer.post_attention_layernorm(h))
+
+    layer.forward = forward
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "message"),
+    [
+        (lambda layer: torch.zeros_like, "the model does not call the FFN of every layer"),
+        (lambda layer: layer.mlp, "the model does not call every wrapped FFN once per pass"),
+        (lambda layer: lambda x: layer.mlp(layer.mlp(x)), "The FFN of layer 2 is no plain function behind a norm"),
+        (lambda layer: lambda x: 0.5 * layer.mlp(x), "layer 2 does not add its FFN's output to the stream"),
+        (lambda layer: lambda x: layer.mlp(x) + 1e-3 * torch.randn_like(x), r"\(is it in eval mode\?\)"),
+    ],
+    ids=["never-called", "wrapper-bypassed", "called-twice", "scaled", "random"],
+)
+def test_a_model_that_does_something_else_with_its_ffn_fails_the_self_check(
+    llama: PreTrainedModel, sabotage: Callable[[Any], Callable[[Tensor], Tensor]], message: str
+) -> None:
+    layer: Any = ffn_sites(llama)[2].layer
+    rewire(layer, sabotage(layer))
+    modules = list(llama.modules())
+    with pytest.raises(ffnskip.UnsupportedModelError, match=message):
+        ffnskip.apply(llama, pico_profile(llama))
+    assert list(llama.modules()) == modules
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+class Shell(nn.Module):
+    """Calls a decoder's forward past its hooks, which tell the rule where in the text it is."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.body, self.embed_tokens = body, body.embed_tokens
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.body.forward(*args, **kwargs)
+
+
+def test_a_decoder_that_is_called_past_its_hooks_fails_the_self_check(llama: PreTrainedModel) -> None:
+    llama.model = Shell(llama.model)
+    with pytest.raises(ffnskip.UnsupportedModelError, match="the rule did not see every token in every layer"):
+        ffnskip.apply(llama, pico_profile(llama))
+
+
+def test_an_ffn_that_returns_more_than_a_tensor_is_refused(llama: PreTrainedModel) -> None:
+    layer: Any = ffn_sites(llama)[2].layer
+    rewire(layer, lambda x: layer.mlp(x)[0])
+    ffn_forward = layer.mlp.forward
+    layer.mlp.forward = lambda x: (ffn_forward(x), "router scores")
+    with pytest.raises(ffnskip.UnsupportedModelError, match="The FFN of layer 2 is no plain function"):
+        ffnskip.apply(llama, pico_profile(llama))
+
+
+def test_a_norm_without_a_known_name_is_refused(llama: PreTrainedModel) -> None:
+    layer: Any = ffn_sites(llama)[2].layer
+    del layer.input_layernorm, layer.post_attention_layernorm
+    with pytest.raises(ffnskip.UnsupportedModelError, match="'llama' the norm in front of the FFN has no known name"):
+        ffnskip.apply(llama, pico_profile(llama))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_model_saved_while_a_profile_is_on_is_complete(name: str, tmp_path: Path) -> None:
+    model = pico_model(name)
+    weights = model.state_dict()
+    with ffnskip.apply(model, pico_profile(model)):
+        assert model.state_dict().keys() == weights.keys()
+        model.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_skipping_keeps_the_models_dtype(dtype: torch.dtype) -> None:
+    model = pico_model(dtype=dtype)
+    profile = pico_profile(model, threshold=middle_threshold(model, TEXT))
+    with ffnskip.apply(model, profile, mode="score") as applied:
+        assert logits(model).dtype == dtype
+    assert 0 < applied.stats.skip_ratio < 0.5
+
+
+def test_skipping_works_under_autocast(llama: PreTrainedModel) -> None:
+    profile = pico_profile(llama, threshold=middle_threshold(llama, TEXT))
+    with ffnskip.apply(llama, profile, mode="score") as applied, torch.autocast("cpu", torch.bfloat16):
+        logits(llama)
+    assert 0 < applied.stats.skip_ratio < 0.5
+
+
+OFFLOADED: dict[str, Callable[[PreTrainedModel, Path], object]] = {
+    "all": lambda model, folder: accelerate.cpu_offload(model),
+    "layers": lambda model, folder: accelerate.dispatch_model(
+        model, {"model": "cpu", "lm_head": "cpu", "model.layers.3": "disk"}, "cpu", offload_dir=folder, force_hooks=True
+    ),
+}
+
+
+@pytest.mark.parametrize("offload", OFFLOADED.values(), ids=OFFLOADED)
+def test_a_model_dispatched_by_accelerate_skips_all_the_same(
+    llama: PreTrainedModel, tmp_path: Path, offload: Callable[[PreTrainedModel, Path], object]
+) -> None:
+    profile = pico_profile(llama, threshold=middle_threshold(llama, TEXT))
+    with ffnskip.apply(llama, profile, mode="score") as whole:
+        expected = logits(llama)
+    offload(llama, tmp_path)
+    with ffnskip.apply(llama, profile, mode="score") as applied:
+        assert torch.equal(logits(llama), expected)
+    assert applied.stats == whole.stats
+
+
+def test_an_unknown_mode_is_refused(llama: PreTrainedModel) -> None:
+    with pytest.raises(ffnskip.FfnskipError, match="decode, score"):
+        ffnskip.apply(llama, pico_profile(llama), mode="typo")  # type: ignore[arg-type]

@@ -1,0 +1,327 @@
+"""Decode mode: the prompt and the warm-up run dense, then tokens skip, whoever drives the model."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from support.naive import NaiveRun, naive_forward
+from support.pico import (
+    HIDDEN,
+    N_LAYERS,
+    VOCABULARY,
+    decisions,
+    feed,
+    middle_threshold,
+    pico_model,
+    pico_profile,
+    pico_tokens,
+)
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+import ffnskip
+from ffnskip import Sampling
+from ffnskip.model.sites import ffn_sites
+from ffnskip.profiles.profile import Profile
+
+PROMPT, NEW = 7, 10
+TEXT = pico_tokens(PROMPT, batch=3)
+
+
+@cache
+def model_of(name: str = "llama") -> PreTrainedModel:
+    return pico_model(name, torch.float64)
+
+
+@cache
+def middle_profile(name: str = "llama") -> Profile:
+    return pico_profile(model_of(name), threshold=middle_threshold(model_of(name), TEXT), warm_up=3)
+
+
+def with_generate(model: PreTrainedModel, prompt: Tensor, mask: Tensor | None = None, **options: object) -> Tensor:
+    """``[batch, NEW]`` tokens, greedily."""
+    mask = torch.ones_like(prompt) if mask is None else mask
+    settings = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None} | options
+    result: Tensor = model.generate(prompt, attention_mask=mask, **settings)
+    return result[:, prompt.shape[1] :]
+
+
+def with_decode(model: PreTrainedModel, prompt: Tensor, mask: Tensor | None = None, **options: object) -> Tensor:
+    settings = {"max_new_tokens": NEW} | options
+    return torch.stack(list(ffnskip.decode(model, prompt, attention_mask=mask, **settings)), dim=1)
+
+
+Runner = Callable[..., Tensor]
+both_runners = pytest.mark.parametrize("run", [with_generate, with_decode])
+
+
+@both_runners
+def test_prompt_and_warm_up_run_dense_and_then_tokens_skip(run: Runner) -> None:
+    model = model_of()
+    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=3)), decisions(model) as passes:
+        run(model, TEXT)
+    assert [len(tokens[0]) for tokens in passes] == [PROMPT] + [1] * (NEW - 1)
+    assert not torch.cat(passes[:4], dim=1).any()
+    always = torch.tensor([False, False, True, True, True, False])
+    assert torch.equal(torch.cat(passes[4:], dim=1), always.expand(3, NEW - 4, N_LAYERS))
+
+
+def test_an_ffn_that_every_row_skips_is_not_called() -> None:
+    model, calls = model_of(), [0] * N_LAYERS
+    ffns = [site.layer.get_submodule("mlp") for site in ffn_sites(model)]
+    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=3)):
+        hooks = [ffn.register_forward_hook(lambda module, *_: add_one(calls, ffns.index(module))) for ffn in ffns]
+        with_decode(model, TEXT)
+    for hook in hooks:
+        hook.remove()
+    assert calls == [NEW, NEW, 4, 4, 4, NEW]
+
+
+def add_one(counts: list[int], index: int) -> None:
+    counts[index] += 1
+
+
+@both_runners
+def test_a_prompt_of_one_token_runs_dense(run: Runner) -> None:
+    model = model_of()
+    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=0)), decisions(model) as passes:
+        run(model, TEXT[:, :1])
+    assert [int(tokens.sum()) for tokens in passes] == [0] + [9] * (NEW - 1)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox-parallel", "gpt2", "glm4"])
+def test_decode_mode_and_score_mode_take_the_same_decisions(name: str) -> None:
+    model, profile = model_of(name), middle_profile(name)
+    with ffnskip.apply(model, profile) as applied, decisions(model) as passes:
+        text = torch.cat([TEXT, with_decode(model, TEXT)[:, :-1]], dim=1)
+        one_by_one, decode_stats = torch.cat(passes, dim=1), applied.stats
+    whole_warm_up = profile.skip.model_copy(update={"warm_up": PROMPT + profile.skip.warm_up})
+    scoring = profile.model_copy(update={"skip": whole_warm_up})
+    with ffnskip.apply(model, scoring, mode="score") as applied, decisions(model) as passes, torch.inference_mode():
+        logits = model(text).logits
+    assert 0 < applied.stats.skip_ratio < 0.5
+    assert torch.equal(passes[0], one_by_one)
+    assert applied.stats.skipped == decode_stats.skipped
+    with ffnskip.apply(model, profile):
+        assert torch.allclose(logits, feed(model, text, PROMPT), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "mistral", "gpt2", "falcon-one-norm"])
+def test_greedy_decode_is_generate_token_for_token(name: str) -> None:
+    model = model_of(name)
+    assert torch.equal(with_decode(model, TEXT), with_generate(model, TEXT))
+    with ffnskip.apply(model, middle_profile(name)) as applied:
+        skipping = with_decode(model, TEXT)
+        stats = applied.stats
+        applied.reset_stats()
+        assert torch.equal(with_generate(model, TEXT), skipping)
+    assert applied.stats == stats
+    assert 0 < stats.skip_ratio < 0.5
+
+
+@both_runners
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_rows_of_a_padded_batch_decide_as_they_do_alone(run: Runner, name: str) -> None:
+    model, lengths = model_of(name), (PROMPT, 4, 1)
+    padding = torch.tensor([[column < PROMPT - length for column in range(PROMPT)] for length in lengths])
+    with ffnskip.apply(model, middle_profile(name)), decisions(model) as passes:
+        together = run(model, TEXT.masked_fill(padding, 0), (~padding).long())
+        rows = torch.cat(passes[1:], dim=1)
+        for row, length in enumerate(lengths):
+            passes.clear()
+            alone = run(model, TEXT[row : row + 1, PROMPT - length :])
+            assert torch.equal(alone[0], together[row])
+            assert torch.equal(torch.cat(passes[1:], dim=1)[0], rows[row])
+    assert not (rows == rows[:1]).all()
+
+
+def test_padding_is_neither_skipped_nor_counted_in_score_mode() -> None:
+    model, mask = model_of(), torch.ones_like(TEXT)
+    mask[1, 4:] = 0
+    profile = pico_profile(model, threshold=-1.0, warm_up=2)
+    with ffnskip.apply(model, profile, mode="score") as applied, decisions(model) as passes, torch.inference_mode():
+        model(TEXT, attention_mask=mask)
+    assert passes[0][..., 2].long().sum(dim=1).tolist() == [PROMPT - 2, 4 - 2, PROMPT - 2]
+    assert (applied.stats.tokens, applied.stats.warm_up_tokens) == (5 + 2 + 5, 2 + 2 + 2)
+
+
+def naive_decode() -> tuple[Tensor, NaiveRun]:
+    model, profile = model_of(), middle_profile()
+    with ffnskip.apply(model, profile):
+        text = torch.cat([TEXT[:1], with_decode(model, TEXT[:1])[:, :-1]], dim=1)
+    return text, naive_forward(model, text[0], profile.skip, PROMPT)
+
+
+def test_the_cache_holds_every_position_of_every_layer_also_behind_skipped_ffns() -> None:
+    model, (text, naive) = model_of(), naive_decode()
+    past = DynamicCache(config=model.config)
+    with ffnskip.apply(model, middle_profile()) as applied:
+        feed(model, text, PROMPT, past)
+    assert applied.stats.skip_ratio > 0
+    for mine, expected in zip(past.layers, naive.cache.layers, strict=True):
+        assert mine.keys.shape == (1, 2, text.shape[1], HIDDEN // 4)
+        assert torch.allclose(mine.keys, expected.keys, atol=1e-5)
+        assert torch.allclose(mine.values, expected.values, atol=1e-5)
+
+
+def test_stats_are_the_counts_of_the_naive_algorithm() -> None:
+    model, profile, (text, naive) = model_of(), middle_profile(), naive_decode()
+    with ffnskip.apply(model, profile) as applied:
+        feed(model, text, PROMPT)
+    stats, past = applied.stats, [token for token in naive.tokens if token.past_warm_up]
+    assert (stats.tokens, stats.warm_up_tokens) == (len(past), 3) == (NEW - 1 - 3, 3)
+    assert stats.skipped == naive.skipped.sum(dim=0).tolist()
+    first = [token.skipped.index(True) for token in past if any(token.skipped)]
+    assert stats.first_skipped == [first.count(layer) for layer in range(N_LAYERS)]
+    compared = [layer for token in past for layer in token.compared if layer < profile.skip.cold_e - 1]
+    assert stats.checked == [compared.count(layer) for layer in range(N_LAYERS)]
+    assert stats.skip_ratio == sum(map(sum, (token.skipped for token in past))) / (N_LAYERS * len(past)) > 0
+    assert stats.never_skip_fraction == (len(past) - len(first)) / len(past)
+
+
+def test_a_second_turn_runs_dense_and_warms_up_again() -> None:
+    model, past = model_of(), DynamicCache(config=model_of().config)
+    turns = TEXT.repeat(1, 3)
+    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=1)), decisions(model) as passes:
+        feed(model, turns[:, :10], PROMPT, past)
+        feed(model, turns[:, 10:], 4, past)
+    skips = [bool(tokens.any()) for tokens in passes]
+    assert skips == [False, False, True, True, False, False] + [True] * 6
+
+
+def test_a_cache_that_was_filled_before_counts_as_prompt() -> None:
+    model, past = model_of(), DynamicCache(config=model_of().config)
+    with torch.inference_mode():
+        model(TEXT, past_key_values=past)
+    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=2)), decisions(model) as passes:
+        feed(model, TEXT[:, :4], 1, past)
+    assert [bool(tokens.any()) for tokens in passes] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_static_cache_changes_nothing(name: str) -> None:
+    model = model_of(name)
+    with ffnskip.apply(model, middle_profile(name)) as applied:
+        dynamic, stats = with_generate(model, TEXT), applied.stats
+        applied.reset_stats()
+        assert torch.equal(with_generate(model, TEXT, cache_implementation="static"), dynamic)
+    assert applied.stats == stats
+    assert stats.skip_ratio > 0
+
+
+def test_beams_are_rows_that_decide_alone() -> None:
+    model = model_of()
+    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=3)), decisions(model) as passes:
+        with_generate(model, TEXT, num_beams=2)
+    assert [int(tokens[..., 2].sum()) for tokens in passes] == [0] * 4 + [6] * (NEW - 4)
+
+
+def test_a_pass_that_fails_half_way_leaves_the_next_prompt_dense() -> None:
+    model, past = model_of(), DynamicCache(config=model_of().config)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=0)), decisions(model) as passes:
+        feed(model, TEXT, PROMPT - 1, past)
+        hook = model.model.norm.register_forward_pre_hook(fail)
+        with pytest.raises(MemoryError):
+            feed(model, TEXT[:, :1], 1, past)
+        hook.remove()
+        feed(model, TEXT, PROMPT - 1)
+    assert [bool(tokens.any()) for tokens in passes] == [False, True, True, False, True]
+
+
+def sampled(**options: float) -> Tensor:
+    """``[3, NEW]`` tokens of the dense model."""
+    return with_decode(model_of(), TEXT, sampling=Sampling(**options))
+
+
+def test_sampling_depends_on_its_seed_and_on_nothing_else() -> None:
+    state = torch.get_rng_state()
+    once = sampled(temperature=1.0, seed=1)
+    torch.manual_seed(5)
+    assert torch.equal(sampled(temperature=1.0, seed=1), once)
+    assert not torch.equal(sampled(temperature=1.0, seed=2), once)
+    torch.set_rng_state(state)
+    sampled(temperature=1.0, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_cold_or_narrow_sample_is_the_greedy_one() -> None:
+    greedy = with_decode(model_of(), TEXT)
+    assert torch.equal(sampled(temperature=1e-4), greedy)
+    assert torch.equal(sampled(temperature=1, top_p=1e-9), greedy)
+    assert not torch.equal(sampled(temperature=1.0), greedy)
+
+
+def test_samples_come_from_the_nucleus_and_grow_wilder_with_temperature() -> None:
+    model, prompt = model_of(), TEXT[:1].expand(2000, -1)
+    with torch.inference_mode():
+        logits = model(TEXT[:1]).logits[0, -1]
+
+    def frequencies(**options: float) -> Tensor:
+        (tokens,) = ffnskip.decode(model, prompt, max_new_tokens=1, sampling=Sampling(**options))
+        return tokens.bincount(minlength=VOCABULARY) / len(tokens)
+
+    for temperature in (0.5, 2.0):
+        expected = (logits / temperature).softmax(dim=-1)
+        assert torch.allclose(frequencies(temperature=temperature).double(), expected, atol=0.05)
+    likely = logits.softmax(dim=-1).sort(descending=True)
+    size = int((likely.values.cumsum(0) < 0.5).sum()) + 1
+    assert set(frequencies(temperature=1.0, top_p=0.5).nonzero().flatten().tolist()) == set(
+        likely.indices[:size].tolist()
+    )
+
+
+@pytest.mark.parametrize("options", [{"temperature": -0.5}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 2}])
+def test_impossible_sampling_is_refused_in_one_sentence(options: dict[str, float]) -> None:
+    with pytest.raises(ffnskip.FfnskipError, match=r"^[^\n]+ must be [^\n]+\.$"):
+        Sampling(**options)
+
+
+def test_a_row_ends_with_its_stop_token_and_the_loop_with_the_last_row() -> None:
+    model = model_of()
+    free = with_decode(model, TEXT)
+    stops = [int(free[0, 2]), int(free[1, 5]), int(free[2, 4])]
+    expected, ends = free.clone(), []
+    for row in range(3):
+        end = next(step for step in range(NEW) if int(free[row, step]) in stops)
+        expected[row, end:] = free[row, end]
+        ends.append(end)
+    assert torch.equal(with_decode(model, TEXT, stop_tokens=stops), expected[:, : max(ends) + 1])
+    assert max(ends) < NEW - 1
+
+
+def test_no_new_tokens_is_no_pass() -> None:
+    with decisions(model_of()) as passes:
+        assert not list(ffnskip.decode(model_of(), TEXT, max_new_tokens=0))
+    assert not passes
+
+
+def test_rows_past_their_stop_token_are_not_counted() -> None:
+    model = model_of()
+    free = with_decode(model, TEXT)
+    stop = int(free[0, 0])
+    lengths = [next((step for step in range(NEW) if int(row[step]) == stop), NEW - 1) for row in free]
+    with ffnskip.apply(model, pico_profile(model, threshold=2.0, warm_up=3)) as applied:
+        with_decode(model, TEXT, stop_tokens=[stop])
+    assert min(lengths) == 0 < max(lengths)
+    assert applied.stats.tokens + applied.stats.warm_up_tokens == sum(lengths)
+    assert applied.stats.tokens == sum(max(length - 3, 0) for length in lengths)
+
+
+def test_a_sequence_whose_prompt_was_never_seen_starts_with_its_warm_up() -> None:
+    model = model_of()
+    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=2)) as applied:
+        with_decode(model, TEXT[:1])
+        past = DynamicCache(config=model.config)
+        applied.mode = "score"
+        with torch.inference_mode():
+            model(TEXT[:1], past_key_values=past)  # not as a prompt: the rule of decode mode learns nothing of it
+            applied.mode = "decode"
+            applied.reset_stats()
+            for token in TEXT[1, :4]:
+                model(token[None, None], past_key_values=past)
+    assert (applied.stats.warm_up_tokens, applied.stats.tokens) == (2, 2)

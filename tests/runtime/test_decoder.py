@@ -1,0 +1,327 @@
+"""The fused path against the general one, which is Hugging Face's own forward pass: same tokens, same decisions."""
+
+import pytest
+import torch
+from support.factories import Kind, make_compensated, make_profile
+from support.native import needs_compiler
+from support.pico import middle_threshold, pico_model, pico_profile, pico_tokens
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import ffnskip
+from ffnskip import Decoder, FfnskipError, Profile, ProfileError, Sampling, UnsupportedModelError
+from ffnskip.fast import build
+from ffnskip.fast.families import FAMILIES
+
+PROMPTS = pico_tokens(10, batch=3)
+PADDED = torch.ones_like(PROMPTS)
+PADDED[1, :4] = 0
+NEW = 30
+
+
+def both(model: PreTrainedModel, profile: Profile | None = None) -> tuple[Decoder, Decoder]:
+    return Decoder(model, profile, path="fused"), Decoder(model, profile, path="general")
+
+
+def tokens(decoder: Decoder, prompts: Tensor = PROMPTS, new: int = NEW, **options: object) -> list[list[int]]:
+    return [step.tolist() for step in decoder.decode(prompts, max_new_tokens=new, **options)]  # type: ignore[arg-type]
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", FAMILIES)
+def test_greedy_tokens_are_those_of_the_general_path(name: str) -> None:
+    fused, general = both(pico_model(name))
+    assert tokens(fused, attention_mask=PADDED) == tokens(general, attention_mask=PADDED)
+    assert tokens(fused, PROMPTS[:1], 100) == tokens(general, PROMPTS[:1], 100)  # beyond every window
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("window", [None, 1])
+def test_the_rule_cosine_decides_alike(name: str, window: int | None) -> None:
+    model = pico_model(name)
+    fused, general = both(model, pico_profile(model, threshold=middle_threshold(model, PROMPTS), window=window))
+    for decoder in (fused, general):
+        tokens(decoder, attention_mask=PADDED, stop_tokens=range(3, 20))
+    assert 0.05 < fused.stats.skip_ratio < 0.95
+    assert fused.stats == general.stats
+
+
+COMPENSATIONS: list[tuple[Kind, int | None, int]] = [
+    ("none", None, 0),
+    ("mean", None, 0),
+    ("linear", None, 0),
+    ("linear", None, 5),
+    ("low-rank", 3, 0),
+    ("low-rank", 3, 8),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("rule", ["cosine", "predicted-damage"])
+@pytest.mark.parametrize(("kind", "rank", "neurons"), COMPENSATIONS)
+def test_every_compensation_adds_alike(rule: str, kind: Kind, rank: int | None, neurons: int) -> None:
+    model = pico_model("qwen2")
+    info = pico_profile(model).model.model_dump()
+    threshold = 1.0 if rule == "predicted-damage" else middle_threshold(model, PROMPTS)
+    profile = make_compensated(kind, rule=rule, rank=rank, neurons=neurons, threshold=threshold, **info)
+    fused, general = both(model, profile)
+    assert tokens(fused, attention_mask=PADDED) == tokens(general, attention_mask=PADDED)
+    assert 0.05 < fused.stats.skip_ratio < 0.95
+    assert fused.stats == general.stats
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", FAMILIES)
+def test_predicted_damage_decides_alike_in_every_family(name: str) -> None:
+    model = pico_model(name)
+    info = pico_profile(model).model.model_dump()
+    neurons = 0 if name == "phi3" else 8  # whose gate and up projection are one matrix, so neurons are not told apart
+    rank_and_neurons = {"rank": 3, "neurons": neurons}
+    profile = make_compensated("low-rank", rule="predicted-damage", threshold=1.0, **rank_and_neurons, **info)
+    fused, general = both(model, profile)
+    assert tokens(fused, attention_mask=PADDED) == tokens(general, attention_mask=PADDED)
+    assert 0.05 < fused.stats.skip_ratio < 0.95
+    assert fused.stats == general.stats
+
+
+@needs_compiler
+def test_a_refresh_runs_dense_in_between() -> None:
+    model = pico_model()
+    fused, general = both(model, pico_profile(model, threshold=-1.0, refresh_every=3))
+    assert tokens(fused) == tokens(general)
+    assert fused.stats == general.stats
+    assert fused.stats.never_skipped > 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("batch", [1, 2, 5, 16])
+def test_a_row_of_a_batch_decides_as_it_would_alone(batch: int) -> None:
+    model = pico_model()
+    prompts = pico_tokens(8, batch)
+    decoder = Decoder(model, pico_profile(model, threshold=middle_threshold(model, prompts)), path="fused")
+    together = tokens(decoder, prompts)
+    stats = decoder.stats
+    decoder.reset_stats()
+    alone = [tokens(decoder, prompt[None]) for prompt in prompts]
+    assert together == [[row[step][0] for row in alone] for step in range(NEW)]
+    assert decoder.stats == stats
+
+
+@needs_compiler
+def test_statistics_are_counted_while_tokens_come_and_over_decodes_of_any_size() -> None:
+    model = pico_model()
+    decoder = Decoder(model, pico_profile(model, threshold=-1.0), path="fused")
+    counts = [(decoder.stats.warm_up_tokens, decoder.stats.tokens) for _ in decoder.decode(PROMPTS, max_new_tokens=5)]
+    assert counts == [(0, 0), (3, 0), (6, 0), (6, 3), (6, 6)]
+    tokens(decoder, PROMPTS[:1], 4)
+    assert (decoder.stats.warm_up_tokens, decoder.stats.tokens) == (8, 7)
+    assert decoder.stats.skipped == [0, 0, 7, 7, 7, 0]
+    decoder.reset_stats()
+    assert decoder.stats == ffnskip.SkipStats(6)
+
+
+@needs_compiler
+def test_bfloat16_is_nearer_to_float32_than_the_models_own_loop() -> None:
+    wide = pico_model()
+    narrow = pico_model(dtype=torch.bfloat16)
+    wide.load_state_dict(narrow.state_dict())  # the very weights
+    expected = tokens(Decoder(wide, path="general"))
+    agreement = []
+    for decoder in both(narrow):
+        steps = torch.tensor(tokens(decoder))
+        agreement.append(float((steps == torch.tensor(expected)).float().mean()))
+    fused, general = agreement
+    assert fused >= general
+    assert fused > 0.5
+
+
+@needs_compiler
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_weights_are_read_as_they_unpack(format: str, tied: bool) -> None:
+    model = pico_model(intermediate_size=64, tie_word_embeddings=tied)
+    ffnskip.pack_weights(model, format)  # type: ignore[arg-type]
+    profile = pico_profile(model, threshold=middle_threshold(model, PROMPTS))
+    fused, general = both(model, profile)
+    assert tokens(fused) == tokens(general)
+    assert fused.stats == general.stats
+
+
+@needs_compiler
+def test_sampling_draws_the_same_from_the_same_seed() -> None:
+    sampling = Sampling(temperature=0.8, top_p=0.9, seed=3)
+    fused, general = both(pico_model())
+    assert tokens(fused, sampling=sampling) == tokens(general, sampling=sampling) != tokens(fused)
+
+
+@needs_compiler
+def test_rows_that_stop_repeat_their_stop_token_until_all_have() -> None:
+    fused, general = both(pico_model())
+    stop = {step[0] for step in tokens(general)[4:5]} | {step[1] for step in tokens(general)[9:10]}
+    stop |= {step[2] for step in tokens(general)[7:8]}
+    found = tokens(fused, stop_tokens=stop)
+    assert found == tokens(general, stop_tokens=stop)
+    assert len(found) < NEW
+
+
+@needs_compiler
+def test_a_second_decode_starts_anew() -> None:
+    fused, _ = both(pico_model())
+    once = tokens(fused)
+    assert tokens(fused, new=5) == once[:5]
+    assert tokens(fused) == once
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("prompts", "mask"),
+    [
+        (pico_tokens(4, batch=17), None),  # too many
+        (pico_tokens(110), None),  # too long with what is to come
+        (PROMPTS, torch.tensor([[1] * 8 + [0] * 2] * 3)),  # padded on the wrong side
+    ],
+)
+def test_what_the_fused_path_does_not_take_goes_the_general_way(prompts: Tensor, mask: Tensor | None) -> None:
+    model = pico_model()
+    profile = pico_profile(model, threshold=-1.0)
+    fused, general = both(model, profile)
+    new = 18
+    assert tokens(fused, prompts, new, attention_mask=mask) == tokens(general, prompts, new, attention_mask=mask)
+    assert fused.stats == general.stats
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mixtral"])
+def test_other_models_decode_by_the_general_path_and_say_why(name: str) -> None:
+    model = pico_model(name)
+    decoder = Decoder(model)
+    assert decoder.path == "general"
+    assert f"Models of type {name!r} have no fused decode step." == decoder.why_general
+    assert tokens(decoder) == [step.tolist() for step in ffnskip.decode(model, PROMPTS, max_new_tokens=NEW)]
+    assert decoder.seconds() is None
+    with pytest.raises(UnsupportedModelError, match="have no fused decode step"):
+        Decoder(model, path="fused")
+
+
+def test_without_a_compiler_the_general_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    build._load.cache_clear()
+    try:
+        decoder = Decoder(pico_model())
+    finally:
+        build._load.cache_clear()
+    assert decoder.path == "general"
+    assert decoder.why_general is not None
+    assert "install one" in decoder.why_general
+
+
+@needs_compiler
+def test_a_model_that_was_read_wrongly_is_not_decoded_by_the_fused_path() -> None:
+    model = pico_model()
+    model.model.layers[2].register_forward_hook(lambda module, args, output: output * 1.5)
+    decoder = Decoder(model)
+    assert decoder.path == "general"
+    assert "gives other logits than the model" in str(decoder.why_general)
+
+
+def test_a_decoder_refuses_what_apply_refuses() -> None:
+    model = pico_model()
+    with pytest.raises(ProfileError):
+        Decoder(model, make_profile())  # of another model
+    with pytest.raises(FfnskipError, match="must be one of fused, general"):
+        Decoder(model, path="quick")  # type: ignore[arg-type]
+    with ffnskip.apply(model, pico_profile(model)), pytest.raises(FfnskipError, match="already has a profile on"):
+        Decoder(model)
+
+
+@needs_compiler
+def test_rows_that_have_ended_cost_no_ffn() -> None:
+    """They would have every FFN read for nothing while the other rows skip."""
+    model = pico_model()
+    profile = pico_profile(model, threshold=-1.0, cold_s=0, cold_e=6, warm_up=0)
+    fused, general = both(model, profile)
+    stop = {tokens(general)[3][0]}
+    general.reset_stats()
+    assert tokens(fused, stop_tokens=stop) == tokens(general, stop_tokens=stop)
+    assert fused.stats == general.stats
+
+
+@needs_compiler
+def test_only_the_latest_decode_goes_on() -> None:
+    model = pico_model()
+    decoder = Decoder(model, path="fused")
+    first = decoder.decode(PROMPTS[:1], max_new_tokens=9)
+    next(first)
+    second = decoder.decode(PROMPTS, max_new_tokens=9)
+    next(second)
+    with pytest.raises(FfnskipError, match="Another decode was started with this decoder"):
+        next(first)
+    assert len(list(second)) == 8
+
+
+@needs_compiler
+def test_a_profile_put_on_later_is_refused() -> None:
+    model = pico_model()
+    decoder = Decoder(model)
+    with ffnskip.apply(model, pico_profile(model)), pytest.raises(FfnskipError, match="already has a profile on"):
+        decoder.decode(PROMPTS, max_new_tokens=3)
+
+
+@needs_compiler
+def test_the_default_dtype_does_not_matter() -> None:
+    expected = tokens(Decoder(pico_model(), path="fused"))
+    model = pico_model()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert tokens(Decoder(model, path="fused")) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("rank", "neurons"), [(40, 8), (3, 48)])
+def test_compensations_of_any_size_fit(rank: int, neurons: int) -> None:
+    model = pico_model()
+    info = pico_profile(model).model.model_dump()
+    options = {"rule": "predicted-damage", "threshold": 1.0, "rank": rank, "neurons": neurons}
+    fused, general = both(model, make_compensated("low-rank", **options, **info))
+    assert tokens(fused) == tokens(general)
+
+
+@needs_compiler
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_weights_of_a_float16_model(tied: bool) -> None:
+    model = pico_model(dtype=torch.float16, tie_word_embeddings=tied)
+    ffnskip.pack_weights(model, "int8")
+    decoder = Decoder(model)
+    assert decoder.path == ("fused" if tied else "general")  # the embedding of the other is in float16 still
+    assert len(tokens(decoder, new=4)) == 4
+
+
+@needs_compiler
+def test_what_is_not_a_number_stays_so() -> None:
+    model = pico_model()
+    ffnskip.pack_weights(model, "int8")
+    decoder = Decoder(model, path="fused")
+    with torch.no_grad():
+        model.model.layers[2].input_layernorm.weight.fill_(float("nan"))
+    path = Decoder(model, check=False, path="fused")._fused
+    assert path is not None
+    path.reserve(1, 16)
+    path.read(PROMPTS[:1], None)
+    assert path.step(PROMPTS[:1, 0], torch.tensor([False])).isnan().all()
+    assert decoder.path == "fused"
+
+
+@needs_compiler
+def test_time_only_grows() -> None:
+    decoder = Decoder(pico_model(max_position_embeddings=2048), path="fused")
+    spent = []
+    for prompts, new in ((PROMPTS[:1], 20), (PROMPTS, 20), (PROMPTS, 700), (PROMPTS[:1], 5)):
+        tokens(decoder, prompts, new)
+        seconds = decoder.seconds()
+        assert seconds is not None
+        spent.append(seconds["ffn"])
+    assert spent == sorted(spent)
+    assert spent[0] > 0

@@ -1,0 +1,133 @@
+"""Models that accelerate has spread over devices: there is one device here, so memory is made too short instead."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import accelerate
+import pytest
+import torch
+from support.cli import mistake, succeed, talk
+from support.pico import feed, middle_threshold, pico_model, pico_profile, pico_tokens
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import ffnskip
+from ffnskip import Decoder
+from ffnskip.model.sites import input_device, watch
+from ffnskip.profiles.profile import save_profile
+from ffnskip_cli.measure.flops import model_cost
+from ffnskip_cli.measure.quality import Quality, measure_quality
+from ffnskip_cli.measure.worst_case import continue_prompts
+from ffnskip_cli.sources.models import load_model
+from ffnskip_cli.track import silently
+
+TEXT = pico_tokens(12, batch=2)
+
+
+def spread(model: PreTrainedModel, folder: Path) -> None:
+    """Every other layer on disk, and the embeddings too."""
+    layers = {f"model.layers.{layer}": "disk" if layer % 2 else "cpu" for layer in range(6)}
+    rest = {"model.embed_tokens": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    accelerate.dispatch_model(model, layers | rest, offload_dir=folder)
+
+
+OFFLOADED: dict[str, Callable[[PreTrainedModel, Path], object]] = {
+    "to-cpu": lambda model, folder: accelerate.cpu_offload(model),
+    "to-disk": lambda model, folder: accelerate.disk_offload(model, folder),
+    "spread": spread,
+}
+
+
+@pytest.fixture(params=OFFLOADED.values(), ids=OFFLOADED)
+def whole_and_offloaded(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
+    whole, offloaded = pico_model(), pico_model()
+    request.param(offloaded, tmp_path)
+    assert offloaded.device.type == "meta"
+    return whole, offloaded
+
+
+Models = tuple[PreTrainedModel, PreTrainedModel]
+
+
+def test_inputs_belong_where_the_embeddings_are_looked_up(whole_and_offloaded: Models) -> None:
+    assert [input_device(model) for model in whole_and_offloaded] == [torch.device("cpu")] * 2
+
+
+def test_an_offloaded_model_decodes_the_same_tokens_with_the_same_skips(whole_and_offloaded: Models) -> None:
+    threshold = middle_threshold(whole_and_offloaded[0], TEXT)
+    results = []
+    for model in whole_and_offloaded:
+        with ffnskip.apply(model, pico_profile(model, threshold=threshold)) as applied:
+            tokens = torch.stack(list(ffnskip.decode(model, TEXT, max_new_tokens=8)))
+            logits = feed(model, TEXT, prompt=4)
+        results.append((tokens.tolist(), logits, applied.stats))
+    (tokens, logits, stats), (offloaded_tokens, offloaded_logits, offloaded_stats) = results
+    assert offloaded_tokens == tokens
+    assert torch.equal(offloaded_logits, logits)
+    assert offloaded_stats == stats
+    assert stats.skip_ratio > 0
+
+
+def test_what_is_watched_in_an_offloaded_model_is_the_same(whole_and_offloaded: Models) -> None:
+    seen: list[list[Tensor]] = [[], []]
+    for model, tensors in zip(whole_and_offloaded, seen, strict=True):
+        with torch.inference_mode(), watch(model, lambda layer, h, f, tensors=tensors: tensors.extend((h, f))):
+            model(TEXT, use_cache=False)
+    assert len(seen[0]) == 12
+    assert all(map(torch.equal, *seen))
+
+
+def test_an_offloaded_model_measures_the_same(whole_and_offloaded: Models) -> None:
+    threshold = middle_threshold(whole_and_offloaded[0], TEXT)
+    results: list[tuple[Quality, list[list[int]], object]] = []
+    for model in whole_and_offloaded:
+        profile = pico_profile(model, threshold=threshold)
+        (quality,) = measure_quality(model, [profile], TEXT, silently)
+        continued = continue_prompts(Decoder(model, profile), TEXT, 8, silently)
+        results.append((quality, continued.tokens.tolist(), model_cost(model)))
+    assert results[0] == results[1]
+
+
+@pytest.fixture
+def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little memory is found for a pico model, so that most of it is left on disk."""
+    monkeypatch.setattr("transformers.integrations.accelerate.get_max_memory", lambda given=None: {"cpu": 100_000})
+
+
+@pytest.mark.parametrize("device_map", ["auto", "balanced", "sequential"])
+def test_a_device_map_leaves_on_disk_what_does_not_fit(
+    plateau_folder: Path, device_map: str, short_of_memory: None
+) -> None:
+    whole = load_model(str(plateau_folder))
+    spread = load_model(str(plateau_folder), device_map=device_map)
+    assert (whole.placement, spread.placement) == ("cpu", "cpu, disk")
+    assert not any(parameter.requires_grad for parameter in spread.model.parameters())
+    with torch.inference_mode():
+        assert torch.equal(spread.model(TEXT).logits, whole.model(TEXT).logits)
+
+
+def test_a_device_map_on_a_machine_with_one_device_is_that_device(plateau_folder: Path) -> None:
+    assert load_model(str(plateau_folder), device_map="auto").placement == "cpu"
+
+
+def test_commands_give_the_same_answer_with_a_device_map(
+    plateau_folder: Path, tmp_path: Path, text_file: Path, short_of_memory: None
+) -> None:
+    model = load_model(str(plateau_folder)).model
+    profile = tmp_path / "p.yaml"
+    save_profile(pico_profile(model, cold_s=1, cold_e=7, threshold=0.9, warm_up=4), profile)
+    sizes = ("--prompt-tokens", 8, "--new-tokens", 8, "--prompts", 2, "--eval-tokens", 600, "-r", 1)
+    quality = ("--measure", "quality,worst-case", "--eval-dataset", text_file, *sizes)
+    for command in (
+        ("apply", plateau_folder, profile),
+        ("generate", plateau_folder, "abc", "--max-new-tokens", 8, "--profile", profile),
+        ("bench", plateau_folder, "--profile", profile, *quality),
+    ):
+        spread = succeed(*command, "--device-map", "auto")
+        assert spread.stdout == succeed(*command).stdout
+        assert "The model lies on cpu, disk." in talk(spread)
+
+
+def test_device_map_and_device_exclude_each_other(plateau_folder: Path) -> None:
+    sentence = mistake("generate", plateau_folder, "abc", "--device-map", "auto", "--device", "cpu")
+    assert sentence == "--device-map auto chooses the devices itself: leave --device cpu out"

@@ -1,0 +1,289 @@
+import shutil
+from pathlib import Path
+
+import gguf
+import huggingface_hub
+import pytest
+import torch
+from support.sentences import OUT_OF_MEMORY, sentence
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from ffnskip.files import sha256_file
+from ffnskip_cli.sources import demo
+from ffnskip_cli.sources.models import LoadedModel, load_model, pick_device
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def pico_copy(pico_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pico_folder, tmp_path / "copy"))
+
+
+def test_local_folder(pico_folder: Path) -> None:
+    loaded = load_model(str(pico_folder))
+    assert (loaded.id, loaded.revision, loaded.gguf_sha256) == ("pico", None, None)
+    assert loaded.model.config._name_or_path == "pico"
+    assert loaded.model.dtype == torch.bfloat16
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.tokenizer.decode(loaded.tokenizer("häh")["input_ids"]) == "häh"
+
+
+def test_dot_is_named_after_the_folder(pico_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pico_folder)
+    assert load_model(".").id == "pico"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtype(pico_folder: Path, dtype: str) -> None:
+    assert load_model(str(pico_folder), dtype=dtype, device="cpu").model.dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtype": "int4"}, "use one of auto, float32"),
+        ({"device": "toaster"}, "'toaster' cannot be used"),
+        ({"device": "meta"}, "'meta' cannot be used"),
+        ({"device": "cuda:99"}, "'cuda:99' cannot be used"),
+        ({"device_map": "spread"}, "use one of auto, balanced, sequential"),
+        ({"device_map": "auto", "device": "cpu"}, "leave --device cpu out"),
+        ({"revision": "main"}, "goes only with a Hub id"),
+    ],
+)
+def test_wrong_options(pico_folder: Path, options: dict[str, str], words: str) -> None:
+    assert words in sentence(lambda: load_model(str(pico_folder), **options))
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    ("rank", "n_devices", "device"),
+    [(None, 2, "cuda"), ("0", 2, "cuda:0"), ("1", 2, "cuda:1"), ("5", 4, "cuda:1"), ("1", 1, "cuda"), ("x", 2, "cuda")],
+)
+def test_each_process_of_torchrun_takes_its_own_cuda_device(
+    monkeypatch: pytest.MonkeyPatch, name: str, rank: str | None, n_devices: int, device: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: n_devices)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert pick_device(name) == torch.device(device)
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("cuda:0") == torch.device("cuda:0")
+
+
+def test_auto_is_the_cpu_where_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("failure", OUT_OF_MEMORY)
+def test_a_model_too_large_for_the_memory(
+    pico_folder: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("ffnskip_cli.sources.models.AutoModelForCausalLM.from_pretrained", fail)
+    message = sentence(lambda: load_model(str(pico_folder)))
+    assert message.endswith("pico does not fit into memory: try --dtype bfloat16, --device-map auto or --device cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no/such/folder", "no such file or folder"),
+        ("./folder", "no such file or folder"),
+        ("model.gguf", "no such file or folder"),
+        ("x" * 5000 + ".gguf", "no such file or folder"),
+        ("", "neither a file or folder"),
+        ("two words/model", "neither a file or folder"),
+        ("org/name@v1", "two revisions"),
+        ("demo@v1", "leave @v1 out"),
+        (__file__, "neither a folder nor a .gguf file"),
+    ],
+)
+def test_wrong_names(name: str, words: str) -> None:
+    options = {"revision": "v2"} if "@v1" in name and name != "demo@v1" else {}
+    assert words in sentence(lambda: load_model(name, **options))
+
+
+def test_hub_id_that_is_not_cached_while_offline() -> None:
+    message = sentence(lambda: load_model("org/never-fetched"))
+    assert "org/never-fetched is not in the local Hugging Face cache" in message
+    assert "`demo`" in message
+
+
+def test_short_name_that_is_nothing_while_offline() -> None:
+    assert sentence(lambda: load_model("nomodel")) == (
+        "nomodel is neither a local folder, a .gguf file, `demo` nor a Hub id like org/name, and no model of the Hub "
+        "with so short an id is in the local cache: check the spelling, or run once with a network"
+    )
+
+
+def test_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("ffnskip_cli.sources.models.is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", unreachable)
+    assert "(timed out): pass --offline" in sentence(lambda: load_model("org/never-fetched"))
+    message = sentence(lambda: load_model("nomodel"))
+    assert message.startswith("nomodel is neither ")
+    assert "(timed out): check the spelling, or pass --offline" in message
+
+
+@pytest.mark.parametrize("name", ["org/pico", "org/pico@main", f"org/pico@{COMMIT}"])
+def test_cached_hub_model_knows_its_commit(
+    pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    repository = tmp_path / "models--org--pico"
+    shutil.copytree(pico_folder, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    loaded = load_model(name, offline=True)
+    assert (loaded.id, loaded.revision) == ("org/pico", COMMIT)
+    assert loaded.model.config._name_or_path == "org/pico"
+
+
+def test_folder_without_a_config(pico_copy: Path) -> None:
+    (pico_copy / "config.json").unlink()
+    assert "has no config.json" in sentence(lambda: load_model(str(pico_copy)))
+
+
+def test_pickled_weights_are_not_read(pico_copy: Path) -> None:
+    torch.save(load_model(str(pico_copy)).model.state_dict(), pico_copy / "pytorch_model.bin")
+    (pico_copy / "model.safetensors").rename(pico_copy / "other.safetensors")
+    assert "model.safetensors" in sentence(lambda: load_model(str(pico_copy)))
+    (pico_copy / "other.safetensors").unlink()
+    assert "has no safetensors weights" in sentence(lambda: load_model(str(pico_copy)))
+
+
+def test_folder_without_a_vocabulary(pico_copy: Path) -> None:
+    (pico_copy / "tokenizer.json").unlink()
+    assert "has no tokenizer" in sentence(lambda: load_model(str(pico_copy)))
+
+
+@pytest.mark.parametrize(
+    "config", ["{nope", "[]", "{}", '{"model_type": "nope"}', '{"model_type": "llama", "hidden_size": "x"}']
+)
+def test_broken_config(pico_copy: Path, config: str) -> None:
+    (pico_copy / "config.json").write_text(config)
+    assert "cannot be loaded" in sentence(lambda: load_model(str(pico_copy)))
+
+
+def test_broken_tokenizer(pico_copy: Path) -> None:
+    (pico_copy / "tokenizer.json").write_text("{nope")
+    assert "the tokenizer of" in sentence(lambda: load_model(str(pico_copy)))
+
+
+def test_truncated_weights(pico_copy: Path) -> None:
+    weights = pico_copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "cannot be loaded" in sentence(lambda: load_model(str(pico_copy)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('"num_hidden_layers": 2', '"num_hidden_layers": 3'), ('"intermediate_size": 64', '"intermediate_size": 48')],
+)
+def test_weights_that_leave_tensors_at_random(pico_copy: Path, before: str, after: str) -> None:
+    config = (pico_copy / "config.json").read_text()
+    assert before in config
+    (pico_copy / "config.json").write_text(config.replace(before, after))
+    assert "do not fill the model" in sentence(lambda: load_model(str(pico_copy)))
+
+
+def test_models_that_are_not_causal(pico_copy: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    BertForMaskedLM(BertConfig(**sizes, vocab_size=258)).save_pretrained(pico_copy)
+    assert "no causal language model (its model type is bert)" in sentence(lambda: load_model(str(pico_copy)))
+    T5ForConditionalGeneration(T5Config(d_model=32, d_ff=64, num_layers=1, num_heads=2)).save_pretrained(pico_copy)
+    assert "no causal language model (its model type is t5)" in sentence(lambda: load_model(str(pico_copy)))
+
+
+def test_model_without_its_head(pico_copy: Path) -> None:
+    LlamaModel.from_pretrained(pico_copy).save_pretrained(pico_copy)
+    assert "first lm_head.weight" in sentence(lambda: load_model(str(pico_copy)))
+
+
+def test_remote_code_is_named_and_not_run(pico_copy: Path) -> None:
+    (pico_copy / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}')
+    (pico_copy / "own.py").write_text("raise SystemExit('remote code ran')")
+    assert "--trust-remote-code" in sentence(lambda: load_model(str(pico_copy)))
+
+
+def write_gguf(path: Path, loaded: LoadedModel) -> None:
+    """The pico model as llama.cpp stores it, with its FFN weights in 8-bit blocks."""
+    config, tokenizer = loaded.model.config, loaded.tokenizer
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    # The format has no tokenizer without merges: "ab" takes the place of the first token.
+    writer.add_token_list(["ab", *tokenizer.convert_ids_to_tokens(list(range(1, config.vocab_size)))])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in loaded.model.state_dict().items():
+        values = tensor.float().numpy()
+        kind = gguf.GGMLQuantizationType.Q8_0 if "mlp" in name else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(names.get_name(name, (".weight",)), gguf.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_gguf_becomes_a_plain_model_once(pico_folder: Path, tmp_path: Path, own_cache: Path) -> None:
+    original = load_model(str(pico_folder))
+    file = tmp_path / "pico.Q8_0.gguf"
+    write_gguf(file, original)
+    loaded = load_model(str(file))
+    assert (loaded.id, loaded.gguf_sha256) == ("pico.Q8_0.gguf", sha256_file(file))
+    assert loaded.model.dtype == torch.bfloat16
+    for layer, expected in zip(loaded.model.model.layers, original.model.model.layers, strict=True):
+        assert type(layer.mlp.up_proj) is torch.nn.Linear
+        torch.testing.assert_close(layer.mlp.up_proj.weight, expected.mlp.up_proj.weight, atol=1e-3, rtol=1e-2)
+    assert loaded.tokenizer("a")["input_ids"] == original.tokenizer("a")["input_ids"]
+
+    (folder,) = (own_cache / "gguf").iterdir()
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    again = load_model(str(file))
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    assert all(map(torch.equal, again.model.parameters(), loaded.model.parameters()))
+
+
+def test_broken_gguf_leaves_nothing_in_the_cache(tmp_path: Path, own_cache: Path) -> None:
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(b"GGUF but no more")
+    assert "broken.gguf cannot be loaded" in sentence(lambda: load_model(str(file)))
+    assert not any((own_cache / "gguf").iterdir())
+
+
+@pytest.mark.demo
+def test_demo_model(demo_model_file: Path) -> None:
+    assert sha256_file(demo_model_file) == demo.DEMO_MODEL_SHA256
+    loaded = load_model("demo", offline=True)
+    assert loaded.id == loaded.model.config._name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert (loaded.revision, loaded.gguf_sha256) == (None, demo.DEMO_MODEL_SHA256)
+    assert (loaded.model.config.num_hidden_layers, loaded.model.config.hidden_size) == (30, 576)
+    prompt = loaded.tokenizer("The capital of France is", return_tensors="pt")
+    assert "Paris" in loaded.tokenizer.decode(loaded.model(**prompt).logits[0, -1].argmax())
