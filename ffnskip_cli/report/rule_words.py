@@ -18,7 +18,7 @@ def compensation_name(compensation: Compensation | TriedCompensation) -> str:
 
 def threshold_text(skip: Skip) -> str:
     """A rule's threshold with its unit."""
-    return f"{skip.threshold:g} {skip.by.unit}"
+    return f"{skip.threshold:g} {skip.by.unit}".rstrip()
 
 
 def by_ratio(profile: Profile) -> list[CurvePoint]:

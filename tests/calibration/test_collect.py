@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ffnskip import FfnskipError
-from ffnskip_cli.calibration import collect as module
+from ffnskip_cli.calibration.recording import collect as module
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of, kept_files
 from ffnskip_cli.calibration.recording.file import Identity, Statistics, load_statistics
 from ffnskip_cli.calibration.recording.ranks import Ranks

@@ -144,8 +144,8 @@ def test_no_held_out_document_was_calibrated_on_in_any_of_the_texts(
         """The model happens to write the file's documents, half of them where it is calibrated on."""
         yield from own_words[:32] if "calibration" in seed else own_words[16:]
 
-    for module in ("compare", "texts"):
-        monkeypatch.setattr(f"ffnskip_cli.calibration.{module}.sample_documents", sample)
+    for module in ("calibration.compare", "text.named"):
+        monkeypatch.setattr(f"ffnskip_cli.{module}.sample_documents", sample)
     settings = Settings(SETTINGS.goals, tokens=40_000, eval_tokens=4000, sequence_length=32, warm_up=2)
     texts = build_texts(load_model(str(pico_folder)), [str(path), "self"], settings, offline=True)
     assert [text.name for text in texts] == ["own.txt", "self"]

@@ -15,11 +15,11 @@ from ffnskip import FfnskipError, Profile
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import dump_profile
 from ffnskip.profiles.schema import Skip
-from ffnskip_cli.calibration import search as module
 from ffnskip_cli.calibration.calibrate import calibrate
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
+from ffnskip_cli.calibration.rules.cosine import search as module
 from ffnskip_cli.calibration.rules.cosine.search import Scored, Scorer, search
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.calibration.threshold.solve import solve_threshold

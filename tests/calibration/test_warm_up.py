@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 import ffnskip
 from ffnskip import FfnskipError, Profile
 from ffnskip.profiles.schema import WarmUpTrial
-from ffnskip_cli.calibration import warm_up as module
 from ffnskip_cli.calibration.calibrate import calibrate
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
+from ffnskip_cli.calibration.rules import warm_up as module
 from ffnskip_cli.calibration.rules.warm_up import PROMPTS, WARM_UPS, ablate, lengths, possible_warm_ups, smallest_good
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal, Settings
 from ffnskip_cli.journal import Journal

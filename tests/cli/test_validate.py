@@ -116,7 +116,7 @@ def test_json_is_one_document_with_a_verdict_for_each_file(good: Path, bad: Path
 
 
 @pytest.mark.parametrize(
-    "attack", sorted((Path(__file__).parent / "attacks").glob("*.yaml")), ids=lambda path: path.stem
+    "attack", sorted((Path(__file__).parents[1] / "runtime" / "attacks").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_hostile_files_are_one_sentence_each(attack: Path) -> None:
     result = validate(attack)

@@ -190,7 +190,7 @@ def test_triton_is_imported_only_where_a_step_is_built() -> None:
     program = """
 import sys
 sys.modules["triton"] = None  # as if it were not installed
-import ffnskip, ffnskip.fast.cuda
+import ffnskip, ffnskip.fast.cuda.cuda_step
 try:
     ffnskip.fast.cuda.cuda_step.CudaStep(None, None, None)
 except ffnskip.UnsupportedModelError as error:

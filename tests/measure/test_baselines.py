@@ -42,8 +42,8 @@ def skipped(name: str, ratio: float = RATIO) -> Tensor:
     """Mean over the text, ``[LENGTH, n_layers]``: how often each position skipped each layer's FFN."""
     seen = []
     for sequence in TEXT:
-        walk = patterns(ratio)[name].walk(bare(), sequence)
-        with Applied(model(), bare(), "score", walk), decisions(model()) as passes:
+        rule = patterns(ratio)[name].rule(bare(), sequence)
+        with Applied(model(), bare(), "score", rule), decisions(model()) as passes:
             model()(sequence[None], use_cache=False)
         seen.append(passes[0][0].double())
     return torch.stack(seen).mean(0)
@@ -118,7 +118,7 @@ def test_skipdecode_skips_more_the_later_the_token_from_the_bottom_up() -> None:
 
 
 def test_the_same_text_is_skipped_alike_and_another_one_is_not() -> None:
-    draws = [patterns()["random"].walk(bare(), sequence)._pattern for sequence in (TEXT[0], TEXT[0], TEXT[1])]
+    draws = [patterns()["random"].rule(bare(), sequence).pattern for sequence in (TEXT[0], TEXT[0], TEXT[1])]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 

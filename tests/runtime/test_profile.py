@@ -30,7 +30,7 @@ from ffnskip.profiles.schema import (
     WarmUpTrial,
 )
 
-SCHEMA_FILE = Path(__file__).parent.parent / "profiles" / "schema.json"
+SCHEMA_FILE = Path(__file__).parents[2] / "profiles" / "schema.json"
 TEXT = {
     "dataset": "Salesforce/wikitext",
     "config": "wikitext-2-raw-v1",

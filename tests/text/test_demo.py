@@ -22,7 +22,7 @@ from ffnskip_cli.track import silently
 
 pytestmark = pytest.mark.demo
 
-SHARED = Path(__file__).parents[1] / "profiles"
+SHARED = Path(__file__).parents[2] / "profiles"
 WARM_UP = 25
 
 
