@@ -9,10 +9,11 @@ DEMO := demo
 .PHONY: help demo test lint schema clean
 
 help:
-	@echo "make demo    calibrate, generate and bench a small real model; about 12 minutes on 2 cores"
+	@echo "make demo    calibrate, inspect, generate and bench a small real model; about 12 minutes on 2 cores"
 	@echo "make test    ruff, mypy and all tests"
-	@echo "make schema  write profiles/schema.json anew from the code"
-	@echo "make clean   remove .venv, the demo's results and caches of tools"
+	@echo "make lint    ruff and mypy only"
+	@echo "make schema  write profiles/schema.json from the code"
+	@echo "make clean   remove .venv, the demo's results and the tools' caches"
 
 # The pinned torch goes in first and alone, so that no later requirement can pull another build.
 .venv/installed: pyproject.toml constraints.txt
