@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 Format = Literal["table", "json", "md", "csv"]
 
-_DECIDES = {
-    "cosine": "how little an FFN turns a token",
-    "predicted-damage": "the damage that skipping an FFN is predicted to do",
-}
-
 
 def output_paths(output: Path | None, model: str, goals: Sequence[Goal]) -> dict[Goal, Path]:
     """Where each goal's profile goes; checked now, because the run is long."""
@@ -104,7 +99,7 @@ def write(finished: list[Calibrated], path_of: dict[Goal, Path], format: Format)
 
 
 def _explain(profile: Profile, format: Format) -> None:
-    from ffnskip_cli.report.explain import explain
+    from ffnskip_cli.report.words import explain
 
     for sentence in explain(profile):
         print(f"- {sentence}" if format == "md" else sentence)
@@ -114,7 +109,7 @@ def _explain(profile: Profile, format: Format) -> None:
 def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
     """The threshold is verified on the calibration text; on held-out text the ratio is another one."""
     from ffnskip_cli.calibration.threshold.verify import PROMISED
-    from ffnskip_cli.report.explain_texts import kinds_of, text_name
+    from ffnskip_cli.report.words import kinds_of, text_name
 
     profile = calibrated.profile
     found, text, held_out = profile.measured, profile.calibration, profile.evaluation
@@ -126,7 +121,7 @@ def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
     if kinds_of(held_out) != kinds_of(text):
         console.talk.print(
             f"{moved}, and {calibrated.calibration_ratio:.3f} on {text_name(text)}, which it was calibrated on. That "
-            f"the ratio moves is the rule at work: the threshold is on {_DECIDES[profile.skip.rule]}, not on how many "
+            f"the ratio moves is the rule at work: the threshold is on {profile.skip.by.decides_by}, not on how many "
             "are skipped, so text in which the FFNs have less to do skips more, and other text less.",
             markup=False,
         )
@@ -138,7 +133,7 @@ def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
 
 
 def _row(calibrated: Calibrated, path: Path) -> dict[str, object]:
-    from ffnskip_cli.report.rule_words import compensation_name
+    from ffnskip.compensation.kinds import compensation_name
 
     profile = calibrated.profile
     assert profile.measured is not None
@@ -159,10 +154,10 @@ def _row(calibrated: Calibrated, path: Path) -> dict[str, object]:
 def _columns(finished: Sequence[Calibrated], format: Format) -> list[Column]:
     """All columns for programs; for people only those that mean something under the rule, which all profiles share."""
     from ffnskip_cli.report.tables import Column
+    from ffnskip_cli.report.words import threshold_title
 
     skips = [calibrated.profile.skip for calibrated in finished]
-    damage = any(skip.rule == "predicted-damage" for skip in skips)
-    left_out = {"window"} if damage and format != "csv" else set()
+    left_out = set() if skips[0].by.has_window or format == "csv" else {"window"}
     if left_out and not any(skip.refresh_every for skip in skips):
         left_out.add("refresh_every")
     columns = [
@@ -174,7 +169,7 @@ def _columns(finished: Sequence[Calibrated], format: Format) -> list[Column]:
         Column("window", "window"),
         Column("refresh_every", "refresh every"),
         Column("warm_up", "warm-up"),
-        Column("threshold", f"threshold{' (nats)' * damage}", ".6f"),
+        Column("threshold", threshold_title(skips[0]), ".6f"),
         Column("calibration_ratio", "ratio (calibration)", ".3f"),
         Column("skip_ratio", "ratio (held out)", ".3f"),
         Column("flops_saved", "FLOPs saved", ".1%"),

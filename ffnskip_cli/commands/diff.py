@@ -19,14 +19,14 @@ def command(
 ) -> None:
     """Say how two skip profiles differ.
 
-    First in sentences: what B skips and costs beyond A, and how surely. Then every field that differs.
+    First in three sentences: what both are for, what B skips and costs beyond A, and how surely, and whether that is
+    within the quality budget. Then every field that differs.
     """
     from ffnskip.profiles.profile import load_profile
-    from ffnskip_cli.report.diff import changes
-    from ffnskip_cli.report.diff_words import sentences
+    from ffnskip_cli.report.diff import changes, headlines
 
     old, new = load_profile(a), load_profile(b)
-    found, said = changes(old, new), sentences(old, new)
+    found, said = changes(old, new), headlines(old, new)
     if format == "json":
         _print_json(a, b, said, found)
     else:

@@ -51,9 +51,9 @@ def command(
 
 def _print_page(profile: "Profile", format: Literal["table", "md"]) -> None:
     from ffnskip_cli.report.curve import draw
-    from ffnskip_cli.report.explain import explain
     from ffnskip_cli.report.summary import sections
     from ffnskip_cli.report.tables import render
+    from ffnskip_cli.report.words import explain
 
     for sentence in explain(profile):
         print(f"- {sentence}" if format == "md" else sentence)

@@ -16,12 +16,12 @@ def draw(similarity: SimilarityCurve, skip: Skip) -> str:
     """One row per layer: its number, a bar for the mean, the mean, the 10-90 % band, and `cold` or `skip`.
 
     The axis ends at 1 and starts just below the lowest mean of the skip region, or else the few hundredths that tell
-    its layers apart would drown in the distance to the first layer, which may be anywhere. `┊` is the threshold of the
-    rule `cosine`; other rules do not decide by similarity.
+    its layers apart would drown in the distance to the first layer, which may be anywhere. `┊` is the threshold of a
+    rule that decides by similarity.
     """
     # The distance to 1 is kept above zero for a model whose FFNs do nothing at all.
     floor = 1 - 1.1 * max(1 - min(similarity.mean[skip.cold_s : skip.cold_e]), 1e-3)
-    tick = _position(skip.threshold, floor) if skip.rule == "cosine" else -1.0
+    tick = _position(skip.threshold, floor) if skip.by.by_similarity else -1.0
     left, right = f"{floor:.3f}", "1.000"
     rows = [f"layer  {left}{right:>{_WIDTH - len(left)}}    mean   10–90 % of tokens"]
     for layer, (mean, low, high) in enumerate(zip(similarity.mean, similarity.low, similarity.high, strict=True)):

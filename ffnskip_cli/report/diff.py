@@ -1,17 +1,20 @@
-"""How two profiles differ, field by field."""
+"""How two profiles differ: the headlines in words, and every field. A is the one that was, B the one that is."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ffnskip_cli.budget import NOISE
 from ffnskip_cli.report.summary import short
 from ffnskip_cli.report.tables import Column, Row
 
 if TYPE_CHECKING:
     from ffnskip.profiles.profile import Profile
+    from ffnskip.profiles.schema import Measured, ModelInfo
 
 COLUMNS = (Column("field", "field"), Column("a", "A", ">"), Column("b", "B", ">"), Column("change", "change", ">"))
 _WIDEST = 24  # characters of a value in a table
@@ -100,3 +103,52 @@ def _shown(value: Any) -> str | None:
         case _:
             text = str(short(value))
             return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+
+
+def headlines(a: Profile, b: Profile) -> list[str]:
+    """Three sentences at most: what both are for, what B skips and costs against A, and the verdict on that."""
+    if a == b:
+        return ["The profiles are identical."]
+    models, old, new = _models(a.model, b.model), a.measured, b.measured
+    if old is None or new is None or old == new:
+        return [f"{models}."]
+    goals = f"; the goal was {old.goal}, and is {new.goal}" if old.goal != new.goal else ""
+    skipped = _compared(old, new, "skip_ratio", ".1%", "as many FFNs", ("points fewer FFNs", "points more FFNs"), 100)
+    cost = _compared(old, new, "kl", ".3g", "as much KL", ("nats per token less KL", "nats per token more KL"))
+    texts = [profile.evaluation.text_sha256 for profile in (a, b) if profile.evaluation]
+    unlike = ", but was measured on another text" if len(set(texts)) > 1 else ""
+    return [f"{models}{goals}.", f"B skips {skipped} and costs {cost}{unlike}.", _verdicts(old, new)]
+
+
+def _models(a: ModelInfo, b: ModelInfo) -> str:
+    if a.id != b.id:
+        return f"The profiles are for different models: A for {a.id}, B for {b.id}"
+    differing = [name for name in type(a).model_fields if getattr(a, name) != getattr(b, name)]
+    if differing:
+        return f"Both are for a model named {a.id}, but B's is another: it differs in {', '.join(differing)}"
+    return f"Both are for {a.id}"
+
+
+def _compared(
+    a: Measured, b: Measured, name: str, spec: str, same: str, less_more: tuple[str, str], scale: float = 1
+) -> str:
+    """By how much a figure differs, from where to where, and how surely; `scale` is the unit's.
+
+    The standard errors are taken to be independent. On the same text they are not, and a difference is surer than that.
+    """
+    x, y = getattr(a, name), getattr(b, name)
+    if f"{x:{spec}}" == f"{y:{spec}}":
+        return f"{same} ({x:{spec}})"
+    error = math.hypot(*(measured.standard_error.get(name, math.nan) for measured in (a, b)))
+    errors = abs(y - x) / error if error > 0 else None  # a NaN is not
+    chance = ", maybe chance" if errors is not None and errors < NOISE else ""
+    apart = "" if errors is None else f", {errors:.1f} standard errors apart{chance}"
+    return f"{scale * abs(y - x):.3g} {less_more[y > x]} ({x:{spec}} → {y:{spec}}{apart})"
+
+
+def _verdicts(a: Measured, b: Measured) -> str:
+    if a.within_budget == b.within_budget:
+        return f"Both are {'within' if a.within_budget else 'over'} the quality budget."
+    if a.within_budget:
+        return f"A is within the quality budget, B no longer is ({b.verdict})."
+    return f"B is within the quality budget, which A was not ({a.verdict})."

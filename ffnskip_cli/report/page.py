@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from ffnskip_cli.report.explain import explain
 from ffnskip_cli.report.summary import Section, figures, fit_tables, search_tables
+from ffnskip_cli.report.words import explain
 
 if TYPE_CHECKING:
     from ffnskip.profiles.profile import Profile

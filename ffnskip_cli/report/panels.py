@@ -27,19 +27,19 @@ _OWN = {"color": "black", "marker": "D", "markersize": 7, "linestyle": "none", "
 
 def caption(name: str, profile: Profile) -> str:
     """What a panel of `TITLES` shows, in words."""
-    skip, damage = profile.skip, profile.skip.rule == "predicted-damage"
+    skip, rule = profile.skip, profile.skip.by
     match name:
         case "similarity":
             cold = skip.cold_s > 0 or skip.cold_e < profile.model.n_layers
             return (
                 "the mean of cos(h, h + FFN(h)) over tokens, layer by layer, and the band of the middle 80%; the axis "
                 "is stretched towards 1."
-                + " The rule does not decide by it: it has probes that predict the damage." * damage
+                + f" The rule does not decide by it, but by {rule.decides_by}." * (not rule.by_similarity)
                 + " The hatched cold regions always run." * cold
             )
         case "ratio":
-            unit = ", nats of predicted damage per skipped FFN," if damage else ""
-            return f"every threshold{unit} gives a share of FFNs that are skipped; the marked one is the profile's."
+            of = f" {rule.axis}" if rule.unit else ""
+            return f"every threshold{of} gives a share of FFNs that are skipped; the marked one is the profile's."
         case "kl":
             return "what skipping that share costs, as KL from the dense model on held-out text."
         case _:
@@ -74,7 +74,7 @@ def _similarity(axes: Any, similarity: SimilarityCurve, skip: Skip) -> None:
     axes.plot(layers, similarity.mean, color="black", marker="o", markersize=4, label="mean")
     _cold_regions(axes, skip, n_layers)
     values = [*similarity.low, *similarity.mean]
-    if skip.rule == "cosine" and -1 <= skip.threshold < 1:
+    if skip.by.by_similarity and -1 <= skip.threshold < 1:
         axes.axhline(skip.threshold, color="black", linestyle="--", label=f"threshold {skip.threshold:.4f}")
         values.append(skip.threshold)
     _nines_scale(axes, min(values), max(*values, *similarity.high))
@@ -94,8 +94,7 @@ def _ratio(axes: Any, curve: Sequence[CurvePoint], skip: Skip, measured: Measure
     axes.ticklabel_format(axis="x", useOffset=False)
     axes.locator_params(axis="x", nbins=6)
     _floor_at_zero(axes)
-    of = {"cosine": "of cos(h, h + FFN(h))", "predicted-damage": "of the predicted damage (nats per skipped FFN)"}
-    axes.set_xlabel(f"threshold {of[skip.rule]}")
+    axes.set_xlabel(f"threshold {skip.by.axis}".rstrip())
     axes.set_ylabel("skip ratio (% of FFNs)")
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ffnskip_cli.report.explain_search import is_chosen
-from ffnskip_cli.report.rule_words import by_ratio, compensation_name, threshold_text
+from ffnskip.compensation.kinds import compensation_name
 from ffnskip_cli.report.tables import Column, Row
+from ffnskip_cli.report.words import is_chosen, threshold_title
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -76,12 +76,11 @@ def _fields(section: BaseModel) -> list[Row]:
 
 
 def _rule(skip: Skip) -> list[Row]:
-    """Without a window where there is no trigger that could open one."""
-    rows = _fields(skip)
-    if skip.rule == "cosine":
-        return rows
-    shown = {"threshold": threshold_text(skip)}
-    return [{**row, "value": shown.get(str(row["field"]), row["value"])} for row in rows if row["field"] != "window"]
+    """The settings that mean something under the rule, the threshold with its unit."""
+    unit, fields = skip.by.unit, skip.model_dump(exclude=None if skip.by.has_window else {"window"})
+    if unit:
+        fields["threshold"] = f"{skip.threshold:g} {unit}"
+    return [{"field": name, "value": value} for name, value in fields.items()]
 
 
 def _texts(calibration: EvaluationText | None, evaluation: EvaluationText | None) -> Iterator[Section]:
@@ -183,10 +182,9 @@ def figures(measured: Measured) -> Section:
 
 
 def _curve(profile: Profile) -> Section:
-    damage = profile.skip.rule == "predicted-damage"
     columns = (
-        Column("threshold", "threshold (nats)", ".4g") if damage else Column("threshold", "threshold", ".4f"),
+        Column("threshold", threshold_title(profile.skip), ".4g" if profile.skip.by.unit else ".4f"),
         Column("skip_ratio", "skip_ratio", _PERCENT),
         Column("kl", "kl (nats per token)", ".4f"),
     )
-    return Section("other thresholds", [point._asdict() for point in by_ratio(profile)], columns)
+    return Section("other thresholds", [point._asdict() for point in profile.curve_by_ratio], columns)

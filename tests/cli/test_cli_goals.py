@@ -7,8 +7,8 @@ import pytest
 from support.cli import mistake, succeed, talk
 
 from ffnskip.profiles.profile import load_profile
-from ffnskip_cli.report.explain import explain
 from ffnskip_cli.report.panels import TITLES
+from ffnskip_cli.report.words import explain
 
 PAPER = ("--rule", "cosine", "--compensate", "none")
 SMALL = (

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from ffnskip.profiles.profile import load_profile, parse_profile, save_profile
 from ffnskip_cli.app import app
-from ffnskip_cli.report.explain import explain
+from ffnskip_cli.report.words import explain
 
 TEXT = {
     "dataset": "wikitext",

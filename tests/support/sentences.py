@@ -1,5 +1,6 @@
-"""What every user error must look like."""
+"""What sentences must look like, and what they state."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -25,3 +26,8 @@ def sentence(call: Callable[[], object]) -> str:
     assert "\n" not in message
     assert not message.endswith(".")
     return message
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers that a sentence states, as they stand there, apart from signs and units."""
+    return re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", text)

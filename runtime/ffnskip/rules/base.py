@@ -70,6 +70,7 @@ class Rule(ABC):
         never: a threshold at which the rule runs and nothing is skipped.
         steps: thresholds as whole steps, from one that every value passes to one that none does; see `threshold_at`.
         has_window: whether `skip.window` bounds what one decision skips.
+        by_similarity: whether the value is ``cos(h, h + f)``, whose mean over the text is a profile's `similarity`.
         decides_by: what a threshold is a threshold of, in words.
         axis: the same for the axis of a picture, with its formula or unit.
     """
@@ -81,6 +82,7 @@ class Rule(ABC):
     never: ClassVar[float]
     steps: ClassVar[range]
     has_window: ClassVar[bool] = False
+    by_similarity: ClassVar[bool] = False
     decides_by: ClassVar[str]
     axis: ClassVar[str] = ""
 

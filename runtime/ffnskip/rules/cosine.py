@@ -66,6 +66,7 @@ class Cosine(Rule):
     never = 2.0
     steps = range(-1_001_000, 1_001_001)  # six digits
     has_window = True
+    by_similarity = True
     decides_by = "how little an FFN turns a token"
     axis = "of cos(h, h + FFN(h))"
 
