@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import (
@@ -24,9 +25,15 @@ from ffnskip_cli.budget import MAX_KL, MIN_TOP1_AGREEMENT
 from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.rules.cosine.search import Scored
 from ffnskip_cli.calibration.settings import Goal, Settings
-from ffnskip_cli.measure.flops import ModelCost, Overhead
+from ffnskip_cli.measure.flops import ModelCost, Overhead, model_cost, overhead
 from ffnskip_cli.measure.quality import Quality
 from ffnskip_cli.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ffnskip_cli.calibration.recording.file import Statistics
+    from ffnskip_cli.calibration.threshold.goals import HeldOut, Solved
 
 _DIGITS = 5  # significant; the standard errors are far larger than what is cut off
 _PERCENTILES = (0.1, 0.9)
@@ -40,6 +47,51 @@ def draft(model: ModelInfo, skip: Skip) -> Profile:
         skip=skip,
         compensation=Compensation(kind="none"),
         made_with={name: version(name).partition("+")[0] for name in ("ffnskip", "torch", "transformers")},
+    )
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A finished profile, what it was made for, and the ratio that was verified on the calibration text."""
+
+    goal: Goal
+    profile: Profile
+    calibration_ratio: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What came of the goals: the profiles of those that were reached, and a sentence for each that was not."""
+
+    finished: list[Calibrated]
+    refused: list[str]
+
+
+def assemble(model: PreTrainedModel, solved: Solved, held_out: HeldOut) -> Calibration:
+    """One profile for each goal that was reached; they differ in the threshold and in what is said of it."""
+    qualities = held_out.qualities
+    curve = tuple(
+        curve_point(threshold, qualities[threshold])
+        for threshold in sorted(qualities, key=lambda threshold: qualities[threshold].skip_ratio.mean)
+    )
+    cost, added, length = model_cost(model), overhead(held_out.draft, model), held_out.tokens.shape[1]
+    finished = []
+    for goal, solution in solved.reached.items():
+        found = measured(goal, qualities[solution.threshold], cost, added, length)
+        profile = held_out.draft.with_threshold(solution.threshold)
+        profile = profile.model_copy(update={"curve": curve, "measured": found})
+        finished.append(Calibrated(goal, profile, solution.ratio))
+    return Calibration(finished, solved.refused)
+
+
+def describe(draft: Profile, statistics: Statistics, held_out: Corpus) -> Profile:
+    """The draft with what it was calibrated and will be measured on."""
+    return draft.model_copy(
+        update={
+            "calibration": statistics.identity.text,
+            "evaluation": evaluation_text(held_out),
+            "similarity": similarity_curve(statistics.record, draft.skip.warm_up),
+        }
     )
 
 

@@ -14,14 +14,14 @@ from ffnskip.errors import FfnskipError
 from ffnskip.general.apply import self_check
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli.budget import NOISE
-from ffnskip_cli.calibration.forecast import Step, steps
+from ffnskip_cli.calibration.lab import Lab, Sizes, Step
+from ffnskip_cli.calibration.pipeline import Pipeline
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.recording.file import Source
 from ffnskip_cli.calibration.recording.ranks import Ranks
-from ffnskip_cli.calibration.rules.cosine.choose import choose_cosine
+from ffnskip_cli.calibration.rules.cosine.compiler import CosineCompiler
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.calibration.threshold.verify import Verified, verify
-from ffnskip_cli.journal import Journal
 from ffnskip_cli.measure.quality import Estimate, Quality, check_size, measure_quality, paired_difference
 from ffnskip_cli.text.corpus import Corpus, build_corpus
 from ffnskip_cli.text.named import check_names, evaluation_text
@@ -155,7 +155,7 @@ def budget(texts: Sequence[ComparedText], settings: Settings) -> list[Step]:
     """What will run at most."""
     passes: dict[str, list[int]] = {}
     for text in texts:
-        *calibrating, _ = steps(settings, len(text.calibration.tokens), 0)
+        *calibrating, _ = Pipeline(settings).cost(Sizes.of(settings, len(text.calibration.tokens), 0))
         for step in calibrating:
             total = passes.setdefault(step.name, [0, 0])
             total[0] += step.passes
@@ -203,12 +203,12 @@ def _calibrate(
     model: PreTrainedModel, source: Source, text: ComparedText, settings: Settings, track: Track
 ) -> tuple[Profile, Verified]:
     identity = identity_of(source, text.calibration, settings)
-    tokens, journal = text.calibration.tokens, Journal()
     try:
-        statistics = collect(model, identity, tokens, Share(), Ranks(), track)
-        draft = choose_cosine(model, statistics, settings, track, journal)
+        lab = Lab(model, track)
+        statistics = collect(lab, identity, text.calibration.tokens, Share(), Ranks())
+        draft = CosineCompiler(settings).choose(lab, statistics)
         self_check(model, draft)
-        solution = verify(model, draft, statistics.record, settings.goals[0].value, track, journal)
+        solution = verify(lab, draft, statistics.record, settings.goals[0].value)
     except FfnskipError as error:
         raise FfnskipError(f"Calibrating on {text.name}: {error}") from None
     described = draft.model_copy(update={"calibration": identity.text})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ffnskip.errors import FfnskipError
+from ffnskip.rules import rule_named
 
 if TYPE_CHECKING:
     from ffnskip_cli.measure.quality import Quality
@@ -110,17 +111,14 @@ class Settings:
         return recorded_tokens(self.on, self.sequence_length)
 
     @property
-    def searches(self) -> bool:
-        """Whether there is a region, window or refresh to choose, and candidates to choose from."""
-        if self.rule != "cosine":
-            return False
-        free = "auto" in (self.window, self.refresh_every) or None in (self.cold_s, self.cold_e)
-        return free and self.candidates > 0
+    def probes(self) -> bool:
+        """Whether the rule has probes to fit."""
+        return rule_named(self.rule).reads == "input"
 
     @property
     def fits(self) -> bool:
         """Whether there is a probe or a compensation to fit."""
-        return self.rule == "predicted-damage" or self.compensate != "none"
+        return self.probes or self.compensate != "none"
 
     def refuse_region(self, n_layers: int) -> None:
         """Raise FfnskipError if what is pinned is no region of a model with `n_layers`, or too small for every goal."""
@@ -131,12 +129,12 @@ class Settings:
                 f"The skip region [{cold_s}, {cold_e}) is not one: --cold-s must be less than --cold-e, and both lie "
                 f"within the model's {n_layers} layers."
             )
-        triggering = self.rule == "cosine"
-        most = (cold_e - cold_s - triggering) / n_layers
+        rule = rule_named(self.rule)
+        most = len(rule.can_skip(cold_s, cold_e)) / n_layers
         if self.goals and all(goal.kind == "target_ratio" and goal.value > most for goal in self.goals):
             raise FfnskipError(
                 f"A skip ratio of {self.goals[0].value:g} cannot be reached: layers {cold_s} to {cold_e - 1} allow at "
-                f"most {most:.3f}{', because every token runs at least the FFN that triggers it' * triggering}."
+                f"most {most:.3f}{', because ' * bool(rule.why_fewer)}{rule.why_fewer}."
             )
 
     def __post_init__(self) -> None:
@@ -149,7 +147,7 @@ class Settings:
                 f"A warm-up of {self.warm_up} tokens leaves nothing to calibrate on: --warm-up must be at most "
                 f"{self.recorded_tokens - 2} here."
             )
-        if self.rule != "cosine" and (self.window != "auto" and self.window is not None):
+        if not rule_named(self.rule).has_window and (self.window != "auto" and self.window is not None):
             raise FfnskipError("--window belongs to --rule cosine: with predicted-damage every layer decides alone.")
         if self.rank is not None and self.compensate != "low-rank":
             raise FfnskipError("--rank belongs to --compensate low-rank.")

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ffnskip.profiles.profile import Profile
-    from ffnskip_cli.calibration.calibrate import Calibrated
-    from ffnskip_cli.calibration.forecast import Step
+    from ffnskip_cli.calibration.assemble import Calibrated
+    from ffnskip_cli.calibration.lab import Step
     from ffnskip_cli.calibration.settings import Goal
     from ffnskip_cli.report.tables import Column
     from ffnskip_cli.text.corpus import Corpus

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ffnskip.profiles.profile import Profile
+    from ffnskip_cli.calibration.lab import Step
+    from ffnskip_cli.calibration.pipeline import Pipeline
     from ffnskip_cli.calibration.recording.collect import Share
     from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics
     from ffnskip_cli.calibration.recording.ranks import Ranks
@@ -114,8 +116,9 @@ class Run:
 
     def start(self, recorded: Statistics | None, share: Share, ranks: Ranks, format: Format) -> None:
         """Record, or take what was recorded, then solve and write, as far as this process is to go."""
-        from ffnskip_cli.calibration.forecast import steps
-        from ffnskip_cli.calibration.recording.collect import collect, source_of
+        from ffnskip_cli.calibration.lab import Lab, Sizes
+        from ffnskip_cli.calibration.pipeline import Pipeline
+        from ffnskip_cli.calibration.recording.collect import source_of
         from ffnskip_cli.calibration.recording.file import refuse_difference
 
         source = source_of(self.loaded)
@@ -126,31 +129,33 @@ class Run:
         identity, tokens, held_out, fit_text = self._texts(source, recorded)
         blocks = [] if recorded else share.blocks(ranks, len(tokens), identity.text.on)
         left = sum(map(len, blocks))
+        pipeline = Pipeline(self.settings)
+        steps = pipeline.cost(Sizes.of(self.settings, left, len(held_out.tokens)))
         if self.files.dry_run:
-            if ranks.rank > 0:
-                return
-            self._forecast(tokens, left, len(held_out.tokens), format)
+            if ranks.rank == 0:
+                self._forecast(steps, tokens, format)
             return
-        announce(steps(self.settings, left, len(held_out.tokens)))
+        announce(steps)
         with self.files.resumable():
-            statistics = recorded or collect(self.loaded.model, identity, tokens, share, ranks, console.track)
+            lab = Lab(self.loaded.model, console.track)
+            statistics = recorded or pipeline.record.run(lab, identity, tokens, share, ranks)
             if ranks.rank > 0:
                 return
             if share.only_records:
                 self._say_recorded(statistics, share)
             else:
-                self._solve(statistics, held_out, fit_text, format)
+                self._solve(pipeline, statistics, held_out, fit_text, format)
 
     def _texts(self, source: Source, recorded: Statistics | None) -> tuple[Identity, Tensor, Corpus, Corpus | None]:
         """The calibration text with its identity, the held-out text, and the text to fit to if there is a fit."""
         from ffnskip_cli.calibration.recording.collect import identity_of
-        from ffnskip_cli.text.named import (
+        from ffnskip_cli.calibration.texts import (
             held_out_of,
             refuse_other_texts,
-            text_names,
             text_to_fit,
             text_to_record,
         )
+        from ffnskip_cli.text.named import text_names
 
         loaded, settings, offline, datasets = self.loaded, self.settings, self.offline, self.datasets
         fit_text = None
@@ -178,24 +183,25 @@ class Run:
         warn_of_shortfall("evaluation", held_out)
         return identity, tokens, held_out, fit_text
 
-    def _forecast(self, tokens: Tensor, left: int, held_out: int, format: Format) -> None:
-        from ffnskip_cli.calibration.forecast import memory_bytes, seconds, steps
+    def _forecast(self, steps: list[Step], tokens: Tensor, format: Format) -> None:
+        from ffnskip_cli.calibration.forecast import memory_bytes, seconds
         from ffnskip_cli.report.forecast import print_forecast
 
-        planned = steps(self.settings, left, held_out)
         with console.busy("Timing a few forward passes"):
-            times = seconds(self.loaded.model, tokens, planned)
+            times = seconds(self.loaded.model, tokens, steps)
         memory = memory_bytes(self.loaded.model, self.settings)
-        print_forecast(planned, times, memory, self.settings.sequence_length, format)
+        print_forecast(steps, times, memory, self.settings.sequence_length, format)
 
     def _say_recorded(self, statistics: Statistics, share: Share) -> None:
         done = len(statistics.done) - statistics.missing
         console.talk.print(f"Recorded {done} of {len(statistics.done)} sequences in {share.path}.", markup=False)
         console.hint("With all parts recorded, solve them: ffnskip calibrate MODEL --target … --stats-in PART1 …")
 
-    def _solve(self, statistics: Statistics, held_out: Corpus, fit_text: Corpus | None, format: Format) -> None:
+    def _solve(
+        self, pipeline: Pipeline, statistics: Statistics, held_out: Corpus, fit_text: Corpus | None, format: Format
+    ) -> None:
         from ffnskip.errors import FfnskipError
-        from ffnskip_cli.calibration.calibrate import calibrate
+        from ffnskip_cli.calibration.lab import Lab
 
         if statistics.missing:
             raise FfnskipError(
@@ -208,7 +214,7 @@ class Run:
         journal = self.files.journal(
             [statistics.identity.facts(), str(self.loaded.model.device), *map(version, ("torch", "ffnskip"))]
         )
-        result = calibrate(self.loaded.model, statistics, held_out, self.settings, console.track, journal, fit_text)
+        result = pipeline.compile(Lab(self.loaded.model, console.track, journal), statistics, held_out, fit_text)
         if result.finished:
             written = write(result.finished, self.files.profiles, format)
             self._plot(result.finished[0].profile)

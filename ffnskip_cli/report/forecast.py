@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from ffnskip_cli.report.tables import Column, print_json, render
 
 if TYPE_CHECKING:
-    from ffnskip_cli.calibration.forecast import Step
+    from ffnskip_cli.calibration.lab import Step
 
 _COLUMNS = [
     Column("step", "step"),

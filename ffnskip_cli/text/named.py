@@ -1,8 +1,8 @@
-"""The two texts of a calibration, one to calibrate on and one to measure quality on.
+"""Texts by the names that a user gives, alone or mixed by weight, and the names by which a profile finds them again.
 
-Each may be a mixture of several, by weight. In a calibration they never share a document. Held-out documents are chosen
-by their content (`corpus`), so that a later `bench` finds the same held-out text again from nothing but the profile.
-What it cannot know is which documents of another text, named with ``--eval-dataset``, were calibrated on.
+Held-out documents are chosen by their content (`corpus`), so that a later `bench` finds the same held-out text again
+from nothing but the profile. What it cannot know is which documents of another text, named with ``--eval-dataset``,
+were calibrated on.
 """
 
 from __future__ import annotations
@@ -11,19 +11,13 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ffnskip.errors import FfnskipError
 from ffnskip.profiles.schema import CalibrationText, EvaluationText, TextPart
-from ffnskip_cli.calibration.fit.fit import refuse_too_little
-from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.sources.models import LoadedModel
-from ffnskip_cli.text.corpus import Corpus, Ingredient, build_mixture, first_hashes
+from ffnskip_cli.text.corpus import Corpus, Ingredient, build_mixture
 from ffnskip_cli.text.self_text import sample_documents
 from ffnskip_cli.text.sources import Documents, TextSource, open_text
-
-if TYPE_CHECKING:
-    from ffnskip_cli.calibration.recording.file import Identity
 
 _MOST = 100  # parts that a profile allows
 
@@ -34,120 +28,7 @@ def check_names(names: Sequence[str], offline: bool) -> None:
     Raises:
         FfnskipError: there is no such file, demo part or dataset, a weight is wrong, or a text is named twice.
     """
-    _open_all(names, generate=lambda: iter(()), offline=offline)
-
-
-def text_to_record(loaded: LoadedModel, datasets: Sequence[str], settings: Settings, offline: bool) -> Corpus:
-    """Build the text to record.
-
-    Args:
-        loaded: whose tokenizer packs it, and who writes the text named `self`.
-        datasets: names of the texts, each with ``=weight`` or of weight 1.
-        settings: size and seed.
-        offline: use only what is cached.
-
-    Raises:
-        FfnskipError: there is no such text, or not even one sequence of it, or it is named twice.
-    """
-    sources = _open_all(datasets, _sampled(loaded, f"{settings.seed} calibration"), offline)
-    return _calibration_part(loaded, sources, settings.tokens, settings)
-
-
-def text_to_fit(
-    loaded: LoadedModel, names: Sequence[str], settings: Settings, offline: bool, recorded: frozenset[bytes]
-) -> Corpus:
-    """More of the calibration part of the same texts, to fit probe and compensation to.
-
-    Where there is enough text it shares no document (by hash) with what is `recorded`, because a threshold that is
-    solved on the very text of a fit skips less of any other. The text `self` is costly, and no more of it is sampled
-    than is recorded.
-
-    Raises:
-        FfnskipError: there is too little text.
-    """
-    sources = _open_all(names, _sampled(loaded, f"{settings.seed} fit"), offline)
-    sampled = any(source.dataset == "self" for source, _ in sources)
-    tokens = min(settings.tokens, settings.fit_tokens) if sampled else settings.fit_tokens
-    whole = _calibration_part(loaded, sources, tokens, settings)
-    refuse_too_little(whole.tokens)
-    try:
-        apart = _calibration_part(loaded, sources, tokens, settings, recorded)
-    except FfnskipError:  # nothing is left
-        return whole
-    return apart if 2 * apart.tokens_used >= whole.tokens_used else whole
-
-
-def _calibration_part(
-    loaded: LoadedModel,
-    sources: Sequence[tuple[TextSource, float]],
-    tokens: int,
-    settings: Settings,
-    exclude: frozenset[bytes] = frozenset(),
-) -> Corpus:
-    return build_mixture(
-        [
-            Ingredient(source, "all" if source.dataset == "self" else "calibration", weight)
-            for source, weight in sources
-        ],
-        loaded.tokenizer,
-        tokens=tokens,
-        sequence_length=settings.sequence_length,
-        seed=settings.seed,
-        exclude=exclude,
-    )
-
-
-def held_out_of(
-    loaded: LoadedModel,
-    identity: Identity,
-    datasets: Sequence[str],
-    eval_datasets: Sequence[str],
-    settings: Settings,
-    offline: bool,
-    exclude: frozenset[bytes] = frozenset(),
-) -> Corpus:
-    """The held-out text for a calibration text.
-
-    Args:
-        loaded: whose tokenizer packs it.
-        identity: of the calibration text.
-        datasets: its names; may be empty where none of them is a local file, as the identity has them.
-        eval_datasets: names of the held-out texts, if they are others than its own held-out part.
-        settings: size and seed.
-        offline: use only what is cached.
-        exclude: documents, by hash, that it must not have, besides those of the calibration text.
-
-    Raises:
-        FfnskipError: there is not even one sequence of held-out text.
-    """
-    return evaluation_text(
-        loaded,
-        eval_datasets or datasets or text_names(identity.text),
-        calibrated_on=dataset_names(identity.text),
-        tokens=settings.eval_tokens,
-        sequence_length=settings.sequence_length,
-        seed=settings.seed,
-        offline=offline,
-        exclude=identity.documents | exclude,
-    )
-
-
-def refuse_other_texts(identity: Identity, datasets: Sequence[str], offline: bool) -> None:
-    """Raise FfnskipError unless these are the recorded texts: by name and, as far as the beginning shows, content."""
-    opened = _open_all(datasets, lambda: iter(()), offline)
-    parts = identity.text.parts or (identity.text,)
-    recorded = [(part.dataset, part.config, part.split, getattr(part, "weight", 1.0)) for part in parts]
-    named = [(source.dataset, source.config, source.split, weight) for source, weight in opened]
-    if len(named) == 1:
-        named = [(*named[0][:3], 1.0)]
-    same = named == recorded and all(
-        source.dataset == "self" or not identity.documents.isdisjoint(first_hashes(source)) for source, _ in opened
-    )
-    if not same:
-        raise FfnskipError(
-            f"The recording is of {' + '.join(dataset_names(identity.text))}, and what --dataset names is "
-            "another text: leave it out, or name what was recorded."
-        )
+    open_all(names, generate=lambda: iter(()), offline=offline)
 
 
 def evaluation_text(
@@ -169,7 +50,7 @@ def evaluation_text(
     return build_mixture(
         [
             Ingredient(source, "held-out" if source.dataset in held_out else "all", weight)
-            for source, weight in _open_all(names, _sampled(loaded, f"{seed} held-out"), offline)
+            for source, weight in open_all(names, sampled_from(loaded, f"{seed} held-out"), offline)
         ],
         loaded.tokenizer,
         tokens=tokens,
@@ -208,11 +89,12 @@ def _local_file(name: str, text: EvaluationText) -> FfnskipError:
     )
 
 
-def _sampled(loaded: LoadedModel, seed: str) -> Documents:
+def sampled_from(loaded: LoadedModel, seed: str) -> Documents:
+    """The documents of the text `self`."""
     return lambda: sample_documents(loaded.model, loaded.tokenizer, seed)
 
 
-def _open_all(names: Sequence[str], generate: Documents, offline: bool) -> list[tuple[TextSource, float]]:
+def open_all(names: Sequence[str], generate: Documents, offline: bool) -> list[tuple[TextSource, float]]:
     """The named texts and their weights."""
     if len(names) > _MOST:
         raise FfnskipError(f"a mixture of {len(names)} texts is too large: name at most {_MOST}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ffnskip_cli.calibration.calibrate import Calibrated, Calibration, calibrate
 from support.naive import naive_forward
 from support.pico import HIDDEN, N_LAYERS, pico_model, pico_source, pico_tokens
 from torch import Tensor
@@ -20,7 +21,6 @@ from ffnskip import FfnskipError, Profile, SkipStats
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import dump_profile, parse_profile
 from ffnskip_cli.calibration.assemble import verdict
-from ffnskip_cli.calibration.calibrate import Calibrated, Calibration, calibrate
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of, source_of
 from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.recording.record import record_text

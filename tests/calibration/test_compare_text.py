@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from ffnskip_cli.calibration.calibrate import calibrate
+from ffnskip_cli.calibration.rules.cosine.choose import choose_cosine
 from matplotlib.image import imread
 from support.cli import mistake, succeed, talk
 from support.factories import make_profile
@@ -20,7 +22,6 @@ from support.pico import pico_model, pico_source, pico_tokens
 from ffnskip import FfnskipError
 from ffnskip.profiles.profile import Profile
 from ffnskip.stats import SkipStats
-from ffnskip_cli.calibration.calibrate import calibrate
 from ffnskip_cli.calibration.compare import (
     ComparedText,
     Comparison,
@@ -31,7 +32,6 @@ from ffnskip_cli.calibration.compare import (
 )
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.recording.ranks import Ranks
-from ffnskip_cli.calibration.rules.cosine.choose import choose_cosine
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.calibration.threshold.verify import GOOD_ENOUGH
 from ffnskip_cli.measure.quality import Estimate, Quality, measure_quality

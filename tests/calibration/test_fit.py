@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from ffnskip_cli.calibration.fit.fit import fit_weights
 from safetensors.torch import load_file
 from support.factories import Kind
 from support.pico import pico_model, pico_profile, pico_tokens
@@ -18,7 +19,6 @@ from ffnskip.profiles.schema import Compensation
 from ffnskip.profiles.weights import Weights
 from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
 from ffnskip_cli.calibration.fit import fit
-from ffnskip_cli.calibration.fit.fit import fit_weights
 from ffnskip_cli.calibration.fit.loop import record_scores
 from ffnskip_cli.calibration.recording.record import record_text
 from ffnskip_cli.calibration.threshold.solve import solve_threshold

@@ -9,20 +9,20 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from ffnskip_cli.calibration.calibrate import calibrate
+from ffnskip_cli.calibration.rules.cosine.choose import choose_cosine
 from support.pico import HIDDEN, N_LAYERS, VOCABULARY, pico_model, pico_source, pico_tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffnskip.fast.fused_path import FusedPath
 from ffnskip.model.sites import decoder
-from ffnskip_cli.calibration.calibrate import calibrate
 from ffnskip_cli.calibration.fit.auto import candidates
 from ffnskip_cli.calibration.fit.normal import NormalEquations
 from ffnskip_cli.calibration.forecast import MOST_CANDIDATES, Step, memory_bytes, seconds, steps
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.recording.file import Statistics
 from ffnskip_cli.calibration.recording.ranks import Ranks
-from ffnskip_cli.calibration.rules.cosine.choose import choose_cosine
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.journal import Journal
 from ffnskip_cli.report.forecast import print_forecast

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from ffnskip_cli.calibration.calibrate import Calibration, calibrate
 from support.factories import make_profile
 from support.pico import pico_model, pico_profile, pico_source, pico_tokens
 from torch import Tensor
@@ -15,7 +16,6 @@ from ffnskip.decode import decode
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.schema import Skip
 from ffnskip.sampling import Sampling
-from ffnskip_cli.calibration.calibrate import Calibration, calibrate
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text

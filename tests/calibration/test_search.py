@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from ffnskip_cli.calibration.calibrate import calibrate
 from support.pico import N_LAYERS, pico_model, pico_profile, pico_source, pico_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,7 +16,6 @@ from ffnskip import FfnskipError, Profile
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import dump_profile
 from ffnskip.profiles.schema import Skip
-from ffnskip_cli.calibration.calibrate import calibrate
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from ffnskip_cli.calibration.calibrate import calibrate
 from support.naive import naive_forward
 from support.pico import pico_model, pico_profile, pico_source, pico_tokens
 from torch import Tensor
@@ -13,7 +14,6 @@ from transformers import PreTrainedModel
 import ffnskip
 from ffnskip import FfnskipError, Profile
 from ffnskip.profiles.schema import WarmUpTrial
-from ffnskip_cli.calibration.calibrate import calibrate
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ffnskip_cli.calibration.calibrate import Calibrated
 from support.factories import TEXT, make_compensated, make_profile
 
 from ffnskip.profiles.profile import Profile, load_profile
-from ffnskip_cli.calibration.calibrate import Calibrated
 from ffnskip_cli.calibration.settings import Goal
 from ffnskip_cli.commands.calibrate_output import Format, write
 

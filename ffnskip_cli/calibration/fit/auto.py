@@ -7,6 +7,7 @@ how much it could skip within the budget, and the one that then saves most FLOPs
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,22 +16,22 @@ from torch import Tensor
 from ffnskip.compensation.compensator import Compensator
 from ffnskip.model.neurons import count_neurons
 from ffnskip.model.sites import ffn_sites
-from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Compensation, TriedCompensation
-from ffnskip_cli.calibration.fit.fit import PROBE_RIDGE, Fitter, stored
+from ffnskip_cli.calibration.fit.fitter import PROBE_RIDGE, FitTask, Fitter, stored
 from ffnskip_cli.calibration.fit.gradients import Gradients, with_one
 from ffnskip_cli.calibration.fit.held_back import trial
 from ffnskip_cli.calibration.fit.kinds import usual_neurons
 from ffnskip_cli.calibration.fit.loop import Seen
 from ffnskip_cli.calibration.fit.maps import solve_map
 from ffnskip_cli.calibration.fit.normal import NormalEquations
-from ffnskip_cli.journal import Journal
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.measure.flops import model_cost, overhead
-from ffnskip_cli.text.corpus import Corpus
-from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+MOST_CANDIDATES = 7
 
 
 def candidates(model: PreTrainedModel) -> list[Compensation]:
@@ -45,33 +46,24 @@ def candidates(model: PreTrainedModel) -> list[Compensation]:
 
 
 def choose_compensation(
-    model: PreTrainedModel,
-    draft: Profile,
-    text: Corpus,
-    held_back: Tensor,
-    ratio: float,
-    budget: float,
-    seed: int,
-    track: Track,
-    journal: Journal,
+    lab: Lab, task: FitTask, budget: float
 ) -> tuple[Compensation, tuple[TriedCompensation, ...], Gradients]:
     """The candidate that saves most FLOPs at a KL of `budget` nats per token, what each would save, and the gradients.
 
-    The other arguments are those of `fit_weights`.
+    The draft of the `task` has no compensation yet.
     """
-    tried = candidates(model)
-    widest = draft.model_copy(update={"compensation": tried[-1]})
-    fitter = Fitter(model, widest, text.tokens, held_back, ratio, seed, track, journal)
+    draft, tried = task.draft, candidates(lab.model)
+    fitter = Fitter(lab, replace(task, draft=draft.model_copy(update={"compensation": tried[-1]})))
     fitter.sum_up_dense()
     fits = [_fit(fitter, one) for one in tried]
     if draft.skip.by.reads == "input":
         fits = _with_probes(fitter, tried, fits)
-    cost, n_layers = model_cost(model), draft.model.n_layers
+    cost, n_layers = model_cost(lab.model), draft.model.n_layers
     found = []
     for one, tensors in zip(tried, fits, strict=True):
         profile = draft.model_copy(update={"compensation": one})
         reached = fitter.held_back.ratio_within(budget, fitter.like_draft(one), stored(tensors).tensors)
-        added = overhead(profile, model)
+        added = overhead(profile, lab.model)
         probed = profile.skip.cold_e - profile.skip.cold_s
         net = reached * n_layers * (cost.ffn_flops - added.added_flops) - probed * added.check_flops
         saved = net / (n_layers * cost.ffn_flops + cost.other_flops)
@@ -108,6 +100,6 @@ def _with_probes(fitter: Fitter, tried: list[Compensation], fits: list[dict[str,
         columns = [fitter.log_damage(seen, compensator) for compensator in compensators[seen.place]]
         damages.add(seen.place, with_one(seen.x), torch.cat(columns, dim=1))
 
-    fitter.run({}, None, fitter.probe_text, see, "fitting the probes")
+    fitter.observe({}, None, fitter.probe_text, see, "fitting the probes")
     solved = damages.solve(PROBE_RIDGE)
     return [tensors | fitter.probes(solved[..., place]) for place, tensors in enumerate(fits)]

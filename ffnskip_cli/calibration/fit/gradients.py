@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ffnskip.model.sites import FFNSite, ffn_sites, input_device
 from ffnskip_cli.calibration.fit.normal import NormalEquations
-from ffnskip_cli.track import Track
+from ffnskip_cli.calibration.lab import Lab
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,17 +41,17 @@ class Gradients:
     sensitivity: Tensor
 
 
-def take_gradients(model: PreTrainedModel, sequences: Tensor, first: int, seed: int, track: Track) -> Gradients:
+def take_gradients(lab: Lab, sequences: Tensor, first: int, seed: int) -> Gradients:
     """Run forward and backward over ``sequences [n, length]``, using the positions from `first` on."""
-    sites = ffn_sites(model)
-    hidden = model.config.get_text_config().hidden_size
+    sites = ffn_sites(lab.model)
+    hidden = lab.model.config.get_text_config().hidden_size
     fisher = torch.zeros(len(sites), hidden, hidden, dtype=torch.float64)
     logarithms = NormalEquations(len(sites), hidden + 1, 1)
     tokens = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for sequence in track(sequences, "taking gradients", len(sequences)):
-            for layer, (x, gradient) in enumerate(_backward(model, sites, sequence)):
+        for sequence in lab.track(sequences, "taking gradients", len(sequences)):
+            for layer, (x, gradient) in enumerate(_backward(lab.model, sites, sequence)):
                 x, gradient = x[first:].float(), gradient[first:].float()
                 fisher[layer] += (gradient.T @ gradient).double().cpu()
                 size = gradient.square().sum(dim=1, keepdim=True).clamp(min=_TINY)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,14 +12,9 @@ from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Compensation
 from ffnskip.profiles.weights import Weights
 from ffnskip_cli.calibration.fit.loop import record_scores
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record, record_text
 from ffnskip_cli.calibration.threshold.solve import highest_ratio, solve_threshold
-from ffnskip_cli.journal import Journal
-from ffnskip_cli.measure.quality import measure_quality
-from ffnskip_cli.track import Track
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _BELOW, _ABOVE = 0.8, 1.25  # of the ratio: between the two the cost is taken to be a power of the ratio
 _TINY = 1e-9
@@ -85,16 +79,13 @@ class HeldBack:
     """Measures fits at one skip_ratio.
 
     Args:
-        model: the dense model.
+        lab: with the dense model.
         sequences: ``[n, length]``, the piece of text.
         ratio: where to measure.
-        track: shows progress.
-        journal: remembers what was measured.
     """
 
-    def __init__(self, model: PreTrainedModel, sequences: Tensor, ratio: float, track: Track, journal: Journal) -> None:
-        self._model, self._sequences = model, sequences
-        self._ratio, self._track, self._journal = ratio, track, journal
+    def __init__(self, lab: Lab, sequences: Tensor, ratio: float) -> None:
+        self._lab, self._sequences, self._ratio = lab, sequences, ratio
         self._threshold: float | None = None  # the last one that was solved
 
     def ratio_within(self, kl: float, draft: Profile, tensors: dict[str, Tensor]) -> float:
@@ -113,20 +104,14 @@ class HeldBack:
         thresholds = [
             solve_threshold(record, draft.skip, ratio) for ratio in (_BELOW * wanted, min(_ABOVE * wanted, most))
         ]
-        qualities = measure_quality(
-            self._model,
-            [trial(draft, tensors, threshold) for threshold in thresholds],
-            self._sequences,
-            self._track,
-            what="measuring the fit",
-            journal=self._journal,
-        )
+        trials = [trial(draft, tensors, threshold) for threshold in thresholds]
+        qualities = self._lab.quality(trials, self._sequences, what="measuring the fit")
         below, above = ((quality.skip_ratio.mean, max(quality.kl.mean, _TINY)) for quality in qualities)
         self._threshold = solve_threshold(record, draft.skip, wanted)
         return Cost(self._threshold, wanted, most, below, above)
 
     def _record(self, draft: Profile, tensors: dict[str, Tensor]) -> Record:
         if draft.skip.by.reads != "input":
-            return record_text(self._model, self._sequences.long())
+            return record_text(self._lab.model, self._sequences.long())
         # In the loop that skips already, as skipping changes what later probes see.
-        return record_scores(self._model, trial(draft, tensors, self._threshold), self._sequences, 0, self._track)
+        return record_scores(self._lab, trial(draft, tensors, self._threshold), self._sequences, 0)

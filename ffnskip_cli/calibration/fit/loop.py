@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,11 +14,8 @@ from ffnskip.compensation.compensator import Compensator
 from ffnskip.general.wrap import Applied, SkippableFFN
 from ffnskip.model.sites import decoder, ffn_sites, input_device
 from ffnskip.profiles.profile import Profile
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record
-from ffnskip_cli.track import Track
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _BATCH = 4  # sequences per pass
 
@@ -44,31 +40,28 @@ class Seen:
 
 
 @torch.inference_mode()
-def run(
-    model: PreTrainedModel, profile: Profile, sequences: Tensor, see: Callable[[Seen], None], track: Track, what: str
-) -> None:
+def observe(lab: Lab, profile: Profile, sequences: Tensor, see: Callable[[Seen], None], what: str) -> None:
     """Run ``sequences [n, length]`` in score mode, and show `see` every layer of every pass.
 
     The states are those of the model that skips; a profile that never skips shows those of the dense model.
     """
-    with Applied(model, profile, "score"):
-        wrappers = [site.layer.mlp for site in ffn_sites(model) if isinstance(site.layer.mlp, SkippableFFN)]
+    with Applied(lab.model, profile, "score"):
+        wrappers = [site.layer.mlp for site in ffn_sites(lab.model) if isinstance(site.layer.mlp, SkippableFFN)]
         for place, wrapper in enumerate(wrappers):
             wrapper.register_forward_hook(partial(_observe, place, profile.skip.warm_up, see))
         batches = sequences.split(_BATCH)
-        for batch in track(batches, what, len(batches)):
-            decoder(model)(batch.long().to(input_device(model)), use_cache=False)
+        for batch in lab.track(batches, what, len(batches)):
+            decoder(lab.model)(batch.long().to(input_device(lab.model)), use_cache=False)
 
 
-def record_scores(model: PreTrainedModel, profile: Profile, sequences: Tensor, prompt: int, track: Track) -> Record:
+def record_scores(lab: Lab, profile: Profile, sequences: Tensor, prompt: int) -> Record:
     """What the probes say in the running model.
 
     Args:
-        model: the dense model.
+        lab: with the dense model.
         profile: with probes; it skips meanwhile, as skipping changes what later probes see.
         sequences: ``[n, length]``.
         prompt: tokens at the start of each sequence that are not recorded.
-        track: shows progress.
 
     Returns:
         ``[n, length - prompt, n_layers]`` log nats; infinite within the warm-up and outside the skip region.
@@ -87,7 +80,7 @@ def record_scores(model: PreTrainedModel, profile: Profile, sequences: Tensor, p
         done[seen.place] += len(rows)
 
     behind = profile.model_copy(update={"skip": skip})
-    run(model, behind, sequences, see, track, "recording predicted damages")
+    observe(lab, behind, sequences, see, "recording predicted damages")
     return Record(sequences, scores[:, prompt:])
 
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from ffnskip.errors import FfnskipError
 from ffnskip.profiles.identity import model_info
 from ffnskip_cli.calibration import assemble
+from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics, load_statistics, refuse_difference
 from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.recording.record import BLOCK, Record, record_block
-from ffnskip_cli.calibration.settings import On, Settings
+from ffnskip_cli.calibration.settings import GENERATED_TOKENS, On, Settings
 from ffnskip_cli.text.corpus import Corpus
-from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,18 +87,33 @@ def identity_of(source: Source, text: Corpus, settings: Settings) -> Identity:
     return Identity(source, assemble.calibration_text(text, settings, source.dtype), text.document_hashes, tokens)
 
 
-def collect(
-    model: PreTrainedModel, identity: Identity, tokens: Tensor, share: Share, ranks: Ranks, track: Track
-) -> Statistics:
+@dataclass(frozen=True)
+class RecordStage:
+    """Record the similarities of the whole calibration text, or of this process's share of it."""
+
+    settings: Settings
+
+    def run(self, lab: Lab, identity: Identity, tokens: Tensor, share: Share, ranks: Ranks) -> Statistics:
+        """See `collect`."""
+        return collect(lab, identity, tokens, share, ranks)
+
+    def cost(self, sizes: Sizes) -> list[Step]:
+        """One pass for each sequence, or the steps that generate so many tokens."""
+        if self.settings.on == "text":
+            return [Step("record similarities", sizes.to_record)]
+        blocks = -(-sizes.to_record // BLOCK["generated"])
+        return [Step("generate and record similarities", 0, blocks * (GENERATED_TOKENS + 1))]
+
+
+def collect(lab: Lab, identity: Identity, tokens: Tensor, share: Share, ranks: Ranks) -> Statistics:
     """Record this process's share, and on rank 0 add up what all ranks recorded.
 
     Args:
-        model: the dense model.
+        lab: with the dense model.
         identity: of the whole recording.
         tokens: the whole text, ``[sequences, length]``.
         share: what all ranks together are to record, and where to keep it.
         ranks: the processes at work.
-        track: shows progress.
 
     Returns:
         The recording: the whole share on rank 0.
@@ -112,7 +127,7 @@ def collect(
     blocks, file = share.blocks(ranks, len(tokens), identity.text.on), share.file_of(ranks)
     if share.resume and share.path is not None:
         _take_over(statistics, kept_files(share.path), blocks)
-    _record(model, statistics, tokens, blocks, file, track)
+    _record(lab, statistics, tokens, blocks, file)
     if ranks.size > 1:
         _add_up(statistics, share, ranks)
     if ranks.rank == 0 and not statistics.record.values.isfinite().all():
@@ -132,21 +147,14 @@ def _take_over(statistics: Statistics, files: list[Path], blocks: list[Tensor]) 
         statistics.put(places, Record(found.record.sequences[places], found.record.values[places]))
 
 
-def _record(
-    model: PreTrainedModel,
-    statistics: Statistics,
-    tokens: Tensor,
-    blocks: list[Tensor],
-    file: Path | None,
-    track: Track,
-) -> None:
+def _record(lab: Lab, statistics: Statistics, tokens: Tensor, blocks: list[Tensor], file: Path | None) -> None:
     on = statistics.identity.text.on
     todo = [places for places in blocks if not statistics.done[places].all()]
     what = "recording similarities" if on == "text" else "generating and recording similarities"
     saved_at = time.monotonic()
     try:
-        for places in track(todo, what, len(todo)):
-            statistics.put(places, record_block(model, tokens[places].long(), on))
+        for places in lab.track(todo, what, len(todo)):
+            statistics.put(places, record_block(lab.model, tokens[places].long(), on))
             if file is not None and time.monotonic() - saved_at > SECONDS_BETWEEN_SAVES:
                 statistics.save(file)
                 saved_at = time.monotonic()

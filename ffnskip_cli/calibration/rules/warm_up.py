@@ -9,7 +9,6 @@ but for what its early skips do to all that follows, through the KV cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,15 +17,11 @@ from ffnskip.decoder import Decoder
 from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import WarmUpTrial
 from ffnskip_cli.budget import NOISE
+from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.recording.record import Record
-from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS
-from ffnskip_cli.journal import Journal
-from ffnskip_cli.measure.quality import Quality, measure_quality, paired_difference
+from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Settings
+from ffnskip_cli.measure.quality import Quality, paired_difference
 from ffnskip_cli.measure.worst_case import Continuation, continue_prompts
-from ffnskip_cli.track import Track
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 WARM_UPS = (0, 5, 10, 20, 25, 30, 50)
 PROMPTS = 16
@@ -45,17 +40,13 @@ def possible_warm_ups(sequence_length: int) -> tuple[int, ...]:
     return possible if len(possible) > 1 else ()
 
 
-def ablate(
-    model: PreTrainedModel, profile: Profile, record: Record, track: Track, journal: Journal
-) -> list[WarmUpTrial]:
+def ablate(lab: Lab, profile: Profile, record: Record) -> list[WarmUpTrial]:
     """Try every warm-up that the sequences are long enough for.
 
     Args:
-        model: the dense model.
+        lab: with the dense model.
         profile: the rule to try them with, threshold and all.
         record: whose sequences begin with the prompts.
-        track: shows progress.
-        journal: remembers the measurements.
 
     Returns:
         A trial for each, in ascending order.
@@ -64,20 +55,17 @@ def ablate(
         return []
     prompt, generated = lengths(record.sequences.shape[1])
     prompts = record.sequences[:PROMPTS, :prompt].long()
-    written = _continue(model, None, prompts, generated, track, journal)
-    qualities = measure_quality(
-        model,
+    written = _continue(lab, None, prompts, generated)
+    qualities = lab.quality(
         [_with_warm_up(profile, prompt + warm_up) for warm_up in warm_ups],
         torch.cat([prompts, written], dim=1),
-        track,
         what=f"comparing {len(warm_ups)} warm-ups with the dense model",
         first=prompt + generated // 2,
-        journal=journal,
     )
     best = min(qualities, key=lambda quality: quality.kl.mean)
     trials = []
     for warm_up, quality in zip(warm_ups, qualities, strict=True):
-        text = _continue(model, _with_warm_up(profile, warm_up), prompts, generated, track, journal)
+        text = _continue(lab, _with_warm_up(profile, warm_up), prompts, generated)
         trials.append(
             WarmUpTrial(
                 warm_up=warm_up,
@@ -87,6 +75,15 @@ def ablate(
             )
         )
     return trials
+
+
+def cost(settings: Settings, sizes: Sizes) -> list[Step]:
+    """What `ablate` takes at most; nothing where the warm-up is pinned."""
+    if settings.warm_up != "auto" or not (warm_ups := possible_warm_ups(sizes.length)):
+        return []
+    _, generated = lengths(sizes.length)
+    prompts, texts = min(PROMPTS, sizes.recorded), 1 + len(warm_ups)
+    return [Step(f"compare {len(warm_ups)} warm-ups", prompts * texts, generated * texts)]
 
 
 def smallest_good(trials: Sequence[WarmUpTrial]) -> int:
@@ -104,13 +101,13 @@ def _with_warm_up(profile: Profile, warm_up: int) -> Profile:
     return profile.model_copy(update={"skip": profile.skip.model_copy(update={"warm_up": warm_up})})
 
 
-def _continue(
-    model: PreTrainedModel, profile: Profile | None, prompts: Tensor, generated: int, track: Track, journal: Journal
-) -> Tensor:
+def _continue(lab: Lab, profile: Profile | None, prompts: Tensor, generated: int) -> Tensor:
     """Greedy continuations, ``[prompts, generated]``."""
     settings = None if profile is None else profile.deciding
-    tokens = journal.remember(
-        ["continue", settings, prompts.tolist(), generated],
-        lambda: continue_prompts(Decoder(model, profile, check=False), prompts, generated, track).tokens.tolist(),
-    )
-    return torch.tensor(tokens)
+
+    def write() -> list[list[int]]:
+        decoder = Decoder(lab.model, profile, check=False)
+        tokens: list[list[int]] = continue_prompts(decoder, prompts, generated, lab.track).tokens.tolist()
+        return tokens
+
+    return torch.tensor(lab.journal.remember(["continue", settings, prompts.tolist(), generated], write))

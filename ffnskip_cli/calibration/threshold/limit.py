@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ffnskip.errors import FfnskipError
 from ffnskip.profiles.profile import Profile
-from ffnskip_cli.calibration.recording.record import Record
+from ffnskip_cli.calibration.lab import Lab, Sizes
+from ffnskip_cli.calibration.recording.record import Record, sample_size
 from ffnskip_cli.calibration.settings import Goal
 from ffnskip_cli.calibration.threshold.solve import highest_ratio, solve_threshold
 from ffnskip_cli.calibration.threshold.verify import Bracket, Verified, behind_prompts
-from ffnskip_cli.journal import Journal
-from ffnskip_cli.measure.quality import measure_quality
-from ffnskip_cli.track import Track
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 LIMIT_TOKENS = 4096  # of the calibration text that the cost is measured on
 NEARLY = 0.95  # of the limit: where looking for a larger ratio stops
@@ -24,19 +17,15 @@ _FIRST_GUESS = 0.1
 _STEEPEST = 4.0  # times what is aimed at: the most that a cost counts as
 
 
-def largest_within(
-    model: PreTrainedModel, profile: Profile, record: Record, goal: Goal, limit: float, track: Track, journal: Journal
-) -> Verified:
+def largest_within(lab: Lab, profile: Profile, record: Record, goal: Goal, limit: float) -> Verified:
     """Find the largest ratio that costs at most `limit`.
 
     Args:
-        model: the dense model.
+        lab: with the dense model.
         profile: whose threshold is sought; the rest of its rule stays.
         record: of the calibration text.
         goal: what is held against the limit.
         limit: in the goal's unit; at most the goal's own.
-        track: shows progress.
-        journal: remembers the measurements.
 
     Raises:
         FfnskipError: every ratio tried costs more, or the region is too small to skip anything.
@@ -45,8 +34,8 @@ def largest_within(
     most, aim = highest_ratio(record, profile.skip), limit * (1.0 + NEARLY) / 2
     if most == 0.0:
         raise FfnskipError(
-            f"Nothing can be skipped from layer {profile.skip.cold_s} to {profile.skip.cold_e - 1}: with --rule cosine "
-            "every token runs at least the FFN that triggers it: choose --cold-s and --cold-e further apart."
+            f"Nothing can be skipped from layer {profile.skip.cold_s} to {profile.skip.cold_e - 1}: with --rule "
+            f"{profile.skip.rule} {profile.skip.by.why_fewer}: choose --cold-s and --cold-e further apart."
         )
     best = Verified(profile.skip.threshold, 0.0)
     below, bracket = (0.0, -aim), None  # skipping nothing costs nothing
@@ -54,7 +43,7 @@ def largest_within(
     for _ in range(ROUNDS):
         threshold = solve_threshold(record, profile.skip, asked)
         tried = behind_prompts(profile.with_threshold(threshold), record)
-        (quality,) = measure_quality(model, [tried], tokens, track, what=f"looking for {goal}", journal=journal)
+        (quality,) = lab.quality([tried], tokens, what=f"looking for {goal}")
         cost = goal.cost(quality)
         if cost <= limit and quality.skip_ratio.mean > best.ratio:
             best = Verified(threshold, quality.skip_ratio.mean)
@@ -71,3 +60,8 @@ def largest_within(
     if best.ratio == 0.0:
         raise FfnskipError(f"No threshold was found that gives {goal} on the calibration text: allow more.")
     return best
+
+
+def passes(sizes: Sizes) -> int:
+    """Forward passes at most of one `largest_within`."""
+    return 2 * ROUNDS * min(sizes.recorded, sample_size(LIMIT_TOKENS, sizes.length))

@@ -29,11 +29,10 @@ def highest_ratio(record: Record, skip: Skip) -> float:
 def refuse_beyond(record: Record, skip: Skip, ratio: float) -> float:
     """Return the highest ratio; raise FfnskipError if `ratio` is more."""
     if ratio > (most := highest_ratio(record, skip)):
-        why = (
-            "because every token runs at least the FFN that triggers it; --cold-s, --cold-e and --window decide that"
-            if skip.rule == "cosine"
-            else "as --cold-s and --cold-e say"
-        )
+        fewer = skip.by.why_fewer
+        why = "as --cold-s and --cold-e say"
+        if fewer:
+            why = f"because {fewer}; --cold-s, --cold-e and --window decide that"
         raise FfnskipError(
             f"A skip ratio of {ratio:g} cannot be reached: layers {skip.cold_s} to {skip.cold_e - 1} allow at most "
             f"{most:.3f}, {why}."

@@ -18,10 +18,9 @@ from ffnskip.general.wrap import Applied
 from ffnskip.model.sites import decoder, input_device
 from ffnskip.profiles.profile import Profile
 from ffnskip.stats import SkipStats
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.threshold.solve import highest_ratio, simulated_ratio, solve_threshold
-from ffnskip_cli.journal import Journal
-from ffnskip_cli.track import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,9 +45,7 @@ def behind_prompts(profile: Profile, record: Record) -> Profile:
     return profile.model_copy(update={"skip": skip})
 
 
-def measure_ratio(
-    model: PreTrainedModel, profile: Profile, record: Record, track: Track, journal: Journal | None = None
-) -> float:
+def measure_ratio(lab: Lab, profile: Profile, record: Record) -> float:
     """The skip_ratio of the running model on the record's sequences, in score mode behind their prompts.
 
     Run on `VERIFY_TOKENS` of them; on the rest the ratio is taken to differ as the simulated one does.
@@ -56,10 +53,11 @@ def measure_ratio(
     sample, threshold = record.first(VERIFY_TOKENS), profile.skip.threshold
     # The sample says what the simulation is wrong by, the whole recording what it says.
     rest = simulated_ratio(record, profile.skip) - simulated_ratio(sample, profile.skip)
-    profile, journal = behind_prompts(profile, record), journal or Journal()
+    profile = behind_prompts(profile, record)
     settings, total = profile.deciding, SkipStats(profile.model.n_layers)
-    for sequence in track(sample.sequences, f"verifying threshold {threshold:g}", len(sample.sequences)):
-        counts = journal.remember(["ratio", settings, sequence.tolist()], partial(_count, model, profile, sequence))
+    for sequence in lab.track(sample.sequences, f"verifying threshold {threshold:g}", len(sample.sequences)):
+        key = ["ratio", settings, sequence.tolist()]
+        counts = lab.journal.remember(key, partial(_count, lab.model, profile, sequence))
         total.add(SkipStats(**counts))
     return total.skip_ratio + rest
 
@@ -71,14 +69,7 @@ def _count(model: PreTrainedModel, profile: Profile, sequence: Tensor) -> dict[s
     return asdict(applied.stats)
 
 
-def verify(
-    model: PreTrainedModel,
-    profile: Profile,
-    record: Record,
-    target: float,
-    track: Track,
-    journal: Journal | None = None,
-) -> Verified:
+def verify(lab: Lab, profile: Profile, record: Record, target: float) -> Verified:
     """Correct the profile's threshold in closed loop.
 
     Each round asks the simulation for another ratio, until the measured one is the target.
@@ -93,7 +84,7 @@ def verify(
     best = Verified(profile.skip.threshold, float("inf"))
     for _ in range(VERIFY_ROUNDS):
         threshold = solve_threshold(record, profile.skip, asked)
-        measured = Verified(threshold, measure_ratio(model, profile.with_threshold(threshold), record, track, journal))
+        measured = Verified(threshold, measure_ratio(lab, profile.with_threshold(threshold), record))
         if abs(measured.ratio - target) < abs(best.ratio - target):
             best = measured
         if abs(best.ratio - target) <= GOOD_ENOUGH:

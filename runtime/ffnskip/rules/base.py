@@ -71,6 +71,7 @@ class Rule(ABC):
         steps: thresholds as whole steps, from one that every value passes to one that none does; see `threshold_at`.
         has_window: whether `skip.window` bounds what one decision skips.
         by_similarity: whether the value is ``cos(h, h + f)``, whose mean over the text is a profile's `similarity`.
+        why_fewer: why some FFN of every skip region runs for every token, as a clause; empty where all can be skipped.
         decides_by: what a threshold is a threshold of, in words.
         axis: the same for the axis of a picture, with its formula or unit.
     """
@@ -83,6 +84,7 @@ class Rule(ABC):
     steps: ClassVar[range]
     has_window: ClassVar[bool] = False
     by_similarity: ClassVar[bool] = False
+    why_fewer: ClassVar[str] = ""
     decides_by: ClassVar[str]
     axis: ClassVar[str] = ""
 

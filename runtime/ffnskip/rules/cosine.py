@@ -67,6 +67,7 @@ class Cosine(Rule):
     steps = range(-1_001_000, 1_001_001)  # six digits
     has_window = True
     by_similarity = True
+    why_fewer = "every token runs at least the FFN that triggers it"
     decides_by = "how little an FFN turns a token"
     axis = "of cos(h, h + FFN(h))"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,16 +16,12 @@ from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Skip
 from ffnskip.rules.cosine import reach
 from ffnskip_cli.budget import SEARCH_NOISE
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.calibration.threshold.solve import highest_ratio, solve_threshold
 from ffnskip_cli.calibration.threshold.verify import behind_prompts
-from ffnskip_cli.journal import Journal
-from ffnskip_cli.measure.quality import measure_quality, paired_difference
-from ffnskip_cli.track import Track
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from ffnskip_cli.measure.quality import paired_difference
 
 SEARCH_TOKENS = 2048  # that every candidate is scored on
 WINDOWS = (1, 2, 4)
@@ -64,25 +59,19 @@ class Scorer:
     """Scores candidates at one skip_ratio.
 
     Args:
-        model: the dense model.
+        lab: with the dense model.
         draft: a profile for it; only the rule's settings are replaced.
         record: to solve thresholds on; the first `SEARCH_TOKENS` of its tokens are those scored on.
         ratio: the skip_ratio at which all are compared.
-        track: shows progress.
-        journal: remembers the measurements.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, draft: Profile, record: Record, ratio: float, track: Track, journal: Journal
-    ) -> None:
+    def __init__(self, lab: Lab, draft: Profile, record: Record, ratio: float) -> None:
         self.ratio = ratio
         self.n_layers = draft.model.n_layers
-        self._model = model
+        self._lab = lab
         self._draft = draft
         self._record = record
         self._tokens = search_text(record)
-        self._track = track
-        self._journal = journal
 
     @property
     def tokens(self) -> int:
@@ -116,13 +105,10 @@ class Scorer:
             for skip, ratio in zip(skips, ratios, strict=True)
         ]
         profiles = [self._draft.model_copy(update={"skip": skip}) for skip in solved]
-        qualities = measure_quality(
-            self._model,
+        qualities = self._lab.quality(
             [behind_prompts(profile, self._record) for profile in profiles],
             self._tokens,
-            self._track,
             what=f"comparing {len(solved)} rule{'s' * (len(solved) > 1)} with the dense model",
-            journal=self._journal,
         )
         return [
             Scored(skip, quality.skip_ratio.mean, self._in_proportion(quality.kl_by_sequence, quality.skip_ratio.mean))

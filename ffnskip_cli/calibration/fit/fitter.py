@@ -1,34 +1,28 @@
-"""Fit compensation and probe: to the dense model first, then to the states that the skipping model produces."""
+"""The passes over the text to fit to, and the sums that they leave: for the dense fit and for each refit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ffnskip.compensation.compensator import Compensator
-from ffnskip.errors import FfnskipError, ProfileError
+from ffnskip.errors import FfnskipError
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import Profile
-from ffnskip.profiles.schema import Compensation, Fit, TriedCompensation
+from ffnskip.profiles.schema import Compensation
 from ffnskip.profiles.weights import Weights
 from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
 from ffnskip_cli.calibration.fit.gradients import Gradients, take_gradients, with_one
 from ffnskip_cli.calibration.fit.held_back import Cost, HeldBack, trial
-from ffnskip_cli.calibration.fit.loop import Seen, run
+from ffnskip_cli.calibration.fit.loop import Seen, observe
 from ffnskip_cli.calibration.fit.maps import Features, NeuronChoice, solve_map
 from ffnskip_cli.calibration.fit.normal import NormalEquations, best_ridge
-from ffnskip_cli.journal import Journal
-from ffnskip_cli.text.corpus import Corpus
-from ffnskip_cli.track import Track
+from ffnskip_cli.calibration.lab import Lab
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-MAX_REFITS = 4
 HELD_BACK = 12  # sequences on which a refit must prove itself
 _LEAST = 3  # sequences to fit to
 GRADIENT_TOKENS = 24576  # at most, and at most half of the text: a backward pass costs as much as three others
@@ -39,63 +33,7 @@ DECAY = 0.7  # of what earlier passes count when a refit adds another
 DENSE_WEIGHT = 0.3  # of a token of the dense model beside one that was skipped
 SENSITIVITY = 0.5  # exponent: the probe of a token's own sensitivity is unsure enough that half of it serves best
 PROBE_RIDGE = 1e-3
-GAIN = 0.01  # that a refit must bring, or it was the last
 _TINY = 1e-12  # nats
-
-
-def fit_weights(
-    model: PreTrainedModel,
-    draft: Profile,
-    text: Corpus,
-    held_back: Tensor,
-    ratio: float,
-    seed: int,
-    track: Track,
-    journal: Journal,
-    tried: tuple[TriedCompensation, ...] = (),
-    gradients: Gradients | None = None,
-) -> Profile:
-    """The draft with fitted weights, a threshold to start from, and what the fit went through.
-
-    Args:
-        model: the dense model.
-        draft: rule, region and kind of compensation.
-        text: to fit to.
-        held_back: ``[sequences, length]`` of other text, on which a refit must prove itself.
-        ratio: the skip_ratio at which the loop is closed.
-        seed: of the sampled labels.
-        track: shows progress.
-        journal: remembers finished stages.
-        tried: the compensations that the draft's was chosen from.
-        gradients: those that were taken for that choice.
-    """
-    fitter = Fitter(model, draft, text.tokens, held_back, ratio, seed, track, journal, gradients)
-    best = tensors = fitter.fit_dense()
-    best_cost = cost = fitter.measure(tensors)
-    history = [cost.kl]
-    for number in range(1, MAX_REFITS + 1):
-        tensors = fitter.refit(tensors, cost.threshold, number)
-        cost = fitter.measure(tensors)
-        history.append(cost.kl)
-        gained = 1 - cost.kl / best_cost.kl
-        if gained > 0:
-            best, best_cost = tensors, cost
-        if gained < GAIN:
-            break
-    evidence = Fit(
-        tokens=text.tokens_used,
-        text_sha256=text.text_sha256,
-        gradient_tokens=fitter.gradient_sequences.numel(),
-        ridge=fitter.ridge,
-        ratio=round(best_cost.ratio, 6),
-        kl=tuple(float(f"{value:.4g}") for value in history),
-        tried=tried,
-    )
-    try:
-        fitted = draft.with_threshold(best_cost.threshold).with_weights(stored(best))
-    except ProfileError:
-        raise FfnskipError("The fit gave numbers that are not finite: try another --dtype, such as float32.") from None
-    return fitted.model_copy(update={"fit": evidence})
 
 
 def gradient_sequences(sequences: int, length: int) -> int:
@@ -127,45 +65,69 @@ def stored(tensors: dict[str, Tensor]) -> Weights:
     )
 
 
-class Fitter:
-    """The passes over the text, and the sums that they leave."""
+@dataclass(frozen=True)
+class FitTask:
+    """What is to be fitted, and to what.
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        draft: Profile,
-        text: Tensor,
-        held_back: Tensor,
-        ratio: float,
-        seed: int,
-        track: Track,
-        journal: Journal,
-        gradients: Gradients | None = None,
-    ) -> None:
-        refuse_too_little(text)
-        skip = draft.skip.model_copy(update={"warm_up": min(WARM_UP, text.shape[1] // 4), "refresh_every": None})
-        sites = ffn_sites(model)[skip.cold_s : skip.cold_e]
+    Attributes:
+        draft: rule, region and kind of compensation.
+        text: to fit to, ``[sequences, length]``.
+        held_back: ``[sequences, length]`` of other text, on which a refit must prove itself.
+        ratio: the skip_ratio at which the loop is closed.
+        seed: of the sampled labels.
+    """
+
+    draft: Profile
+    text: Tensor
+    held_back: Tensor
+    ratio: float
+    seed: int
+
+    @property
+    def sequences(self) -> Tensor:
+        """Those of the text that gradients are taken of."""
+        return self.text[: gradient_sequences(*self.text.shape)]
+
+
+class Fitter:
+    """Fits one draft's compensation and probes.
+
+    Args:
+        lab: with the dense model.
+        task: what to fit.
+        gradients: those that were taken for another draft with the same task.
+
+    Attributes:
+        ridge: the penalty that did best, once the dense fit is done.
+        index: the neurons that run beside the map, ``[layers, neurons]``; None without.
+    """
+
+    def __init__(self, lab: Lab, task: FitTask, gradients: Gradients | None = None) -> None:
+        refuse_too_little(task.text)
+        skip = task.draft.skip
+        warm_up = min(WARM_UP, task.text.shape[1] // 4)
+        skip = skip.model_copy(update={"warm_up": warm_up, "refresh_every": None})
+        sites = ffn_sites(lab.model)[skip.cold_s : skip.cold_e]
         self.ridge = 0.0
-        self._model, self._track, self._journal = model, track, journal
-        self._draft = draft.model_copy(update={"skip": skip})
-        self.held_back = HeldBack(model, held_back, ratio, track, journal)
-        self._text = text
-        self._subject = [self._draft.skip.model_dump(), draft.compensation.model_dump(), ratio, text.tolist(), seed]
-        self.gradient_sequences = self._text[: gradient_sequences(len(self._text), text.shape[1])]
-        self.gradients = gradients or self._take_gradients(seed)
+        self._lab, self._task, self._text = lab, task, task.text
+        self._draft = task.draft.model_copy(update={"skip": skip})
+        self.held_back = HeldBack(lab, task.held_back, task.ratio)
+        compensation = task.draft.compensation
+        self._subject = [skip.model_dump(), compensation.model_dump(), task.ratio, task.text.tolist(), task.seed]
+        self.gradients = gradients or self._take_gradients()
         self._scales = [site.scale for site in sites]
         self.ffns = [site.layer.get_submodule("mlp") for site in sites]
         self.index = self._choose_neurons()
         self._features = [
-            Features(draft.compensation, ffn, None if self.index is None else self.index[place])
-            for place, ffn in enumerate(self.ffns)
+            Features(compensation, ffn, None if self.index is None else self.index[layer])
+            for layer, ffn in enumerate(self.ffns)
         ]
         self.sums = self._no_sums()
 
     def fit_dense(self) -> dict[str, Tensor]:
         """Weights fitted to the dense model's states: the map by least squares, then the probes to what it damages."""
         tensors = self._stage(0, self._fit_dense)
-        self.ridge = self._journal.remember(["ridge", self._subject], lambda: self.ridge)
+        self.ridge = self._lab.journal.remember(["ridge", self._subject], lambda: self.ridge)
         return tensors
 
     def refit(self, tensors: dict[str, Tensor], threshold: float, number: int) -> dict[str, Tensor]:
@@ -185,9 +147,9 @@ class Fitter:
         held_out, sequences = self._no_sums(), self._part(0.0, DENSE_PART)
         part = max(1, len(sequences) // 8)
         for sums, chunk in ((held_out, sequences[:part]), (self.sums, sequences[part:])):
-            self.run({}, None, chunk, partial(self._add, sums, all_tokens=True), "fitting to the dense model")
+            self.observe({}, None, chunk, partial(self._add, sums, all_tokens=True), "fitting to the dense model")
         ridge = best_ridge(self.sums, held_out)
-        self.ridge = self._journal.remember(["ridge", self._subject], lambda: ridge)
+        self.ridge = self._lab.journal.remember(["ridge", self._subject], lambda: ridge)
         self.sums.blend(held_out, 1.0)
         self.sums.scale(DENSE_WEIGHT)
 
@@ -197,7 +159,7 @@ class Fitter:
         if not self._probing:
             return tensors
         damages = NormalEquations(len(self.ffns), self._hidden + 1, 1)
-        self.run(tensors, None, self.probe_text, partial(self._add_damage, damages), "fitting the probes")
+        self.observe(tensors, None, self.probe_text, partial(self._add_damage, damages), "fitting the probes")
         return tensors | self.probes(damages.solve(PROBE_RIDGE)[..., 0])
 
     def _refit(self, tensors: dict[str, Tensor], threshold: float, number: int) -> dict[str, Tensor]:
@@ -209,7 +171,7 @@ class Fitter:
                 self._add_damage(damages, seen)
 
         start = DENSE_PART + PROBE_PART + (number - 1) * REFIT_PART
-        self.run(tensors, threshold, self._part(start, REFIT_PART), see, f"refit {number}")
+        self.observe(tensors, threshold, self._part(start, REFIT_PART), see, f"refit {number}")
         new.blend(self.sums, DECAY)
         self.sums = new
         return self._solve() | (self.probes(damages.solve(PROBE_RIDGE)[..., 0]) if self._probing else {})
@@ -219,13 +181,13 @@ class Fitter:
 
         def finish() -> dict[str, Tensor]:
             if number > 0:
-                self._restore(self._journal.remember_tensors(self._key("sums", number - 1), self._state))
+                self._restore(self._lab.journal.remember_tensors(self._key("sums", number - 1), self._state))
             tensors = compute()
-            self._journal.remember_tensors(self._key("sums", number), self._state)
+            self._lab.journal.remember_tensors(self._key("sums", number), self._state)
             return tensors
 
-        tensors = self._journal.remember_tensors(self._key("weights", number), finish)
-        self._journal.forget_tensors(self._key("sums", number - 1))
+        tensors = self._lab.journal.remember_tensors(self._key("weights", number), finish)
+        self._lab.journal.forget_tensors(self._key("sums", number - 1))
         return tensors
 
     def _key(self, what: str, number: int) -> list[object]:
@@ -251,11 +213,11 @@ class Fitter:
     def _hidden(self) -> int:
         return self._draft.model.hidden_size
 
-    def _take_gradients(self, seed: int) -> Gradients:
-        first, sequences = self._draft.skip.warm_up, self.gradient_sequences
-        tensors = self._journal.remember_tensors(
+    def _take_gradients(self) -> Gradients:
+        first, sequences, seed = self._draft.skip.warm_up, self._task.sequences, self._task.seed
+        tensors = self._lab.journal.remember_tensors(
             ["gradients", sequences.tolist(), first, seed],
-            lambda: vars(take_gradients(self._model, sequences, first, seed, self._track)),
+            lambda: vars(take_gradients(self._lab, sequences, first, seed)),
         )
         region = slice(self._draft.skip.cold_s, self._draft.skip.cold_e)
         return Gradients(tensors["fisher"][region], tensors["sensitivity"][region])
@@ -267,10 +229,10 @@ class Fitter:
         def choose() -> dict[str, Tensor]:
             choice = NeuronChoice(self.ffns, self._hidden)
             sample = self._text[-CHOICE_SEQUENCES:]
-            self.run({}, None, sample, lambda seen: choice.add(seen.place, seen.x), "choosing neurons")
+            self.observe({}, None, sample, lambda seen: choice.add(seen.place, seen.x), "choosing neurons")
             return {"index": choice.choose(count, self.gradients.fisher)}
 
-        return self._journal.remember_tensors(["neurons", self._subject], choose)["index"]
+        return self._lab.journal.remember_tensors(["neurons", self._subject], choose)["index"]
 
     def _no_sums(self) -> NormalEquations:
         features = self._features[0].count(self._hidden)
@@ -304,7 +266,7 @@ class Fitter:
         probe = log_damage.float() + SENSITIVITY * self.gradients.sensitivity
         return {PROBE: probe[:, :-1].contiguous(), PROBE_BIAS: probe[:, -1].contiguous()}
 
-    def run(
+    def observe(
         self,
         tensors: dict[str, Tensor],
         threshold: float | None,
@@ -313,4 +275,4 @@ class Fitter:
         what: str,
     ) -> None:
         """Run part of the text with the draft and these weights; without a threshold, as the dense model."""
-        run(self._model, trial(self._draft, tensors, threshold), sequences, see, self._track, what)
+        observe(self._lab, trial(self._draft, tensors, threshold), sequences, see, what)

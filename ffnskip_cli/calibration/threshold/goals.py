@@ -1,0 +1,122 @@
+"""Reach each goal with a threshold, and measure on held-out text what that and other thresholds cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ffnskip.errors import FfnskipError
+from ffnskip.profiles.profile import Profile
+from ffnskip_cli.calibration.lab import Lab, Sizes, Step
+from ffnskip_cli.calibration.recording.record import Record, sample_size
+from ffnskip_cli.calibration.settings import Goal, Settings
+from ffnskip_cli.calibration.threshold import limit
+from ffnskip_cli.calibration.threshold.solve import highest_ratio, solve_threshold
+from ffnskip_cli.calibration.threshold.verify import VERIFY_ROUNDS, VERIFY_TOKENS, Verified, verify
+from ffnskip_cli.measure.quality import Quality
+
+CURVE_POINTS = 8  # besides those of the goals
+CURVE_REACH = 0.3  # the ratio that a curve reaches at least, if the region allows
+ADJUSTMENTS = 3  # of a limit, where held-out text costs more or much less than the calibration text
+_MUCH = 0.85  # of the limit
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The goals that were reached, and a sentence for each that was not."""
+
+    reached: dict[Goal, Verified]
+    refused: list[str]
+
+
+@dataclass
+class HeldOut:
+    """What thresholds of a draft cost on the held-out text, each measured once.
+
+    Attributes:
+        qualities: what has been measured, by threshold.
+    """
+
+    lab: Lab
+    draft: Profile
+    tokens: Tensor
+    qualities: dict[float, Quality] = field(default_factory=dict)
+
+    def measure(self, thresholds: set[float]) -> None:
+        """Measure those that have not been."""
+        if not (new := sorted(thresholds - self.qualities.keys(), reverse=True)):
+            return
+        qualities = self.lab.quality([self.draft.with_threshold(threshold) for threshold in new], self.tokens)
+        self.qualities |= dict(zip(new, qualities, strict=True))
+
+
+@dataclass(frozen=True)
+class SolveStage:
+    """Find each goal's threshold in the running model; one goal that has none must not cost the others theirs."""
+
+    settings: Settings
+
+    def run(self, lab: Lab, record: Record, held_out: HeldOut) -> Solved:
+        """Solve on the calibration text's `record`, and hold limits against the held-out text, too."""
+        reached: dict[Goal, Verified] = {}
+        refused = []
+        for goal in self.settings.goals:
+            try:
+                reached[goal] = _reach(lab, record, goal, held_out)
+            except FfnskipError as error:
+                refused.append(str(error))
+        return Solved(reached, refused)
+
+    def cost(self, sizes: Sizes) -> list[Step]:
+        """Rounds of verifying a ratio, or of looking for the ratio that keeps a limit."""
+        limits = sum(goal.kind != "target_ratio" for goal in self.settings.goals)
+        verifying = VERIFY_ROUNDS * min(sizes.recorded, sample_size(VERIFY_TOKENS, sizes.length))
+        passes = (len(self.settings.goals) - limits) * verifying + limits * ADJUSTMENTS * limit.passes(sizes)
+        return [Step("solve and verify", passes)]
+
+
+@dataclass(frozen=True)
+class MeasureStage:
+    """Measure the solved thresholds, and a curve of others to move along later, on the held-out text."""
+
+    settings: Settings
+
+    def run(self, record: Record, held_out: HeldOut, solved: Solved) -> None:
+        """Fill in `held_out.qualities`; measures nothing where no goal was reached."""
+        if solved.reached:
+            solutions = solved.reached.values()
+            curve = _curve(record, held_out.draft, max(solution.ratio for solution in solutions))
+            held_out.measure({*curve, *(solution.threshold for solution in solutions)})
+
+    def cost(self, sizes: Sizes) -> list[Step]:
+        """The dense model, the curve and the goals; a limit is measured whenever it is adjusted."""
+        limits = sum(goal.kind != "target_ratio" for goal in self.settings.goals)
+        thresholds = CURVE_POINTS + len(self.settings.goals) + 1 + 2 * ADJUSTMENTS * limits
+        return [Step("measure quality", thresholds * sizes.held_out)]
+
+
+def _reach(lab: Lab, record: Record, goal: Goal, held_out: HeldOut) -> Verified:
+    draft = held_out.draft
+    if goal.kind == "target_ratio":
+        return verify(lab, draft, record, goal.value)
+    allowed, best = goal.value, None
+    for _ in range(ADJUSTMENTS):
+        solution = limit.largest_within(lab, draft, record, goal, allowed)
+        held_out.measure({solution.threshold})
+        cost = goal.cost(held_out.qualities[solution.threshold])
+        if cost <= goal.value and (best is None or solution.ratio > best.ratio):
+            best = solution
+        if cost <= 0 or _MUCH * goal.value <= cost <= goal.value:
+            break
+        allowed *= limit.NEARLY * goal.value / cost  # so that a solution at the very limit would be within the goal
+    if best is None:
+        raise FfnskipError(f"No threshold was found that gives {goal} on the held-out text, too: allow more.")
+    return best
+
+
+def _curve(record: Record, draft: Profile, largest: float) -> set[float]:
+    """Thresholds at even steps of the ratio, well beyond the largest one that was solved for."""
+    reach = min(highest_ratio(record, draft.skip), max(CURVE_REACH, 2 * largest))
+    ratios = [reach * step / CURVE_POINTS for step in range(1, CURVE_POINTS + 1)]
+    return {solve_threshold(record, draft.skip, ratio) for ratio in ratios}
