@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from ffnskip_cli.calibration.calibrate import Calibrated, Calibration, calibrate
+from support import calibrations
+from support.calibrations import paper_settings
 from support.naive import naive_forward
-from support.pico import HIDDEN, N_LAYERS, pico_model, pico_source, pico_tokens
+from support.pico import HIDDEN, N_LAYERS, pico_model, pico_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,18 +21,18 @@ import ffnskip
 from ffnskip import FfnskipError, Profile, SkipStats
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import dump_profile, parse_profile
-from ffnskip_cli.calibration.assemble import verdict
+from ffnskip_cli.calibration.assemble import Calibrated, Calibration, verdict
+from ffnskip_cli.calibration.lab import Lab
+from ffnskip_cli.calibration.pipeline import Pipeline
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of, source_of
 from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.recording.record import record_text
-from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal, Settings
+from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal
+from ffnskip_cli.calibration.texts import held_out_of, text_to_record
 from ffnskip_cli.calibration.threshold.verify import Verified, verify
 from ffnskip_cli.measure.flops import model_cost
 from ffnskip_cli.measure.quality import Estimate, Quality
 from ffnskip_cli.sources.models import load_model
-from ffnskip_cli.text.corpus import Corpus
-from ffnskip_cli.text.named import held_out_of, text_to_record
-from ffnskip_cli.track import silently
 
 LENGTH, WARM_UP = 24, 3
 TEXT, HELD_OUT = pico_tokens(LENGTH, batch=12), pico_tokens(LENGTH, batch=4, seed=1)
@@ -49,10 +50,6 @@ def model_of(ffn_scale: float = 1.0) -> PreTrainedModel:
     return model
 
 
-def corpus(tokens: Tensor, name: str = "own") -> Corpus:
-    return Corpus(tokens, "ab" * 32, tokens.numel() + 7, frozenset(), name, "en", "train", "f" * 40)
-
-
 def all_finished(calibration: Calibration) -> list[Calibrated]:
     if calibration.refused:
         raise FfnskipError(calibration.refused[0])
@@ -67,17 +64,11 @@ def run(
     **settings: Any,
 ) -> list[Calibrated]:
     model = model_of() if model is None else model
-    chosen = Settings(
-        tuple(goal if isinstance(goal, Goal) else Goal("target_ratio", goal) for goal in goals),
+    chosen = paper_settings(
+        *(goal if isinstance(goal, Goal) else Goal("target_ratio", goal) for goal in goals),
         **{"tokens": text.numel(), "sequence_length": text.shape[1], "warm_up": WARM_UP, "candidates": 0, **settings},
     )
-    return all_finished(calibrated_with(model, text, held_out, chosen))
-
-
-def calibrated_with(model: PreTrainedModel, text: Tensor, held_out: Tensor, settings: Settings) -> Calibration:
-    identity = identity_of(pico_source(model), corpus(text), settings)
-    statistics = collect(model, identity, text, Share(), Ranks(), silently)
-    return calibrate(model, statistics, corpus(held_out, "other"), settings, silently)
+    return all_finished(calibrations.calibrated(model, text, held_out, chosen))
 
 
 @cache
@@ -274,8 +265,8 @@ def calibrated_in(folder: Path, pico_folder: Path, seed: int = 0) -> str:
     rows = [{"text": "".join(words.choices("abcdefgh ", k=60))} for _ in range(80)]
     (folder / "text.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     loaded = load_model(str(folder / "pico"))
-    settings = Settings(
-        (Goal("target_ratio", 0.2),),
+    settings = paper_settings(
+        Goal("target_ratio", 0.2),
         tokens=640,
         eval_tokens=256,
         sequence_length=32,
@@ -290,8 +281,9 @@ def calibrated_in(folder: Path, pico_folder: Path, seed: int = 0) -> str:
     identity = identity_of(source_of(loaded), text, settings)
     held_out = held_out_of(loaded, identity, names, [], settings, offline=True)
     assert not text.document_hashes & held_out.document_hashes
-    statistics = collect(loaded.model, identity, text.tokens, Share(), Ranks(), silently)
-    (found,) = all_finished(calibrate(loaded.model, statistics, held_out, settings, silently))
+    lab = Lab(loaded.model)
+    statistics = collect(lab, identity, text.tokens, Share(), Ranks())
+    (found,) = all_finished(Pipeline(settings).compile(lab, statistics, held_out))
     return dump_profile(found.profile)
 
 
@@ -310,10 +302,10 @@ def test_a_target_that_cannot_be_reached_does_not_cost_the_others(monkeypatch: p
             raise FfnskipError("Out of reach.")
         return verify(*args)
 
-    monkeypatch.setattr("ffnskip_cli.calibration.calibrate.verify", refuse_the_second)
+    monkeypatch.setattr("ffnskip_cli.calibration.threshold.goals.verify", refuse_the_second)
     goals = tuple(Goal("target_ratio", target) for target in TARGETS)
-    settings = Settings(goals, sequence_length=LENGTH, warm_up=WARM_UP, candidates=0)
-    result = calibrated_with(model_of(), TEXT, HELD_OUT, settings)
+    settings = paper_settings(*goals, sequence_length=LENGTH, warm_up=WARM_UP, candidates=0)
+    result = calibrations.calibrated(model_of(), TEXT, HELD_OUT, settings)
     reached = [target for target in TARGETS if target != TARGETS[1]]
     assert [c.profile.measured.target_ratio for c in result.finished if c.profile.measured] == reached
     assert result.refused == ["Out of reach."]

@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from support.calibrations import paper_settings
 from support.pico import pico_model, pico_source, pico_tokens
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ffnskip import FfnskipError
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording import collect as module
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of, kept_files
 from ffnskip_cli.calibration.recording.file import Identity, Statistics, load_statistics
 from ffnskip_cli.calibration.recording.ranks import Ranks
-from ffnskip_cli.calibration.settings import Goal, On, Settings
+from ffnskip_cli.calibration.settings import Goal, On
 from ffnskip_cli.text.corpus import Corpus
-from ffnskip_cli.track import silently
+from ffnskip_cli.track import Track, silently
 
 LENGTHS: dict[On, int] = {"text": 12, "generated": 256}
 SEQUENCES: dict[On, int] = {"text": 9, "generated": 35}  # three blocks of at most 16
@@ -57,16 +58,16 @@ class Killed(BaseException):
     """Unlike an Exception, nothing on the way may swallow it."""
 
 
-def setup(on: On = "text", seed: int = 0) -> tuple[PreTrainedModel, Identity, Tensor]:
+def setup(on: On = "text", seed: int = 0, track: Track = silently) -> tuple[Lab, Identity, Tensor]:
     model = pico_model(max_position_embeddings=256)
     tokens = pico_tokens(LENGTHS[on], batch=SEQUENCES[on], seed=seed)
     text = Corpus(tokens, f"{seed:064x}", tokens.numel(), frozenset(), "own", None, None, None)
-    settings = Settings((Goal("target_ratio", 0.1),), sequence_length=LENGTHS[on], warm_up=0, on=on)
-    return model, identity_of(pico_source(model), text, settings), tokens
+    settings = paper_settings(Goal("target_ratio", 0.1), sequence_length=LENGTHS[on], warm_up=0, on=on)
+    return Lab(model, track), identity_of(pico_source(model), text, settings), tokens
 
 
 def record_whole(on: On = "text") -> Statistics:
-    return collect(*setup(on), Share(), ONE, silently)
+    return collect(*setup(on), Share(), ONE)
 
 
 def assert_same(one: Statistics, other: Statistics) -> None:
@@ -79,7 +80,7 @@ def assert_same(one: Statistics, other: Statistics) -> None:
 @pytest.mark.parametrize("on", ["text", "generated"])
 def test_shares_put_together_are_what_one_machine_records(tmp_path: Path, on: On) -> None:
     paths = [tmp_path / name for name in "abc"]
-    parts = [collect(*setup(on), Share(i, 3, path), ONE, silently) for i, path in enumerate(paths)]
+    parts = [collect(*setup(on), Share(i, 3, path), ONE) for i, path in enumerate(paths)]
     assert sum(len(part.done) - part.missing for part in parts) == SEQUENCES[on]
     assert max(part.missing for part in parts) < SEQUENCES[on]
     assert_same(load_statistics(paths), record_whole(on))
@@ -88,8 +89,8 @@ def test_shares_put_together_are_what_one_machine_records(tmp_path: Path, on: On
 def test_ranks_that_are_added_up_are_what_one_process_records(tmp_path: Path) -> None:
     sent: list[Tensor] = []
     path = tmp_path / "whole"
-    collect(*setup(), Share(path=path), Second(sent), silently)
-    first = collect(*setup(), Share(path=path), First(sent), silently)
+    collect(*setup(), Share(path=path), Second(sent))
+    first = collect(*setup(), Share(path=path), First(sent))
     assert first.missing == 0
     assert_same(first, record_whole())
     assert_same(load_statistics([path]), record_whole())
@@ -122,22 +123,22 @@ def test_what_killed_ranks_have_left_is_taken_over_by_any_number_of_them(tmp_pat
     share = Share(path=tmp_path / "whole", resume=True)
     for killed in (First([]), Second([])):
         with pytest.raises(Killed):
-            collect(*setup(), share, killed, first_half)
+            collect(*setup(track=first_half), share, killed)
     assert [path.name for path in kept_files(tmp_path / "whole")] == ["whole.1-of-2", "whole.2-of-2"]
-    assert_same(collect(*setup(), share, ONE, counting), record_whole())
+    assert_same(collect(*setup(track=counting), share, ONE), record_whole())
     assert left == [SEQUENCES["text"] - 2 - 2]
 
 
 def test_more_ranks_than_blocks_is_no_mistake(tmp_path: Path) -> None:
     share = Share(SEQUENCES["text"] + 3, SEQUENCES["text"] + 5, tmp_path / "own", resume=True)
     for _ in range(2):
-        assert collect(*setup(), share, ONE, silently).missing == SEQUENCES["text"]
+        assert collect(*setup(), share, ONE).missing == SEQUENCES["text"]
 
 
 def test_ranks_that_record_different_texts_are_refused() -> None:
     other = setup(seed=1)[1].facts()
     with pytest.raises(FfnskipError, match=r"^rank 1 does not fit rank 0: text\.text_sha256 is 0+1 and not 0+\.$"):
-        collect(*setup(), Share(), First([], other), silently)
+        collect(*setup(), Share(), First([], other))
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 8])
@@ -155,8 +156,8 @@ def test_an_interrupted_recording_goes_on_where_it_stopped(tmp_path: Path, after
     left: list[int] = []
     share = Share(path=tmp_path / "own", resume=True)
     with pytest.raises(Killed):
-        collect(*setup(), share, ONE, stopping)
-    assert_same(collect(*setup(), share, ONE, counting), record_whole())
+        collect(*setup(track=stopping), share, ONE)
+    assert_same(collect(*setup(track=counting), share, ONE), record_whole())
     assert left == [SEQUENCES["text"] - after]
 
 
@@ -177,27 +178,27 @@ def test_what_was_saved_survives_a_kill_that_leaves_no_time_to_save(
     monkeypatch.setattr(Statistics, "save", save_unless_dead)
     share = Share(path=tmp_path / "own", resume=True)
     with pytest.raises(Killed):
-        collect(*setup(), share, ONE, silently)
+        collect(*setup(), share, ONE)
     monkeypatch.undo()
     assert saved == [1, 2, 3, 4]
     assert load_statistics([tmp_path / "own"]).missing == SEQUENCES["text"] - 4
-    assert_same(collect(*setup(), share, ONE, silently), record_whole())
+    assert_same(collect(*setup(), share, ONE), record_whole())
 
 
 def test_a_recording_of_another_text_is_not_continued(tmp_path: Path) -> None:
     share = Share(path=tmp_path / "own", resume=True)
-    collect(*setup(), share, ONE, silently)
+    collect(*setup(), share, ONE)
     with pytest.raises(
         FfnskipError, match=r"^\S+own does not fit what --resume was asked for: text\.text_sha256 is 0+ "
     ):
-        collect(*setup(seed=1), share, ONE, silently)
+        collect(*setup(seed=1), share, ONE)
 
 
 def test_without_resume_an_old_file_is_not_read(tmp_path: Path) -> None:
     share = Share(path=tmp_path / "own")
-    collect(*setup(), share, ONE, silently)
+    collect(*setup(), share, ONE)
     model, identity, tokens = setup(seed=1)
-    collect(model, identity, tokens, share, ONE, silently)
+    collect(model, identity, tokens, share, ONE)
     assert load_statistics([tmp_path / "own"]).identity == identity
 
 

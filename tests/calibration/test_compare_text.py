@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from ffnskip_cli.calibration.calibrate import calibrate
-from ffnskip_cli.calibration.rules.cosine.choose import choose_cosine
 from matplotlib.image import imread
+from support.calibrations import paper_settings
 from support.cli import mistake, succeed, talk
 from support.factories import make_profile
 from support.pico import pico_model, pico_source, pico_tokens
@@ -30,9 +29,12 @@ from ffnskip_cli.calibration.compare import (
     check_texts,
     compare,
 )
+from ffnskip_cli.calibration.lab import Lab
+from ffnskip_cli.calibration.pipeline import Pipeline
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.recording.ranks import Ranks
-from ffnskip_cli.calibration.settings import Goal, Settings
+from ffnskip_cli.calibration.rules.cosine.compiler import CosineCompiler
+from ffnskip_cli.calibration.settings import Goal
 from ffnskip_cli.calibration.threshold.verify import GOOD_ENOUGH
 from ffnskip_cli.measure.quality import Estimate, Quality, measure_quality
 from ffnskip_cli.report.compare_words import answer
@@ -43,8 +45,8 @@ from ffnskip_cli.text.sources import open_text
 from ffnskip_cli.track import silently
 
 LENGTH, WARM_UP, TARGET = 24, 3, 0.1
-SETTINGS = Settings(
-    (Goal("target_ratio", TARGET),),
+SETTINGS = paper_settings(
+    Goal("target_ratio", TARGET),
     tokens=12 * LENGTH,
     sequence_length=LENGTH,
     warm_up=WARM_UP,
@@ -89,8 +91,8 @@ def test_the_diagonal_is_what_calibrate_writes_into_a_profile(
     model = pico_model(dtype=torch.float64)
     for index, text in enumerate(texts):
         identity = identity_of(pico_source(model), text.calibration, SETTINGS)
-        statistics = collect(model, identity, text.calibration.tokens, Share(), Ranks(), silently)
-        (calibrated,) = calibrate(model, statistics, text.held_out, SETTINGS, silently).finished
+        statistics = collect(Lab(model), identity, text.calibration.tokens, Share(), Ranks())
+        (calibrated,) = Pipeline(SETTINGS).compile(Lab(model), statistics, text.held_out).finished
         assert calibrated.profile.skip == comparison.profiles[index].skip
         quality, measured = comparison.measured[index][index], calibrated.profile.measured
         assert measured
@@ -113,11 +115,12 @@ def test_profiles_with_different_warm_ups_are_measured_at_the_same_positions(
 ) -> None:
     model, warm_ups = pico_model(dtype=torch.float64), iter((2, 7))
 
-    def choose(*arguments: Any) -> Profile:
-        draft = choose_cosine(*arguments)
+    def choose(compiler: CosineCompiler, *arguments: Any) -> Profile:
+        draft = real(compiler, *arguments)
         return draft.model_copy(update={"skip": draft.skip.model_copy(update={"warm_up": next(warm_ups)})})
 
-    monkeypatch.setattr("ffnskip_cli.calibration.compare.choose_cosine", choose)
+    real = CosineCompiler.choose
+    monkeypatch.setattr(CosineCompiler, "choose", choose)
     found = compare(model, pico_source(model), texts, SETTINGS, silently)
     assert [profile.skip.warm_up for profile in found.profiles] == [2, 7]
     for (one, other), text in zip(zip(*found.measured, strict=True), texts, strict=True):
@@ -127,7 +130,7 @@ def test_profiles_with_different_warm_ups_are_measured_at_the_same_positions(
 
 def test_a_text_that_cannot_be_calibrated_on_is_named(texts: list[ComparedText]) -> None:
     model = pico_model(dtype=torch.float64)
-    impossible = Settings((Goal("target_ratio", 0.9),), sequence_length=LENGTH, warm_up=WARM_UP, candidates=0)
+    impossible = paper_settings(Goal("target_ratio", 0.9), sequence_length=LENGTH, warm_up=WARM_UP, candidates=0)
     with pytest.raises(FfnskipError, match=r"^Calibrating on of 4: A skip ratio of 0\.9 cannot be reached"):
         compare(model, pico_source(model), texts, impossible, silently)
 
@@ -146,7 +149,7 @@ def test_no_held_out_document_was_calibrated_on_in_any_of_the_texts(
 
     for module in ("calibration.compare", "text.named"):
         monkeypatch.setattr(f"ffnskip_cli.{module}.sample_documents", sample)
-    settings = Settings(SETTINGS.goals, tokens=40_000, eval_tokens=4000, sequence_length=32, warm_up=2)
+    settings = paper_settings(*SETTINGS.goals, tokens=40_000, eval_tokens=4000, sequence_length=32, warm_up=2)
     texts = build_texts(load_model(str(pico_folder)), [str(path), "self"], settings, offline=True)
     assert [text.name for text in texts] == ["own.txt", "self"]
     held_out_by_content = {digest for digest in map(sha256_of, own_words) if digest[0] % 8 == 0}

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from ffnskip_cli.calibration.fit.fit import fit_weights
 from safetensors.torch import load_file
 from support.factories import Kind
 from support.pico import pico_model, pico_profile, pico_tokens
@@ -18,13 +17,15 @@ from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Compensation
 from ffnskip.profiles.weights import Weights
 from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
-from ffnskip_cli.calibration.fit import fit
+from ffnskip_cli.calibration.fit import fitter
+from ffnskip_cli.calibration.fit.fitter import FitTask
 from ffnskip_cli.calibration.fit.loop import record_scores
+from ffnskip_cli.calibration.fit.stage import MAX_REFITS, fit_weights
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import record_text
 from ffnskip_cli.calibration.threshold.solve import solve_threshold
 from ffnskip_cli.journal import Journal
 from ffnskip_cli.measure.quality import measure_quality
-from ffnskip_cli.text.corpus import Corpus
 from ffnskip_cli.track import silently
 
 LENGTH, RATIO, SEED = 32, 0.3, 0
@@ -37,10 +38,6 @@ def llama() -> PreTrainedModel:
     return pico_model()
 
 
-def corpus(tokens: Tensor) -> Corpus:
-    return Corpus(tokens, "ab" * 32, tokens.numel(), frozenset(), "own", None, None, None)
-
-
 def draft_of(kind: Kind, rule: str = "predicted-damage", rank: int | None = None, neurons: int = 0) -> Profile:
     compensation = Compensation(kind=kind, rank=rank, neurons=neurons)
     draft = pico_profile(llama(), rule=rule, threshold=0.0 if rule == "predicted-damage" else 0.9)
@@ -48,7 +45,8 @@ def draft_of(kind: Kind, rule: str = "predicted-damage", rank: int | None = None
 
 
 def fitted(*draft: Any, text: Tensor = TEXT, journal: Journal | None = None, seed: int = SEED) -> Profile:
-    return fit_weights(llama(), draft_of(*draft), corpus(text), HELD_BACK, RATIO, seed, silently, journal or Journal())
+    task = FitTask(draft_of(*draft), text, HELD_BACK, RATIO, seed)
+    return fit_weights(Lab(llama(), journal=journal or Journal()), task, "ab" * 32)
 
 
 @cache
@@ -61,7 +59,7 @@ def kl_at_ratio(profile: Profile, text: Tensor = UNSEEN) -> float:
     if profile.skip.rule == "cosine":
         record = record_text(llama(), text)
     else:
-        record = record_scores(llama(), profile, text, 0, silently)
+        record = record_scores(Lab(llama()), profile, text, 0)
     threshold = solve_threshold(record, profile.skip, RATIO)
     (quality,) = measure_quality(llama(), [profile.with_threshold(threshold)], text, silently)
     assert quality.skip_ratio.mean == pytest.approx(RATIO, abs=0.03)
@@ -84,7 +82,7 @@ def test_the_fitted_profile_says_what_it_went_through() -> None:
     assert profile.fit
     assert (profile.fit.tokens, profile.fit.text_sha256, profile.fit.ratio) == (TEXT.numel(), "ab" * 32, RATIO)
     assert profile.fit.gradient_tokens == len(TEXT) // 2 * LENGTH
-    assert 2 <= len(profile.fit.kl) <= 1 + fit.MAX_REFITS
+    assert 2 <= len(profile.fit.kl) <= 1 + MAX_REFITS
     assert profile.skip.threshold > 0
     as_fitted = profile.skip.model_copy(update={"warm_up": LENGTH // 4})  # text is short: a quarter is left out
     cost = kl_at_ratio(profile.model_copy(update={"skip": as_fitted}), HELD_BACK)
@@ -99,7 +97,7 @@ def test_the_probes_beat_those_that_tell_no_token_from_another() -> None:
     """The same compensation with a probe that says the average of each layer's predictions for every token."""
     profile = low_rank()
     assert profile.weights
-    scores = record_scores(llama(), profile, TEXT[:16], 0, silently).values[:, 2:, 1:5]
+    scores = record_scores(Lab(llama()), profile, TEXT[:16], 0).values[:, 2:, 1:5]
     means = scores.flatten(0, 1).mean(dim=0)
     shuffled = profile.weights.tensors[PROBE][:, torch.randperm(32, generator=torch.Generator().manual_seed(0))]
     blind = dict(profile.weights.tensors) | {PROBE: shuffled, PROBE_BIAS: means}
@@ -109,7 +107,7 @@ def test_the_probes_beat_those_that_tell_no_token_from_another() -> None:
 def with_costs(monkeypatch: pytest.MonkeyPatch, costs: list[float]) -> tuple[Profile, list[dict[str, Tensor]]]:
     """A real fit, whose held-back KL is replaced by `costs`; what each stage had as weights."""
     stages: list[dict[str, Tensor]] = []
-    measure = fit.HeldBack.measure
+    measure = fitter.HeldBack.measure
 
     def said(held_back: Any, draft: Profile, tensors: dict[str, Tensor]) -> Any:
         cost = measure(held_back, draft, tensors)
@@ -117,7 +115,7 @@ def with_costs(monkeypatch: pytest.MonkeyPatch, costs: list[float]) -> tuple[Pro
         stages.append(tensors)
         return type(cost)(cost.threshold, cost.ratio, cost.most, (0.5 * cost.ratio, point), (2 * cost.ratio, point))
 
-    monkeypatch.setattr(fit.HeldBack, "measure", said)
+    monkeypatch.setattr(fitter.HeldBack, "measure", said)
     return fitted("linear", text=TEXT[:24]), stages
 
 
@@ -137,8 +135,8 @@ def test_a_refit_that_does_not_help_is_the_last_and_is_not_kept(
     assert profile.fit
     assert profile.fit.kl == pytest.approx(costs)
     assert len(stages) == stages_run
-    assert profile.weights == fit.stored(stages[kept])
-    assert all(profile.weights != fit.stored(stage) for place, stage in enumerate(stages) if place != kept)
+    assert profile.weights == fitter.stored(stages[kept])
+    assert all(profile.weights != fitter.stored(stage) for place, stage in enumerate(stages) if place != kept)
 
 
 def test_twice_the_same_fit_gives_the_same_bytes_and_another_seed_others() -> None:
@@ -164,7 +162,7 @@ def test_a_fit_that_was_killed_goes_on_where_it_stopped_with_the_same_bytes(
     path = tmp_path / "own.journal"
 
     ran: list[str] = []
-    real = fit.run
+    real = fitter.observe
 
     def counting(stop_at: str, *arguments: Any) -> None:
         ran.append(arguments[-1])
@@ -172,7 +170,7 @@ def test_a_fit_that_was_killed_goes_on_where_it_stopped_with_the_same_bytes(
             raise KilledError
         real(*arguments)
 
-    monkeypatch.setattr(fit, "run", partial(counting, "refit 1"))
+    monkeypatch.setattr(fitter, "observe", partial(counting, "refit 1"))
     with pytest.raises(KilledError):
         fitted(*choices, text=TEXT[:24], journal=Journal(path, "own"))
     kept = sorted(tmp_path.glob("own.journal.*.safetensors"))
@@ -183,8 +181,8 @@ def test_a_fit_that_was_killed_goes_on_where_it_stopped_with_the_same_bytes(
         raise AssertionError("were taken again")
 
     ran.clear()
-    monkeypatch.setattr(fit, "run", partial(counting, ""))
-    monkeypatch.setattr(fit, "take_gradients", no_gradients)
+    monkeypatch.setattr(fitter, "observe", partial(counting, ""))
+    monkeypatch.setattr(fitter, "take_gradients", no_gradients)
     journal = Journal(path, "own", resume=True)
     resumed = fitted(*choices, text=TEXT[:24], journal=journal)
     assert resumed.weights

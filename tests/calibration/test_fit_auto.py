@@ -7,10 +7,10 @@ from support.pico import HIDDEN, N_LAYERS, pico_model, pico_profile, pico_tokens
 from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Compensation
 from ffnskip_cli.calibration.fit.auto import candidates, choose_compensation
+from ffnskip_cli.calibration.fit.fitter import FitTask
 from ffnskip_cli.calibration.fit.normal import NormalEquations
-from ffnskip_cli.journal import Journal
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.text.corpus import Corpus
-from ffnskip_cli.track import silently
 
 TEXT, HELD_BACK = pico_tokens(32, batch=48), pico_tokens(32, batch=8, seed=2)
 CORPUS = Corpus(TEXT, "ab" * 32, TEXT.numel(), frozenset(), "own", None, None, None)
@@ -23,9 +23,7 @@ def draft(cold_s: int = 0, cold_e: int = N_LAYERS) -> Profile:
 
 def test_the_one_that_saves_most_is_taken_and_all_are_told() -> None:
     model = pico_model()
-    chosen, tried, gradients = choose_compensation(
-        model, draft(), CORPUS, HELD_BACK, RATIO, 0.02, 0, silently, Journal()
-    )
+    chosen, tried, gradients = choose_compensation(Lab(model), FitTask(draft(), TEXT, HELD_BACK, RATIO, 0), 0.02)
     assert [one.model_dump(include={"kind", "rank", "neurons"}) for one in tried] == [
         one.model_dump(include={"kind", "rank", "neurons"}) for one in candidates(model)
     ]
@@ -36,7 +34,7 @@ def test_the_one_that_saves_most_is_taken_and_all_are_told() -> None:
 
 
 def test_no_candidate_claims_more_than_the_region_holds() -> None:
-    _, tried, _ = choose_compensation(pico_model(), draft(2, 4), CORPUS, HELD_BACK, RATIO, 10.0, 0, silently, Journal())
+    _, tried, _ = choose_compensation(Lab(pico_model()), FitTask(draft(2, 4), TEXT, HELD_BACK, RATIO, 0), 10.0)
     assert max(one.skip_ratio for one in tried) == pytest.approx(2 / N_LAYERS, abs=1e-3)
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ffnskip.model.sites import ffn_sites
 from ffnskip_cli.calibration.fit.gradients import Gradients, take_gradients, with_one
-from ffnskip_cli.track import silently
+from ffnskip_cli.calibration.lab import Lab
 
 TEXT, FIRST, SEED = pico_tokens(20, batch=6), 4, 5
 
@@ -22,7 +22,7 @@ def llama() -> PreTrainedModel:
 
 @cache
 def taken() -> Gradients:
-    return take_gradients(llama(), TEXT, FIRST, SEED, silently)
+    return take_gradients(Lab(llama()), TEXT, FIRST, SEED)
 
 
 def streams(model: PreTrainedModel, tokens: Tensor, moved: int = -1, by: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,7 @@ def ffn_inputs(layer: int, tokens: Tensor) -> Tensor:
 def test_half_e_f_e_predicts_what_a_small_change_of_one_tokens_stream_costs(layer: int) -> None:
     """To second order, on average: many texts, tokens and directions are drawn, each change for itself."""
     text = pico_tokens(20, batch=64, seed=7)
-    fisher = take_gradients(llama(), text, 0, SEED, silently).fisher[layer]
+    fisher = take_gradients(Lab(llama()), text, 0, SEED).fisher[layer]
     generator = torch.Generator().manual_seed(1)
     predicted = cost = 0.0
     for tokens in text:
@@ -121,18 +121,18 @@ def test_half_e_f_e_predicts_what_a_small_change_of_one_tokens_stream_costs(laye
 
 def test_the_same_seed_gives_the_same_bits_and_leaves_the_random_state_and_the_model_alone() -> None:
     state = torch.random.get_rng_state()
-    again = take_gradients(llama(), TEXT, FIRST, SEED, silently)
+    again = take_gradients(Lab(llama()), TEXT, FIRST, SEED)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(again.fisher, taken().fisher)
     assert torch.equal(again.sensitivity, taken().sensitivity)
-    other = take_gradients(llama(), TEXT, FIRST, SEED + 1, silently)
+    other = take_gradients(Lab(llama()), TEXT, FIRST, SEED + 1)
     assert not torch.equal(other.fisher, taken().fisher)
     assert all(parameter.grad is None for parameter in llama().parameters())
 
 
 @pytest.mark.parametrize("name", ["gemma2", "granite", "phi", "falcon-two-norms", "gpt2", "mixtral"])
 def test_every_architecture_has_gradients_in_every_layer(name: str) -> None:
-    gradients = take_gradients(pico_model(name), TEXT[:1], FIRST, SEED, silently)
+    gradients = take_gradients(Lab(pico_model(name)), TEXT[:1], FIRST, SEED)
     assert bool(gradients.fisher.isfinite().all())
     assert bool((gradients.fisher.diagonal(dim1=1, dim2=2) > 0).all())
     assert gradients.sensitivity.shape == (N_LAYERS, HIDDEN + 1)

@@ -17,10 +17,10 @@ from ffnskip.general.wrap import SkippableFFN
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import Profile
 from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
-from ffnskip_cli.calibration.fit.loop import Seen, record_scores, run
+from ffnskip_cli.calibration.fit.loop import Seen, observe, record_scores
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.threshold.solve import simulated_ratio, solve_threshold
 from ffnskip_cli.calibration.threshold.verify import measure_ratio
-from ffnskip_cli.track import silently
 
 TEXT, WARM_UP = pico_tokens(14, batch=6), 3  # more sequences than one batch has
 REGION = range(1, 5)
@@ -43,7 +43,7 @@ def profile_of(rule: str, threshold: float, name: str = "llama") -> Profile:
 
 def seen_by_run(profile: Profile, name: str = "llama") -> dict[int, list[Seen]]:
     found: dict[int, list[Seen]] = {place: [] for place in range(len(REGION))}
-    run(model_of(name), profile, TEXT, lambda seen: found[seen.place].append(seen), silently, "looking")
+    observe(Lab(model_of(name)), profile, TEXT, lambda seen: found[seen.place].append(seen), "looking")
     return found
 
 
@@ -125,14 +125,14 @@ def test_the_model_is_restored_even_when_looking_fails() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(llama(), profile_of("predicted-damage", 1.0), TEXT, fail, silently, "looking")
+        observe(Lab(llama()), profile_of("predicted-damage", 1.0), TEXT, fail, "looking")
     assert not any(isinstance(module, SkippableFFN) for module in llama().modules())
 
 
 @pytest.mark.parametrize("prompt", [0, 4])
 def test_scores_lie_where_their_tokens_and_layers_are(prompt: int) -> None:
     profile = profile_of("predicted-damage", 0.0)  # never skips, so that the inputs are those of the dense model
-    record = record_scores(llama(), profile, TEXT, prompt, silently)
+    record = record_scores(Lab(llama()), profile, TEXT, prompt)
     assert record.values.shape == (len(TEXT), TEXT.shape[1] - prompt, N_LAYERS)
     assert record.prompt_tokens == prompt
     assert torch.equal(record.sequences, TEXT)
@@ -154,10 +154,10 @@ def test_scores_lie_where_their_tokens_and_layers_are(prompt: int) -> None:
 @pytest.mark.parametrize("prompt", [0, 4])
 def test_the_ratio_simulated_on_scores_is_that_of_the_running_model(prompt: int) -> None:
     start = profile_of("predicted-damage", 0.5)
-    record = record_scores(llama(), start, TEXT, prompt, silently)
+    record = record_scores(Lab(llama()), start, TEXT, prompt)
     # At the threshold that it was recorded at, every score is the very one that the running model decides by.
-    assert simulated_ratio(record, start.skip) == measure_ratio(llama(), start, record, silently)
+    assert simulated_ratio(record, start.skip) == measure_ratio(Lab(llama()), start, record)
     for ratio in (0.2, 0.4):
         threshold = solve_threshold(record, start.skip, ratio)
-        measured = measure_ratio(llama(), start.with_threshold(threshold), record, silently)
+        measured = measure_ratio(Lab(llama()), start.with_threshold(threshold), record)
         assert measured == pytest.approx(ratio, abs=0.04)

@@ -9,25 +9,23 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from ffnskip_cli.calibration.calibrate import calibrate
-from ffnskip_cli.calibration.rules.cosine.choose import choose_cosine
-from support.pico import HIDDEN, N_LAYERS, VOCABULARY, pico_model, pico_source, pico_tokens
+from support import calibrations
+from support.calibrations import corpus_of, paper_settings
+from support.pico import HIDDEN, N_LAYERS, VOCABULARY, pico_model, pico_tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffnskip.fast.fused_path import FusedPath
 from ffnskip.model.sites import decoder
-from ffnskip_cli.calibration.fit.auto import candidates
+from ffnskip_cli.calibration.fit.auto import MOST_CANDIDATES, candidates
 from ffnskip_cli.calibration.fit.normal import NormalEquations
-from ffnskip_cli.calibration.forecast import MOST_CANDIDATES, Step, memory_bytes, seconds, steps
-from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
+from ffnskip_cli.calibration.forecast import memory_bytes, seconds
+from ffnskip_cli.calibration.lab import Lab, Sizes, Step
+from ffnskip_cli.calibration.pipeline import Pipeline
 from ffnskip_cli.calibration.recording.file import Statistics
-from ffnskip_cli.calibration.recording.ranks import Ranks
+from ffnskip_cli.calibration.rules.cosine.compiler import CosineCompiler
 from ffnskip_cli.calibration.settings import Goal, Settings
-from ffnskip_cli.journal import Journal
 from ffnskip_cli.report.forecast import print_forecast
-from ffnskip_cli.text.corpus import Corpus
-from ffnskip_cli.track import silently
 
 LENGTH, HELD_OUT = 44, 5  # warm-ups of 0, 5 and 10 are possible in sequences of 44
 SELF_CHECK = 8  # tokens of the passes that prove that a profile works; too short to announce
@@ -77,22 +75,23 @@ def counted(length: int) -> Iterator[Count]:
 
 def settings_for(*goals: Goal, sequences: int, **choices: Any) -> Settings:
     length = 256 if choices.get("on") == "generated" else LENGTH
-    return Settings(goals, **{"tokens": sequences * length, "sequence_length": length, **choices})
+    return paper_settings(*goals, **{"tokens": sequences * length, "sequence_length": length, **choices})
 
 
 def recorded(settings: Settings) -> Statistics:
-    tokens = pico_tokens(settings.sequence_length, batch=settings.tokens // settings.sequence_length)
-    corpus = Corpus(tokens, "ab" * 32, settings.tokens, frozenset(), "own", None, None, None)
-    identity = identity_of(pico_source(model_of()), corpus, settings)
-    return collect(model_of(), identity, tokens, Share(), Ranks(), silently)
+    text = pico_tokens(settings.sequence_length, batch=settings.tokens // settings.sequence_length)
+    return calibrations.recorded(model_of(), text, settings)
 
 
 def solve(settings: Settings, statistics: Statistics) -> None:
     held_out = pico_tokens(settings.sequence_length, batch=HELD_OUT, seed=1)
-    corpus = Corpus(held_out, "cd" * 32, held_out.numel(), frozenset(), "other", None, None, None)
     text = pico_tokens(settings.sequence_length, batch=settings.fit_tokens // settings.sequence_length, seed=2)
-    to_fit = Corpus(text, "ef" * 32, text.numel(), frozenset(), "own", None, None, None) if settings.fits else None
-    calibrate(model_of(), statistics, corpus, settings, silently, fit_text=to_fit)
+    to_fit = corpus_of(text) if settings.fits else None
+    Pipeline(settings).compile(Lab(model_of()), statistics, corpus_of(held_out, "other"), to_fit)
+
+
+def steps(settings: Settings, to_record: int, held_out: int = HELD_OUT) -> list[Step]:
+    return Pipeline(settings).cost(Sizes.of(settings, to_record, held_out))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +145,7 @@ def test_the_same_holds_for_the_choice_of_the_rule_alone(goals: tuple[Goal, ...]
     settings = settings_for(*goals, sequences=10, **choices)
     statistics = recorded(settings)
     with counted(LENGTH) as count:
-        choose_cosine(model_of(), statistics, settings, silently, Journal())
+        CosineCompiler(settings).choose(Lab(model_of()), statistics)
     announced = sum(step.passes for step in steps(settings, 10, HELD_OUT)[1:-2])
     assert announced / 8 <= count.passes <= announced
 

@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from ffnskip_cli.calibration.calibrate import Calibration, calibrate
+from support import calibrations
+from support.calibrations import paper_settings
 from support.factories import make_profile
-from support.pico import pico_model, pico_profile, pico_source, pico_tokens
+from support.pico import pico_model, pico_profile, pico_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,17 +17,15 @@ from ffnskip.decode import decode
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.schema import Skip
 from ffnskip.sampling import Sampling
-from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
-from ffnskip_cli.calibration.recording.ranks import Ranks
+from ffnskip_cli.calibration.assemble import Calibration
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
-from ffnskip_cli.calibration.settings import Goal, Settings
+from ffnskip_cli.calibration.settings import Goal
 from ffnskip_cli.calibration.threshold import limit
-from ffnskip_cli.calibration.threshold.limit import NEARLY, largest_within
+from ffnskip_cli.calibration.threshold.limit import NEARLY
 from ffnskip_cli.calibration.threshold.solve import highest_ratio, simulated_ratio
 from ffnskip_cli.calibration.threshold.verify import Verified
-from ffnskip_cli.journal import Journal
 from ffnskip_cli.measure.quality import Estimate, Quality, measure_quality
-from ffnskip_cli.text.corpus import Corpus
 from ffnskip_cli.track import silently
 
 LENGTH, WARM_UP = 32, 3
@@ -65,7 +64,7 @@ def found_within(
 ) -> Verified:
     record = recorded(ffn_scale) if record is None else record
     profile = rule() if profile is None else profile
-    return largest_within(model_of(ffn_scale), profile, record, goal, goal.value, silently, Journal())
+    return limit.largest_within(Lab(model_of(ffn_scale)), profile, record, goal, goal.value)
 
 
 def quality_at(profile: Profile, tokens: Tensor, ffn_scale: float = 1.0) -> Quality:
@@ -75,14 +74,7 @@ def quality_at(profile: Profile, tokens: Tensor, ffn_scale: float = 1.0) -> Qual
 
 def calibrated(goals: tuple[Goal, ...], text: Tensor, held_out: Tensor, **choices: Any) -> Calibration:
     given = {"tokens": text.numel(), "sequence_length": text.shape[1], "warm_up": WARM_UP, "candidates": 0}
-    settings = Settings(goals, **{**given, **choices})
-    calibration, evaluation = (
-        Corpus(tokens, "ab" * 32, tokens.numel(), frozenset(), name, None, None, None)
-        for tokens, name in ((text, "own"), (held_out, "other"))
-    )
-    identity = identity_of(pico_source(model_of()), calibration, settings)
-    statistics = collect(model_of(), identity, text, Share(), Ranks(), silently)
-    return calibrate(model_of(), statistics, evaluation, settings, silently)
+    return calibrations.calibrated(model_of(), text, held_out, paper_settings(*goals, **{**given, **choices}))
 
 
 @pytest.mark.parametrize("ffn_scale", [1.0, 2.0])
@@ -121,7 +113,7 @@ def test_the_limit_is_met_however_steeply_the_cost_grows(
         kl, ratio = Estimate(cost(skip), 0.0), Estimate(simulated_ratio(record, skip), 0.0)
         return [Quality(50, 10_000, zero, zero, kl, zero, ratio, SkipStats(10), ())]
 
-    monkeypatch.setattr(limit, "measure_quality", measure)
+    monkeypatch.setattr(Lab, "quality", measure)
     found = found_within(Goal("max_kl", allowed), profile, record=record)
     assert NEARLY * allowed <= cost(profile.with_threshold(found.threshold).skip) <= allowed
 

@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import pytest
 import torch
-from ffnskip_cli.calibration.calibrate import calibrate
-from support.pico import N_LAYERS, pico_model, pico_profile, pico_source, pico_tokens
+from support import calibrations
+from support.calibrations import paper_settings
+from support.pico import N_LAYERS, pico_model, pico_profile, pico_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,17 +17,14 @@ from ffnskip import FfnskipError, Profile
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import dump_profile
 from ffnskip.profiles.schema import Skip
-from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
-from ffnskip_cli.calibration.recording.ranks import Ranks
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
 from ffnskip_cli.calibration.rules.cosine import search as module
 from ffnskip_cli.calibration.rules.cosine.search import Scored, Scorer, search
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.calibration.threshold.solve import solve_threshold
 from ffnskip_cli.calibration.threshold.verify import measure_ratio
-from ffnskip_cli.journal import Journal
 from ffnskip_cli.measure.quality import Quality, measure_quality
-from ffnskip_cli.text.corpus import Corpus
 from ffnskip_cli.track import silently
 
 LENGTH, WARM_UP = 32, 3
@@ -57,7 +55,7 @@ def start(**options: Any) -> Skip:
 
 
 def settings(**choices: Any) -> Settings:
-    return Settings((GOAL,), **{"sequence_length": LENGTH, "tokens": TEXT.numel(), "warm_up": WARM_UP, **choices})
+    return paper_settings(GOAL, **{"sequence_length": LENGTH, "tokens": TEXT.numel(), "warm_up": WARM_UP, **choices})
 
 
 def searched(scorer: FakeScorer, skip: Skip | None = None, **choices: Any) -> list[Scored]:
@@ -191,7 +189,7 @@ def rule(model: PreTrainedModel, **options: Any) -> Profile:
 
 
 def scorer_of(model: PreTrainedModel, record: Record, ratio: float) -> Scorer:
-    return Scorer(model, rule(model), record, ratio, silently, Journal())
+    return Scorer(Lab(model), rule(model), record, ratio)
 
 
 def quality_of(model: PreTrainedModel, skip: Skip, tokens: Tensor) -> Quality:
@@ -241,7 +239,7 @@ def test_thresholds_are_corrected_where_the_running_model_skips_something_else(r
     model = model_of("gpt2")
     record, profile = record_text(model, TEXT), rule(model, window=1, cold_s=0, cold_e=N_LAYERS)
     simulated = profile.with_threshold(solve_threshold(record, profile.skip, ratio))
-    error = abs(measure_ratio(model, simulated, record, silently) - ratio)
+    error = abs(measure_ratio(Lab(model), simulated, record) - ratio)
     (scored,) = scorer_of(model, record, ratio).score([profile.skip])
     assert error > 0.015
     assert abs(scored.ratio - ratio) <= error / gain + 1e-12
@@ -252,16 +250,10 @@ def test_one_sequence_cannot_be_compared_on_and_is_refused_in_one_sentence() -> 
         scorer_of(model_of(), record_text(model_of(), TEXT[:1]), 0.2).score([rule(model_of()).skip])
 
 
-def corpus(tokens: Tensor, name: str) -> Corpus:
-    return Corpus(tokens, "ab" * 32, tokens.numel(), frozenset(), name, None, None, None)
-
-
 def calibrated(model: PreTrainedModel, goal: Goal = GOAL, text: Tensor = TEXT, **choices: Any) -> Profile:
-    chosen = Settings((goal,), **{"sequence_length": LENGTH, "tokens": text.numel(), "warm_up": WARM_UP, **choices})
-    identity = identity_of(pico_source(model), corpus(text, "own"), chosen)
-    statistics = collect(model, identity, text, Share(), Ranks(), silently)
-    held_out = corpus(pico_tokens(LENGTH, batch=3, seed=1), "other")
-    result = calibrate(model, statistics, held_out, chosen, silently)
+    settings = {"sequence_length": LENGTH, "tokens": text.numel(), "warm_up": WARM_UP, **choices}
+    held_out = pico_tokens(LENGTH, batch=3, seed=1)
+    result = calibrations.calibrated(model, text, held_out, paper_settings(goal, **settings))
     if result.refused:
         raise FfnskipError(result.refused[0])
     return result.finished[0].profile

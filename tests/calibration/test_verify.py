@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 import ffnskip
 from ffnskip import FfnskipError, Profile, SkipStats
 from ffnskip.model.sites import ffn_sites
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
 from ffnskip_cli.calibration.threshold.solve import highest_ratio, simulated_ratio, solve_threshold
 from ffnskip_cli.calibration.threshold.verify import GOOD_ENOUGH, measure_ratio, verify
-from ffnskip_cli.track import silently
 
 TEXT = pico_tokens(40, batch=10)
 
@@ -45,7 +45,7 @@ def ratio_by_apply(model: PreTrainedModel, profile: Profile, sequences: Tensor) 
 
 def test_the_ratio_that_is_reported_is_the_running_models() -> None:
     model, profile = model_of("llama"), profile_of("llama", cold_s=1, cold_e=5, warm_up=3)
-    found = verify(model, profile, recorded("llama"), 0.2, silently)
+    found = verify(Lab(model), profile, recorded("llama"), 0.2)
     assert found.ratio == pytest.approx(0.2, abs=GOOD_ENOUGH)
     assert found.ratio == ratio_by_apply(model, profile.with_threshold(found.threshold), TEXT)
 
@@ -54,7 +54,7 @@ def test_the_ratio_that_is_reported_is_the_running_models() -> None:
 @pytest.mark.parametrize("name", ["gpt2", "phi"])
 def test_the_threshold_is_corrected_where_the_simulation_is_far_off(name: str, target: float) -> None:
     profile = profile_of(name, window=1)
-    found = verify(model_of(name), profile, recorded(name), target, silently)
+    found = verify(Lab(model_of(name)), profile, recorded(name), target)
     assert found.ratio == pytest.approx(target, abs=0.01)
     assert found.ratio == ratio_by_apply(model_of(name), profile.with_threshold(found.threshold), TEXT)
 
@@ -64,7 +64,7 @@ def test_there_is_something_to_correct() -> None:
     profile, record = profile_of("gpt2", window=1), recorded("gpt2")
     simulated = profile.with_threshold(solve_threshold(record, profile.skip, 0.25))
     assert simulated_ratio(record, simulated.skip) == pytest.approx(0.25, abs=0.002)
-    assert measure_ratio(model_of("gpt2"), simulated, record, silently) < 0.25 - 0.04
+    assert measure_ratio(Lab(model_of("gpt2")), simulated, record) < 0.25 - 0.04
 
 
 @pytest.mark.parametrize("window", [1, 2])
@@ -72,9 +72,7 @@ def test_every_ratio_up_to_nearly_the_highest_is_found(window: int) -> None:
     """Corrections as large as the miss swing to and fro for ever where the running model answers twice as strongly."""
     profile, record = profile_of("gpt2", window=window), recorded("gpt2")
     most = highest_ratio(record, profile.skip)
-    found = [
-        verify(model_of("gpt2"), profile, record, share * most, silently).ratio for share in (0.3, 0.5, 0.6, 0.7, 0.9)
-    ]
+    found = [verify(Lab(model_of("gpt2")), profile, record, share * most).ratio for share in (0.3, 0.5, 0.6, 0.7, 0.9)]
     assert found == pytest.approx([share * most for share in (0.3, 0.5, 0.6, 0.7, 0.9)], abs=0.01)
 
 
@@ -85,7 +83,7 @@ def test_prompts_of_generated_records_are_dense_and_warm_up_comes_behind_them() 
     ran: list[int] = []
     ffn = ffn_sites(model)[2].layer.get_submodule("mlp")
     hook = ffn.register_forward_pre_hook(lambda module, args: ran.append(args[0].shape[1]))
-    ratio = measure_ratio(model, profile, record, silently)
+    ratio = measure_ratio(Lab(model), profile, record)
     hook.remove()
     assert ran == [7 + 3] * 4
     assert ratio == 3 / 6
@@ -93,19 +91,19 @@ def test_prompts_of_generated_records_are_dense_and_warm_up_comes_behind_them() 
 
 def test_measuring_leaves_the_model_as_it_was() -> None:
     model, modules = model_of("llama"), list(model_of("llama").modules())
-    measure_ratio(model, profile_of("llama"), recorded("llama"), silently)
+    measure_ratio(Lab(model), profile_of("llama"), recorded("llama"))
     assert list(model.modules()) == modules
 
 
 def test_a_ratio_beyond_the_region_is_refused_in_one_sentence() -> None:
     with pytest.raises(FfnskipError, match=r"^A skip ratio of 0\.6 cannot be reached: layers 1 to 4 [^\n]+\.$"):
-        verify(model_of("llama"), profile_of("llama", cold_s=1, cold_e=5), recorded("llama"), 0.6, silently)
+        verify(Lab(model_of("llama")), profile_of("llama", cold_s=1, cold_e=5), recorded("llama"), 0.6)
 
 
 def test_a_ratio_that_no_threshold_gives_is_refused_in_one_sentence() -> None:
     """All tokens are equal here, so that they skip together and every ratio is a multiple of 1 / 6."""
     model, profile = model_of("llama"), profile_of("llama")
     record = record_text(model, torch.full((2, 20), 7))
-    assert verify(model, profile, record, 2 / 6, silently).ratio == 2 / 6
+    assert verify(Lab(model), profile, record, 2 / 6).ratio == 2 / 6
     with pytest.raises(FfnskipError, match=r"^A skip ratio of 0\.25 cannot be [^\n]+ gives 0\.(167|333) [^\n]+\.$"):
-        verify(model, profile, record, 0.25, silently)
+        verify(Lab(model), profile, record, 0.25)

@@ -5,26 +5,23 @@ from typing import Any
 
 import pytest
 import torch
-from ffnskip_cli.calibration.calibrate import calibrate
+from support import calibrations
+from support.calibrations import paper_settings
 from support.naive import naive_forward
-from support.pico import pico_model, pico_profile, pico_source, pico_tokens
+from support.pico import pico_model, pico_profile, pico_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import ffnskip
 from ffnskip import FfnskipError, Profile
 from ffnskip.profiles.schema import WarmUpTrial
-from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
-from ffnskip_cli.calibration.recording.ranks import Ranks
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
 from ffnskip_cli.calibration.rules import warm_up as module
 from ffnskip_cli.calibration.rules.warm_up import PROMPTS, WARM_UPS, ablate, lengths, possible_warm_ups, smallest_good
-from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal, Settings
-from ffnskip_cli.journal import Journal
+from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal
 from ffnskip_cli.measure.quality import measure_quality
 from ffnskip_cli.measure.worst_case import repetition
-from ffnskip_cli.text.corpus import Corpus
-from ffnskip_cli.track import silently
 
 LENGTH, PROMPT = 44, 22  # for which warm-ups of 0, 5 and 10 are possible
 THRESHOLD = 0.965
@@ -43,7 +40,7 @@ def rule(**options: Any) -> Profile:
 
 @cache
 def trials() -> list[WarmUpTrial]:
-    return ablate(model_of(), rule(), record_text(model_of(), TEXT), silently, Journal())
+    return ablate(Lab(model_of()), rule(), record_text(model_of(), TEXT))
 
 
 def greedy(prompt: Tensor, new_tokens: int) -> Tensor:
@@ -96,13 +93,13 @@ def test_what_was_generated_for_the_recording_is_what_warm_ups_are_tried_on(monk
     record = record_generated(model_of(), pico_tokens(PROMPT_TOKENS, batch=2), GENERATED_TOKENS)
     seen = []
 
-    def look(model: PreTrainedModel, profiles: list[Profile], tokens: Tensor, *args: Any, **options: Any) -> Any:
+    def look(lab: Lab, profiles: list[Profile], tokens: Tensor, **options: Any) -> Any:
         seen.append((tokens, [profile.skip.warm_up for profile in profiles], options["first"]))
-        return measure_quality(model, profiles, tokens, *args, **options)
+        return measure_quality(lab.model, profiles, tokens, lab.track, **options)
 
-    monkeypatch.setattr(module, "measure_quality", look)
+    monkeypatch.setattr(Lab, "quality", look)
     monkeypatch.setattr(module, "WARM_UPS", (0, 7))
-    ablate(model_of(), rule(), record, silently, Journal())
+    ablate(Lab(model_of()), rule(), record)
     ((tokens, warm_ups, first),) = seen
     assert torch.equal(tokens, record.sequences)
     assert (warm_ups, first) == ([PROMPT_TOKENS, PROMPT_TOKENS + 7], PROMPT_TOKENS + GENERATED_TOKENS // 2)
@@ -128,7 +125,7 @@ def test_shorter_sequences_leave_fewer_warm_ups_and_never_just_one(length: int, 
 def test_sequences_too_short_for_a_choice_give_no_trials_and_run_nothing() -> None:
     record = Record(TEXT[:, :18], torch.zeros(len(TEXT), 18, 6))
     nothing: Any = None
-    assert ablate(nothing, rule(), record, silently, Journal()) == []
+    assert ablate(Lab(nothing), rule(), record) == []
 
 
 def trial(warm_up: int, kl: float, standard_error: float = 0.01) -> WarmUpTrial:
@@ -154,16 +151,11 @@ def test_without_any_noise_only_the_best_is_good() -> None:
 
 
 def calibrated(text: Tensor, **choices: Any) -> Profile:
-    settings = Settings(
-        (Goal("target_ratio", 0.2),), **{"sequence_length": text.shape[1], "tokens": text.numel(), **choices}
+    settings = paper_settings(
+        Goal("target_ratio", 0.2), **{"sequence_length": text.shape[1], "tokens": text.numel(), **choices}
     )
-    calibration, evaluation = (
-        Corpus(tokens, "ab" * 32, tokens.numel(), frozenset(), name, None, None, None)
-        for tokens, name in ((text, "own"), (pico_tokens(text.shape[1], batch=3, seed=1), "other"))
-    )
-    identity = identity_of(pico_source(model_of()), calibration, settings)
-    statistics = collect(model_of(), identity, text, Share(), Ranks(), silently)
-    (found,) = calibrate(model_of(), statistics, evaluation, settings, silently).finished
+    held_out = pico_tokens(text.shape[1], batch=3, seed=1)
+    (found,) = calibrations.calibrated(model_of(), text, held_out, settings).finished
     return found.profile
 
 
@@ -191,4 +183,4 @@ def test_a_warm_up_that_was_given_is_kept() -> None:
 
 def test_one_prompt_is_refused_in_one_sentence() -> None:
     with pytest.raises(FfnskipError, match=r"^Quality needs at least two sequences of text[^\n]+\.$"):
-        ablate(model_of(), rule(), record_text(model_of(), TEXT[:1]), silently, Journal())
+        ablate(Lab(model_of()), rule(), record_text(model_of(), TEXT[:1]))

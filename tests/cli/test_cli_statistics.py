@@ -184,7 +184,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ffnskip_cli.calibration.calibrate.choose_cosine", interrupt)
+    monkeypatch.setattr("ffnskip_cli.calibration.rules.cosine.compiler.CosineCompiler.choose", interrupt)
     options = (*SIZES, *EVALUATION, *GOAL, "--output", tmp_path / "own.yaml", "--stats-out", tmp_path / "own.st")
     result = run(*calibrate, *options)
     assert result.exit_code == 130

@@ -15,15 +15,14 @@ from ffnskip_cli.calibration.assemble import calibration_text
 from ffnskip_cli.calibration.assemble import evaluation_text as evaluation_section
 from ffnskip_cli.calibration.recording.collect import identity_of, source_of
 from ffnskip_cli.calibration.settings import Goal, Settings
+from ffnskip_cli.calibration.texts import held_out_of, text_to_record
 from ffnskip_cli.sources.models import LoadedModel, load_model
 from ffnskip_cli.text.corpus import Corpus
 from ffnskip_cli.text.named import (
     check_names,
     dataset_names,
     evaluation_text,
-    held_out_of,
     text_names,
-    text_to_record,
 )
 
 SIZES = {"tokens": 640, "eval_tokens": 256, "sequence_length": 32}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ffnskip.compensation.kinds import KINDS
 from ffnskip.errors import FfnskipError
 from ffnskip.model.neurons import count_neurons
 from ffnskip.model.sites import ffn_sites
@@ -25,9 +26,9 @@ def compensation_of(model: PreTrainedModel, settings: Settings) -> Compensation:
     Raises:
         FfnskipError: the model's FFNs have no such neurons, or the rank is more than the stream is wide.
     """
-    kind = settings.compensate
-    if kind in ("none", "mean"):
-        return Compensation(kind=kind)
+    kind = KINDS[settings.compensate]
+    if not kind.reads_input:
+        return Compensation.model_validate({"kind": kind.name})
     hidden = model.config.get_text_config().hidden_size
     available = min(count_neurons(site.layer.get_submodule("mlp")) for site in ffn_sites(model))
     neurons = usual_neurons(available) if settings.neurons is None else settings.neurons
@@ -37,7 +38,7 @@ def compensation_of(model: PreTrainedModel, settings: Settings) -> Compensation:
             if available
             else "The FFNs of this model have no neurons that can be run alone: leave --neurons out."
         )
-    if kind == "linear":
+    if not kind.has_rank:
         return Compensation(kind="linear", neurons=neurons)
     rank = settings.rank or max(1, round(hidden * (_RANK if neurons else _RANK_ALONE)))
     if rank > hidden:

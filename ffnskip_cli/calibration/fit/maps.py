@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ffnskip.compensation.kinds import BIAS, DOWN, FIRST, LINEAR, NEURONS, SECOND
+from ffnskip.compensation.kinds import BIAS, DOWN, FIRST, KINDS, LINEAR, NEURONS, SECOND
 from ffnskip.model.neurons import Neurons, activations, count_neurons, down_projection
 from ffnskip_cli.calibration.fit.gradients import with_one
 from ffnskip_cli.calibration.fit.normal import NormalEquations
@@ -28,7 +28,7 @@ class Features:
     """
 
     def __init__(self, compensation: Compensation, ffn: nn.Module, index: Tensor | None) -> None:
-        self._mean_only = compensation.kind in ("none", "mean")
+        self._mean_only = not KINDS[compensation.kind].reads_input
         self._neurons = None if index is None else Neurons(ffn, index)
 
     def count(self, hidden: int) -> int:
@@ -58,10 +58,11 @@ def solve_map(
         compensation: kind and rank.
         index: ``[layers, neurons]``; None without.
     """
-    if compensation.kind == "none":
+    kind = KINDS[compensation.kind]
+    if not kind.adds:
         return {}
     solution, hidden = fit.solve(ridge), fit.cross.shape[2]
-    if compensation.kind == "mean":
+    if not kind.reads_input:
         return {BIAS: solution[:, 0].float()}
     tensors: dict[str, Tensor] = {}
     if compensation.rank is None:

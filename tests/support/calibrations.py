@@ -1,0 +1,41 @@
+"""Whole calibrations of pico models in one call."""
+
+from typing import Any
+
+from support.pico import pico_source
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ffnskip_cli.calibration.assemble import Calibration
+from ffnskip_cli.calibration.lab import Lab
+from ffnskip_cli.calibration.pipeline import Pipeline
+from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
+from ffnskip_cli.calibration.recording.file import Statistics
+from ffnskip_cli.calibration.recording.ranks import Ranks
+from ffnskip_cli.calibration.settings import Goal, Settings
+from ffnskip_cli.text.corpus import Corpus
+
+
+def paper_settings(*goals: Goal, **choices: Any) -> Settings:
+    """Settings whose rule is the paper's, without compensation, unless they say otherwise."""
+    return Settings(goals, **{"rule": "cosine", "compensate": "none", **choices})
+
+
+def corpus_of(tokens: Tensor, name: str = "own", requested: int | None = None) -> Corpus:
+    """A corpus of these ``tokens [sequences, length]``, whose documents nobody knows."""
+    size = tokens.numel() if requested is None else requested
+    return Corpus(tokens, "ab" * 32, size, frozenset(), name, "en", "train", "f" * 40)
+
+
+def recorded(model: PreTrainedModel, text: Tensor, settings: Settings) -> Statistics:
+    """The recording of a text."""
+    identity = identity_of(pico_source(model), corpus_of(text, requested=text.numel() + 7), settings)
+    return collect(Lab(model), identity, text, Share(), Ranks())
+
+
+def calibrated(
+    model: PreTrainedModel, text: Tensor, held_out: Tensor, settings: Settings, fit_text: Tensor | None = None
+) -> Calibration:
+    """Record a text and compile profiles, measured on the held-out one."""
+    to_fit = None if fit_text is None else corpus_of(fit_text)
+    return Pipeline(settings).compile(Lab(model), recorded(model, text, settings), corpus_of(held_out, "other"), to_fit)
