@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ffnskip.profiles.profile import Profile
-from ffnskip.profiles.schema import (
+from ffnskip.profiles.evidence import (
     CalibrationText,
     Candidate,
-    Compensation,
     CurvePoint,
     EvaluationText,
     Measured,
-    ModelInfo,
     Search,
     SimilarityCurve,
-    Skip,
     WarmUpTrial,
 )
+from ffnskip.profiles.profile import Profile
+from ffnskip.profiles.schema import Compensation, ModelInfo, Skip
 from ffnskip_cli.budget import MAX_KL, MIN_TOP1_AGREEMENT
 from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.rules.cosine.search import Scored

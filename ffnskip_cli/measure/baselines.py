@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ffnskip.model.sites import ffn_sites, input_device, watch
 from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Compensation, Skip
-from ffnskip.rules import Rule, Turn
+from ffnskip.rules import Rule, SkipSettings, Turn
 from ffnskip.rules.cosine import similarity
 from ffnskip_cli.track import Track
 
@@ -102,17 +102,17 @@ class PatternRule(Rule):
         """It has no threshold."""
         return 0.0
 
-    def turn(self, skip: Skip, allowed: Tensor) -> Turn:
+    def turn(self, skip: SkipSettings, allowed: Tensor) -> Turn:
         """See `Rule`."""
         return _PatternTurn(skip, allowed, self.pattern)
 
-    def sentence(self, skip: Skip, layers: str) -> str:
+    def sentence(self, skip: SkipSettings, layers: str) -> str:
         """See `Rule`."""
         return f"In {layers}, each feed-forward block (FFN) is skipped where a fixed pattern says so."
 
 
 class _PatternTurn(Turn):
-    def __init__(self, skip: Skip, allowed: Tensor, pattern: Tensor) -> None:
+    def __init__(self, skip: SkipSettings, allowed: Tensor, pattern: Tensor) -> None:
         super().__init__(skip, allowed)
         self._pattern = pattern.to(allowed.device)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ffnskip.profiles.schema import SimilarityCurve, Skip
+    from ffnskip.profiles.evidence import SimilarityCurve
+    from ffnskip.profiles.schema import Skip
 
 _WIDTH = 40
 _EIGHTHS = " ▏▎▍▌▋▊▉"

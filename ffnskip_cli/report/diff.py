@@ -13,8 +13,9 @@ from ffnskip_cli.report.summary import short
 from ffnskip_cli.report.tables import Column, Row
 
 if TYPE_CHECKING:
+    from ffnskip.profiles.evidence import Measured
     from ffnskip.profiles.profile import Profile
-    from ffnskip.profiles.schema import Measured, ModelInfo
+    from ffnskip.profiles.schema import ModelInfo
 
 COLUMNS = (Column("field", "field"), Column("a", "A", ">"), Column("b", "B", ">"), Column("change", "change", ">"))
 _WIDEST = 24  # characters of a value in a table

@@ -7,8 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ffnskip.profiles.evidence import CurvePoint, Measured, SimilarityCurve
     from ffnskip.profiles.profile import Profile
-    from ffnskip.profiles.schema import CurvePoint, Measured, SimilarityCurve, Skip
+    from ffnskip.profiles.schema import Skip
 
 Drawing = Callable[[Any], None]
 

@@ -14,17 +14,9 @@ from ffnskip_cli.report.words import is_chosen, threshold_title
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from ffnskip.profiles.evidence import Candidate, EvaluationText, Fit, Measured, Search, WarmUpTrial
     from ffnskip.profiles.profile import Profile
-    from ffnskip.profiles.schema import (
-        Candidate,
-        Compensation,
-        EvaluationText,
-        Fit,
-        Measured,
-        Search,
-        Skip,
-        WarmUpTrial,
-    )
+    from ffnskip.profiles.schema import Compensation, Skip
 
 _FIELD, _VALUE = Column("field", ""), Column("value", "")
 _CHOSEN = Column("chosen", "")

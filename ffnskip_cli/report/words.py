@@ -14,20 +14,19 @@ from ffnskip.compensation.kinds import KINDS, compensation_name
 from ffnskip_cli.budget import MAX_KL, NOISE, SEARCH_NOISE
 
 if TYPE_CHECKING:
-    from ffnskip.profiles.profile import Profile
-    from ffnskip.profiles.schema import (
+    from ffnskip.profiles.evidence import (
         CalibrationText,
         Candidate,
-        Compensation,
         CurvePoint,
         EvaluationText,
         Fit,
         Measured,
         NamedText,
         Search,
-        Skip,
         WarmUpTrial,
     )
+    from ffnskip.profiles.profile import Profile
+    from ffnskip.profiles.schema import Compensation, Skip
 
 
 def explain(profile: Profile) -> list[str]:

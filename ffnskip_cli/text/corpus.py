@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ffnskip.errors import FfnskipError
-from ffnskip.profiles.schema import TextPart
+from ffnskip.profiles.evidence import TextPart
 from ffnskip_cli.text.sources import TextSource
 
 Part = Literal["calibration", "held-out", "all"]

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 
 from ffnskip.errors import FfnskipError
-from ffnskip.profiles.schema import CalibrationText, EvaluationText, TextPart
+from ffnskip.profiles.evidence import CalibrationText, EvaluationText, TextPart
 from ffnskip_cli.sources.models import LoadedModel
 from ffnskip_cli.text.corpus import Corpus, Ingredient, build_mixture
 from ffnskip_cli.text.self_text import sample_documents

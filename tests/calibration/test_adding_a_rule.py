@@ -10,8 +10,7 @@ from torch import Tensor
 from ffnskip import rules
 from ffnskip.decoder import Decoder
 from ffnskip.profiles.profile import save_profile
-from ffnskip.profiles.schema import Skip
-from ffnskip.rules import Rule, Turn, register
+from ffnskip.rules import Rule, SkipSettings, Turn, register
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.measure.suite import Plan, run_suite
 from ffnskip_cli.track import silently
@@ -35,10 +34,10 @@ class EveryNth(Rule):
     def strictness(self, threshold: float) -> float:
         return -threshold
 
-    def turn(self, skip: Skip, allowed: Tensor) -> Turn:
+    def turn(self, skip: SkipSettings, allowed: Tensor) -> Turn:
         return EveryNthTurn(skip, allowed)
 
-    def sentence(self, skip: Skip, layers: str) -> str:
+    def sentence(self, skip: SkipSettings, layers: str) -> str:
         return f"In {layers}, a share of {skip.threshold:g} of the FFNs is skipped for every token."
 
 

@@ -12,7 +12,7 @@ from support.factories import make_profile
 from torch import Tensor
 
 from ffnskip import FfnskipError
-from ffnskip.profiles.schema import CalibrationText
+from ffnskip.profiles.evidence import CalibrationText
 from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics, load_statistics, refuse_difference
 from ffnskip_cli.calibration.recording.record import Record
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 import ffnskip
 from ffnskip import FfnskipError, Profile
-from ffnskip.profiles.schema import WarmUpTrial
+from ffnskip.profiles.evidence import WarmUpTrial
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
 from ffnskip_cli.calibration.rules import warm_up as module

@@ -8,8 +8,8 @@ from support.cli import mistake, succeed, talk
 from support.pico import pico_model
 from transformers import AutoTokenizer
 
+from ffnskip.profiles.evidence import CurvePoint
 from ffnskip.profiles.profile import load_profile, save_profile
-from ffnskip.profiles.schema import CurvePoint
 from ffnskip_cli.budget import MAX_KL
 
 PROMPT = "a cab had"

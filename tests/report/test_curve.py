@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from support.factories import make_compensated, make_profile
 
 from ffnskip.errors import FfnskipError
+from ffnskip.profiles.evidence import CurvePoint
 from ffnskip.profiles.profile import Profile
-from ffnskip.profiles.schema import CurvePoint
 
 POINTS = (CurvePoint(0.99, 0.05, 0.01), CurvePoint(0.97, 0.25, 0.11), CurvePoint(0.96, 0.3, 0.51))
 

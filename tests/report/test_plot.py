@@ -12,8 +12,8 @@ from matplotlib.image import imread
 from support.factories import make_compensated, make_profile
 
 from ffnskip.errors import FfnskipError
+from ffnskip.profiles.evidence import SimilarityCurve
 from ffnskip.profiles.profile import Profile
-from ffnskip.profiles.schema import SimilarityCurve
 from ffnskip_cli.report.panels import TITLES, caption, drawings
 from ffnskip_cli.report.plot import plot_profile
 from ffnskip_cli.report.words import explain

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.factories import make_compensated, make_profile
 
+from ffnskip.profiles.evidence import SimilarityCurve
 from ffnskip.profiles.profile import Profile
-from ffnskip.profiles.schema import SimilarityCurve
 from ffnskip_cli.report.curve import draw
 from ffnskip_cli.report.tables import Column, print_json, render
 

@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ffnskip
 from ffnskip.model.sites import ffn_sites
+from ffnskip.profiles.evidence import CurvePoint
 from ffnskip.profiles.profile import save_profile
-from ffnskip.profiles.schema import CurvePoint
 
 TEXT = pico_tokens(12, batch=2)
 

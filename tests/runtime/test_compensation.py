@@ -19,8 +19,8 @@ import ffnskip
 from ffnskip.compensation.compensator import Compensator
 from ffnskip.compensation.kinds import BIAS, FIRST, LINEAR, NEURONS, SECOND
 from ffnskip.errors import FfnskipError, ProfileError
+from ffnskip.profiles.evidence import CurvePoint
 from ffnskip.profiles.profile import Profile, dump_profile, load_profile, parse_profile, save_profile
-from ffnskip.profiles.schema import CurvePoint
 from ffnskip.profiles.weights import Weights
 from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
 

@@ -17,8 +17,7 @@ from support.factories import make_compensated, make_profile
 
 from ffnskip.errors import ProfileError
 from ffnskip.profiles import strict_yaml
-from ffnskip.profiles.profile import Profile, dump_profile, json_schema, load_profile, parse_profile, save_profile
-from ffnskip.profiles.schema import (
+from ffnskip.profiles.evidence import (
     CalibrationText,
     Candidate,
     CurvePoint,
@@ -29,6 +28,7 @@ from ffnskip.profiles.schema import (
     SimilarityCurve,
     WarmUpTrial,
 )
+from ffnskip.profiles.profile import Profile, dump_profile, json_schema, load_profile, parse_profile, save_profile
 
 SCHEMA_FILE = Path(__file__).parents[2] / "profiles" / "schema.json"
 TEXT = {

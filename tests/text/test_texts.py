@@ -10,7 +10,7 @@ import torch
 from support.sentences import sentence
 
 from ffnskip.errors import FfnskipError
-from ffnskip.profiles.schema import CalibrationText, EvaluationText, TextPart
+from ffnskip.profiles.evidence import CalibrationText, EvaluationText, TextPart
 from ffnskip_cli.calibration.assemble import calibration_text
 from ffnskip_cli.calibration.assemble import evaluation_text as evaluation_section
 from ffnskip_cli.calibration.recording.collect import identity_of, source_of

@@ -16,7 +16,8 @@ from torch import Tensor
 from ffnskip.compensation.compensator import Compensator
 from ffnskip.model.neurons import count_neurons
 from ffnskip.model.sites import ffn_sites
-from ffnskip.profiles.schema import Compensation, TriedCompensation
+from ffnskip.profiles.evidence import TriedCompensation
+from ffnskip.profiles.schema import Compensation
 from ffnskip_cli.calibration.fit.fitter import PROBE_RIDGE, FitTask, Fitter, stored
 from ffnskip_cli.calibration.fit.gradients import Gradients, with_one
 from ffnskip_cli.calibration.fit.held_back import trial

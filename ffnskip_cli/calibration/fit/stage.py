@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ffnskip.compensation.kinds import KINDS
 from ffnskip.errors import FfnskipError, ProfileError
+from ffnskip.profiles.evidence import Fit, TriedCompensation
 from ffnskip.profiles.profile import Profile
-from ffnskip.profiles.schema import Fit, TriedCompensation
 from ffnskip_cli.budget import MAX_KL
 from ffnskip_cli.calibration.fit import fitter as parts
 from ffnskip_cli.calibration.fit.auto import MOST_CANDIDATES, choose_compensation

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ffnskip.errors import FfnskipError
 from ffnskip.files import replacing
-from ffnskip.profiles.schema import CalibrationText, ModelInfo
+from ffnskip.profiles.evidence import CalibrationText
+from ffnskip.profiles.schema import ModelInfo
 from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.settings import recorded_tokens
 

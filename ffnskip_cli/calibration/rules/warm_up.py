@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ffnskip.decoder import Decoder
+from ffnskip.profiles.evidence import WarmUpTrial
 from ffnskip.profiles.profile import Profile
-from ffnskip.profiles.schema import WarmUpTrial
 from ffnskip_cli.budget import NOISE
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.recording.record import Record

@@ -14,15 +14,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ffnskip.profiles.schema import Compensation, TriedCompensation
-
 BIAS, LINEAR, FIRST, SECOND = "bias", "linear", "low_rank.first", "low_rank.second"
 NEURONS, DOWN = "neurons.index", "neurons.down"
+
+
+class Compensation(Protocol):
+    """Kind and size of a compensation: what is needed of a profile's section of that name."""
+
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+    @property
+    def rank(self) -> int | None: ...  # noqa: D102
+    @property
+    def neurons(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ def weights_read(compensation: Compensation, hidden: int) -> tuple[int, int, int
     return 2 * hidden * compensation.neurons, matrices, hidden * (BIAS in shapes)
 
 
-def compensation_name(compensation: Compensation | TriedCompensation) -> str:
+def compensation_name(compensation: Compensation) -> str:
     """Kind and size, short: `low-rank 96 + 256 neurons`."""
     size = f" {compensation.rank}" if compensation.rank is not None else ""
     neurons = f" + {compensation.neurons:,} neuron{'s' * (compensation.neurons != 1)}" if compensation.neurons else ""

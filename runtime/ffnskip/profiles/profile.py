@@ -18,22 +18,21 @@ from ffnskip.compensation.kinds import tensor_shapes
 from ffnskip.errors import FfnskipError, ProfileError
 from ffnskip.files import replacing
 from ffnskip.profiles import strict_yaml
-from ffnskip.profiles.schema import (
-    HEX_40,
-    HEX_64,
-    NOT_A_PATH,
-    WEIGHTS_FILE,
+from ffnskip.profiles.evidence import (
     CalibrationText,
-    Compensation,
     Curve,
     CurvePoint,
     EvaluationText,
     Fit,
     Measured,
-    ModelInfo,
     Search,
-    Section,
     SimilarityCurve,
+)
+from ffnskip.profiles.messages import first_error
+from ffnskip.profiles.schema import (
+    Compensation,
+    ModelInfo,
+    Section,
     Skip,
     Word,
     sort_keys,
@@ -229,7 +228,7 @@ def parse_profile(data: bytes | str, source: str = "profile") -> Profile:
     try:
         profile = Profile.model_validate(tree)
     except ValidationError as error:
-        raise ProfileError(_first_error(error, source)) from None
+        raise ProfileError(first_error(error, source)) from None
     if profile.weight_shapes and profile.compensation.file is None:
         message = "this rule with this kind needs a file, but none is named"
         raise ProfileError(strict_yaml.sentence(source, "compensation.file", message))
@@ -270,37 +269,6 @@ def save_profile(profile: Profile, path: str | os.PathLike[str]) -> None:
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a profile, as checked in under `profiles/schema.json`."""
     return {"$schema": GenerateJsonSchema.schema_dialect, **Profile.model_json_schema()}
-
-
-_MESSAGES = {
-    "missing": "is missing; add it",
-    "extra_forbidden": "is not a key of a profile; remove it or correct its spelling",
-    "model_type": "must be a mapping",
-    "dict_type": "must be a mapping",
-    "tuple_type": "must be a list",
-    "string_type": "must be text in quotes",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    HEX_40: "must be 40 lower-case hex digits in quotes",
-    HEX_64: "must be 64 lower-case hex digits in quotes",
-    NOT_A_PATH: "must be a name such as wikitext or org/name, never a path",
-    WEIGHTS_FILE: "must be the bare name of a .safetensors file in the profile's own folder",
-}
-
-
-def _first_error(error: ValidationError, source: str) -> str:
-    first, *others = error.errors(include_url=False)
-    where = ".".join(str(part) for part in first["loc"])
-    kind = first.get("ctx", {}).get("pattern") or first["type"]
-    _, _, rule = first["msg"].partition(" should ")
-    what = _MESSAGES.get(kind) or (f"must {rule}" if rule else first["msg"].removeprefix("Value error, "))
-    value = first["input"]
-    if kind not in ("missing", "extra_forbidden") and not isinstance(value, (dict, list, tuple)):
-        what += f", not {strict_yaml.one_line(json.dumps(value, ensure_ascii=False), 60)}"
-    unknown = [e["loc"][-1] for e in others if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]]
-    if kind == "missing" and unknown:
-        what = f"is missing, and {strict_yaml.one_line(str(unknown[0]), 60)} is no key here: correct its spelling"
-    return strict_yaml.sentence(source, where, what)
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -1,7 +1,7 @@
 """When to skip: one object for each rule. Importing this imports no torch."""
 
 from ffnskip.errors import FfnskipError
-from ffnskip.rules.base import Rule, Turn, may_skip
+from ffnskip.rules.base import Rule, SkipSettings, Turn, may_skip
 from ffnskip.rules.cosine import Cosine
 from ffnskip.rules.predicted_damage import PredictedDamage
 
@@ -27,4 +27,4 @@ def rule_names() -> tuple[str, ...]:
 for _rule in (Cosine(), PredictedDamage()):
     register(_rule)
 
-__all__ = ["Rule", "Turn", "may_skip", "register", "rule_named", "rule_names"]
+__all__ = ["Rule", "SkipSettings", "Turn", "may_skip", "register", "rule_named", "rule_names"]

@@ -12,14 +12,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ffnskip.profiles.schema import Skip
-
 Reads = Literal["input", "output", "nothing"]
+
+
+class SkipSettings(Protocol):
+    """The settings of a rule: what it needs of `ffnskip.profiles.schema.Skip`, where each is described."""
+
+    @property
+    def cold_s(self) -> int: ...  # noqa: D102
+    @property
+    def cold_e(self) -> int: ...  # noqa: D102
+    @property
+    def threshold(self) -> float: ...  # noqa: D102
+    @property
+    def warm_up(self) -> int: ...  # noqa: D102
+    @property
+    def window(self) -> int | None: ...  # noqa: D102
+    @property
+    def refresh_every(self) -> int | None: ...  # noqa: D102
 
 
 class Turn(ABC):
@@ -30,7 +45,7 @@ class Turn(ABC):
         allowed: ``[N]`` bool, the tokens that the rule applies to at all (`may_skip`).
     """
 
-    def __init__(self, skip: Skip, allowed: Tensor) -> None:
+    def __init__(self, skip: SkipSettings, allowed: Tensor) -> None:
         self.skip = skip
         self.allowed = allowed
 
@@ -97,11 +112,11 @@ class Rule(ABC):
         """A number that is higher for a threshold that skips less."""
 
     @abstractmethod
-    def turn(self, skip: Skip, allowed: Tensor) -> Turn:
+    def turn(self, skip: SkipSettings, allowed: Tensor) -> Turn:
         """Start a forward pass; see `Turn`."""
 
     @abstractmethod
-    def sentence(self, skip: Skip, layers: str) -> str:
+    def sentence(self, skip: SkipSettings, layers: str) -> str:
         """What the rule does in these `layers`, in words, for an engineer who did not read the paper."""
 
     def bound(self, threshold: float) -> float:
@@ -136,14 +151,14 @@ class Rule(ABC):
         """The layers of a skip region whose FFN can be skipped."""
         return range(cold_s, cold_e)
 
-    def refuse(self, skip: Skip) -> None:
+    def refuse(self, skip: SkipSettings) -> None:
         """Raise ValueError, in words that follow a colon, for settings that the rule cannot have."""
         if skip.threshold < self.least:
             raise ValueError(f"the threshold of {self.name} is a number of {self.unit} and not negative")
         if skip.window is not None and not self.has_window:
             raise ValueError(f"window belongs to the rule cosine; with {self.name} it is null")
 
-    def simulate(self, values: Tensor, allowed: Tensor, skip: Skip) -> Tensor:
+    def simulate(self, values: Tensor, allowed: Tensor, skip: SkipSettings) -> Tensor:
         """The decisions that the rule takes on recorded values.
 
         Exact for each token taken alone. In a running model a skip also changes the values of later layers and tokens,
@@ -165,7 +180,7 @@ class Rule(ABC):
         return skipped
 
 
-def may_skip(index: Tensor, skip: Skip) -> Tensor:
+def may_skip(index: Tensor, skip: SkipSettings) -> Tensor:
     """Which tokens a rule applies to at all: those past warm-up that `refresh_every` does not run dense.
 
     Args:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ffnskip.rules.base import Rule, Turn
+from ffnskip.rules.base import Rule, SkipSettings, Turn
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ffnskip.profiles.schema import Skip
 
 
 def similarity(h: Tensor, f: Tensor) -> Tensor:
@@ -36,14 +34,14 @@ def similarity(h: Tensor, f: Tensor) -> Tensor:
     return F.cosine_similarity(h, h + f.to(wide), dim=-1)
 
 
-def reach(skip: Skip) -> int:
+def reach(skip: SkipSettings) -> int:
     """How many FFNs one trigger skips at most."""
     whole_region = skip.cold_e - skip.cold_s
     return whole_region if skip.window is None else min(skip.window, whole_region)
 
 
 class _CosineTurn(Turn):
-    def __init__(self, skip: Skip, allowed: Tensor) -> None:
+    def __init__(self, skip: SkipSettings, allowed: Tensor) -> None:
         super().__init__(skip, allowed)
         self._reach = reach(skip)
         self._remaining = allowed.int() * 0
@@ -59,7 +57,7 @@ class _CosineTurn(Turn):
 
 
 class Cosine(Rule):
-    """Skip what follows an FFN that hardly turned the token's residual stream."""
+    """SkipSettings what follows an FFN that hardly turned the token's residual stream."""
 
     name = "cosine"
     reads = "output"
@@ -79,7 +77,7 @@ class Cosine(Rule):
         """See `Rule`."""
         return threshold
 
-    def turn(self, skip: Skip, allowed: Tensor) -> Turn:
+    def turn(self, skip: SkipSettings, allowed: Tensor) -> Turn:
         """See `Rule`."""
         return _CosineTurn(skip, allowed)
 
@@ -99,7 +97,7 @@ class Cosine(Rule):
         """Not the region's first FFN: some FFN must run to trigger."""
         return range(cold_s + 1, cold_e)
 
-    def sentence(self, skip: Skip, layers: str) -> str:
+    def sentence(self, skip: SkipSettings, layers: str) -> str:
         """See `Rule`."""
         following = {None: "all later FFNs of these layers are", 1: "the next FFN is"}
         skipped = following.get(skip.window, f"the next {skip.window} FFNs of these layers are")

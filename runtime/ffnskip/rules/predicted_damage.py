@@ -10,12 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ffnskip.rules.base import Rule, Turn
+from ffnskip.rules.base import Rule, SkipSettings, Turn
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ffnskip.profiles.schema import Skip
 
 PROBE, PROBE_BIAS = "probe.weight", "probe.bias"
 
@@ -27,7 +25,7 @@ class _DamageTurn(Turn):
 
 
 class PredictedDamage(Rule):
-    """Skip where a probe predicts that this does less than so many nats of damage."""
+    """SkipSettings where a probe predicts that this does less than so many nats of damage."""
 
     name = "predicted-damage"
     unit = "nats"
@@ -50,7 +48,7 @@ class PredictedDamage(Rule):
         """In log nats, as the probes answer."""
         return math.log(threshold) if threshold > 0 else -math.inf
 
-    def turn(self, skip: Skip, allowed: Tensor) -> Turn:
+    def turn(self, skip: SkipSettings, allowed: Tensor) -> Turn:
         """See `Rule`."""
         return _DamageTurn(skip, allowed)
 
@@ -69,7 +67,7 @@ class PredictedDamage(Rule):
         """One inner product."""
         return 2 * hidden
 
-    def sentence(self, skip: Skip, layers: str) -> str:
+    def sentence(self, skip: SkipSettings, layers: str) -> str:
         """See `Rule`."""
         return (
             f"In {layers}, each feed-forward block (FFN) is skipped for a token when a probe on the FFN's own input "
