@@ -24,6 +24,7 @@ from ffnskip.fast.families import fuse
 from ffnskip.fast.fused_model import FusedModel
 from ffnskip.fast.skipping import FusedCompensation, FusedSkip
 from ffnskip.model.matrix import Matrix, plain
+from ffnskip.stats import SkipStats
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}
@@ -66,12 +67,13 @@ def main(
     error = relative_error(steps["CudaStep, dense"], model, tokens)
     for way in ways.values():
         way()  # compiles, records
-    steps["CudaStep, skipping"].reset_counts()
+    steps["CudaStep, skipping"].drain_counts(SkipStats(len(fused.layers)))
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             times[name].append(way())
-    skipped = sum(steps["CudaStep, skipping"].counts().skipped) / (rounds * new_tokens * len(fused.layers))
+    steps["CudaStep, skipping"].drain_counts(stats := SkipStats(len(fused.layers)))
+    skipped = sum(stats.skipped) / (rounds * new_tokens * len(fused.layers))
     bandwidth = copy_bandwidth(torch.device(device))
     where = torch.cuda.get_device_name() if device == "cuda" else "a CPU, interpreted: NO FIGURES OF A GPU"
     print(f"{shape}, batch 1, bfloat16, {prompt} + {new_tokens} tokens, median of {rounds} rounds, on {where}\n")
@@ -120,7 +122,16 @@ def random_skip(fused: FusedModel, ratio: float, share: float) -> FusedSkip:
         )
         for _ in fused.layers
     ]
-    return FusedSkip("predicted-damage", 0.0, len(layers), 0, len(layers), layers)
+    return FusedSkip(
+        rule="predicted-damage",
+        reads="input",
+        threshold=0.0,
+        reach=len(layers),
+        cold_s=0,
+        cold_e=len(layers),
+        looked_at=range(len(layers)),
+        layers=layers,
+    )
 
 
 def step_of(fused: FusedModel, skip: FusedSkip | None, capacity: int) -> CudaStep:
@@ -183,12 +194,13 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def weight_bytes(fused: FusedModel, skip: FusedSkip, skipped: float) -> float:
     """Bytes of weights that a token reads where this share of the FFNs is skipped."""
-    layer, own = fused.layers[0], skip.layers[0]
-    assert own.down is not None
+    layer, compensation = fused.layers[0], skip.layers[0]
+    assert compensation.down is not None
     ffn = layer.gate_up.nbytes + layer.down.nbytes
-    instead = sum(matrix.nbytes for matrix in (own.first, own.second, own.down) if matrix)
-    instead += layer.gate_up.nbytes * own.down.columns // fused.intermediate  # the neurons' own rows
-    per_layer = layer.qkv.nbytes + layer.out.nbytes + (1 - skipped) * ffn + skipped * instead
+    factors = (compensation.first, compensation.second, compensation.down)
+    added = sum(matrix.nbytes for matrix in factors if matrix)
+    added += layer.gate_up.nbytes * compensation.down.columns // fused.intermediate  # the neurons' rows of gate and up
+    per_layer = layer.qkv.nbytes + layer.out.nbytes + (1 - skipped) * ffn + skipped * added
     return len(fused.layers) * per_layer + fused.head.nbytes
 
 

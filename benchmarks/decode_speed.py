@@ -22,8 +22,8 @@ import torch
 import typer
 from torch import Tensor
 
-from ffnskip import Decoder, Profile, load_profile, pack_weights
-from ffnskip.fast.fused_path import FusedPath
+from ffnskip import Decoder, Profile, SkipStats, load_profile, pack_weights
+from ffnskip.fast.fused_path import FusedEngine
 from ffnskip_cli import console
 from ffnskip_cli.measure.flops import model_cost, overhead
 from ffnskip_cli.measure.speed import Run, Speed, Way, decoder_way, hugging_face_way, measure_speed
@@ -70,7 +70,7 @@ def main(
         models[format] = packed
     with ExitStack() as stack:
         ways: dict[str, Way] = {REFERENCE: hugging_face_way(loaded.model)}
-        ways |= {f"dense, {format}": decoder_way(Decoder(one, path="fused")) for format, one in models.items()}
+        ways |= {f"dense, {format}": decoder_way(Decoder(packed, path="fused")) for format, packed in models.items()}
         for format in ("bfloat16", "int8"):
             ways[f"profile, {format}"] = decoder_way(Decoder(models[format], ours, path="fused"))
         ways["profile that never skips, bfloat16"] = decoder_way(Decoder(models["bfloat16"], ours.never, path="fused"))
@@ -122,17 +122,17 @@ def _quality(wide: PreTrainedModel, models: dict[str, PreTrainedModel], text: Te
     for sequence in console.track(text, "measuring quality", len(text)):
         expected = wide(sequence[None]).logits[0, 1:].log_softmax(-1)
         for format, model in models.items():
-            found = _step_through(FusedPath(model, None), sequence).log_softmax(-1)
-            kl = (expected.exp() * (expected - found)).sum(-1)
-            agree = expected.argmax(-1) == found.argmax(-1)
+            logits = _step_through(FusedEngine(model, None, SkipStats(0)), sequence).log_softmax(-1)
+            kl = (expected.exp() * (expected - logits)).sum(-1)
+            agree = expected.argmax(-1) == logits.argmax(-1)
             totals[format] += torch.tensor([float(kl.sum()), float(agree.sum()), len(kl)], dtype=torch.float64)
     return {format: (float(kl / n), float(agree / n)) for format, (kl, agree, n) in totals.items()}
 
 
-def _step_through(path: FusedPath, sequence: Tensor) -> Tensor:
+def _step_through(engine: FusedEngine, sequence: Tensor) -> Tensor:
     """Logits ``[length - 1, vocabulary]`` behind every token but the first, each by a decode step."""
-    path.reserve(1, len(sequence))
-    path.read(sequence[None, :1], None)
+    path = engine.path(max_new_tokens=len(sequence) - 1)
+    path.prefill(sequence[None, :1], None)
     running = torch.zeros(1, dtype=torch.bool)
     return torch.stack([path.step(token[None], running)[0].clone() for token in sequence[1:]])
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ffnskip.compensation.kinds import KINDS
-from ffnskip.decode import decode
+from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.model.neurons import count_neurons
 from ffnskip.model.sites import ffn_sites, input_device
 from ffnskip_cli.calibration.fit.auto import candidates
@@ -35,7 +35,7 @@ def seconds(model: PreTrainedModel, tokens: Tensor, planned: list[Step]) -> list
     of_decode_step = 0.0
     if any(step.decode_steps for step in planned):
         prompts = tokens[: BLOCK["generated"], : tokens.shape[1] // 2].long().to(input_device(model))
-        ticks = [time.perf_counter() for _ in decode(model, prompts, max_new_tokens=_TIMED + 1)]
+        ticks = [time.perf_counter() for _ in generate_tokens(GeneralPath(model), prompts, max_new_tokens=_TIMED + 1)]
         of_decode_step = (ticks[-1] - ticks[0]) / _TIMED
     return [step.passes * of_pass + step.decode_steps * of_decode_step for step in planned]
 

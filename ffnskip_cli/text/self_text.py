@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ffnskip.decode import decode
+from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.errors import FfnskipError
 from ffnskip.model.sites import input_device
 from ffnskip.sampling import Sampling
@@ -34,6 +34,8 @@ def sample_documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     prompts = torch.full((_ROWS, 1), start, device=input_device(model))
     for batch in itertools.count():
         sampling = Sampling(temperature=1.0, seed=random.Random(f"{seed} {batch}").getrandbits(62))
-        steps = list(decode(model, prompts, max_new_tokens=_LENGTH, sampling=sampling, stop_tokens=end))
+        steps = list(
+            generate_tokens(GeneralPath(model), prompts, max_new_tokens=_LENGTH, sampling=sampling, stop_tokens=end)
+        )
         rows = torch.stack(steps, dim=1)
         yield from tokenizer.batch_decode(rows, skip_special_tokens=True)

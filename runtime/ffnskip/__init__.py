@@ -6,7 +6,6 @@
 >>> applied.stats.skip_ratio
 """
 
-from ffnskip.decode import decode
 from ffnskip.decoder import Decoder
 from ffnskip.errors import FfnskipError, ProfileError, UnsupportedModelError
 from ffnskip.general.apply import apply
@@ -28,7 +27,6 @@ __all__ = [
     "SkipStats",
     "UnsupportedModelError",
     "apply",
-    "decode",
     "load_profile",
     "pack_weights",
     "save_profile",

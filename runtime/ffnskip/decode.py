@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Path(Protocol):
+class DecodePath(Protocol):
     """One way to run a model over the sequences of one decode."""
 
-    def read(self, prompts: Tensor, mask: Tensor | None) -> Tensor:
-        """Prefill.
+    def prefill(self, prompts: Tensor, mask: Tensor | None) -> Tensor:
+        """Run the prompts through the model.
 
         Args:
             prompts: ``[batch, prompt]``, padded on the left.
@@ -61,8 +61,8 @@ class GeneralPath:
         self._mask: Tensor | None = None
         self._position = torch.empty(0)
 
-    def read(self, prompts: Tensor, mask: Tensor | None) -> Tensor:
-        """See `Path`."""
+    def prefill(self, prompts: Tensor, mask: Tensor | None) -> Tensor:
+        """See `DecodePath`."""
         if mask is None and len(prompts) > 1:
             mask = torch.ones_like(prompts)  # rows that end before others are masked from then on, and not counted
         self._mask = mask
@@ -71,7 +71,7 @@ class GeneralPath:
         return self._forward(prompts)
 
     def step(self, tokens: Tensor, ended: Tensor) -> Tensor:
-        """See `Path`."""
+        """See `DecodePath`."""
         if self._mask is not None:
             self._mask = torch.cat([self._mask, (~ended)[:, None].to(self._mask)], dim=1)
         self._position = self._position[:, -1:] + 1
@@ -89,8 +89,9 @@ class GeneralPath:
         return logits[:, -1]
 
 
-def decode(
-    model: PreTrainedModel,
+@torch.inference_mode()
+def generate_tokens(
+    path: DecodePath,
     input_ids: Tensor,
     *,
     max_new_tokens: int,
@@ -98,38 +99,13 @@ def decode(
     sampling: Sampling = GREEDY,
     stop_tokens: Collection[int] = (),
 ) -> Iterator[Tensor]:
-    """Continue each prompt of a batch by the model's own forward pass.
-
-    Args:
-        model: a Hugging Face decoder, with or without a profile applied.
-        input_ids: the prompts, ``[batch, prompt]``, padded on the left.
-        max_new_tokens: how many tokens to yield at most.
-        attention_mask: ``[batch, prompt]``, 0 on padding; None where there is none.
-        sampling: greedy or sampled.
-        stop_tokens: a row ends with the first of these; the loop ends when every row has.
-
-    Yields:
-        The next token of every row, ``[batch]``. Rows that have ended repeat their stop token.
-    """
-    return run(GeneralPath(model), input_ids, attention_mask, max_new_tokens, sampling, stop_tokens)
-
-
-@torch.inference_mode()
-def run(
-    path: Path,
-    prompts: Tensor,
-    mask: Tensor | None,
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop_tokens: Collection[int],
-) -> Iterator[Tensor]:
-    """The loop of `decode` on any path."""
-    choose = sampling.chooser(prompts.device)
+    """Continue each prompt of a batch along a path; arguments and what is yielded are those of `Decoder.decode`."""
+    choose = sampling.chooser(input_ids.device)
     stop = torch.tensor(sorted(stop_tokens), dtype=torch.long)
-    ended = torch.zeros(len(prompts), dtype=torch.bool)
-    tokens = prompts[:, -1]
+    ended = torch.zeros(len(input_ids), dtype=torch.bool)
+    tokens = input_ids[:, -1]
     for index in range(max_new_tokens):
-        logits = path.step(tokens, ended) if index else path.read(prompts, mask)
+        logits = path.step(tokens, ended) if index else path.prefill(input_ids, attention_mask)
         following = choose(logits)
         # Without stop tokens nothing is asked of the device here, so that it need not wait for the host.
         tokens = torch.where(ended.to(tokens.device), tokens, following) if stop_tokens else following

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
+from copy import deepcopy
 from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
-from ffnskip.decode import GeneralPath, run
+from ffnskip.decode import DecodePath, GeneralPath, generate_tokens
 from ffnskip.errors import FfnskipError, UnsupportedModelError
-from ffnskip.fast.fused_path import FusedPath
+from ffnskip.fast.fused_path import FusedEngine
 from ffnskip.general.apply import apply
 from ffnskip.general.wrap import Applied, refuse_second_profile
 from ffnskip.model.sites import input_device
@@ -74,9 +75,8 @@ class Decoder:
             with apply(model, loaded, threshold=threshold, target=target, check=check) as applied:
                 self.profile = applied.profile
         self.why_general: str | None = "it was asked for" if path == "general" else None
-        self._fused: FusedPath | None = None
-        self._earlier = SkipStats(model.config.get_text_config().num_hidden_layers)
-        self._applied: Applied | None = None
+        self._stats = SkipStats(model.config.get_text_config().num_hidden_layers)
+        self._fused: FusedEngine | None = None
         if path != "general":
             self._try_fused(check, required=path == "fused")
 
@@ -88,12 +88,9 @@ class Decoder:
     @property
     def stats(self) -> SkipStats:
         """What was skipped since the decoder was made or `reset_stats` was called."""
-        total = SkipStats(self._earlier.n_layers)
-        total.add(self._earlier)
-        for current in (self._fused, self._applied):
-            if current is not None:
-                total.add(current.stats)
-        return total
+        if self._fused is not None:
+            self._fused.drain_counts()
+        return deepcopy(self._stats)
 
     def seconds(self) -> dict[str, float] | None:
         """Time that the parts of all steps have taken so far, in seconds; None on a path that does not measure it."""
@@ -101,11 +98,9 @@ class Decoder:
 
     def reset_stats(self) -> None:
         """Start counting anew."""
-        self._earlier = SkipStats(self._earlier.n_layers)
         if self._fused is not None:
-            self._fused.reset_stats()
-        if self._applied is not None:
-            self._applied.reset_stats()
+            self._fused.drain_counts()
+        self._stats.clear()
 
     def decode(
         self,
@@ -116,32 +111,43 @@ class Decoder:
         sampling: Sampling = GREEDY,
         stop_tokens: Collection[int] = (),
     ) -> Iterator[Tensor]:
-        """Continue each prompt of a batch; arguments and what is yielded are those of `ffnskip.decode`.
+        """Continue each prompt of a batch.
 
         Finish one decode before the next is started: they share the key-value cache, and only the latest can go on.
+
+        Args:
+            input_ids: the prompts, ``[batch, prompt]``, padded on the left.
+            max_new_tokens: how many tokens to yield at most.
+            attention_mask: ``[batch, prompt]``, 0 on padding; None where there is none.
+            sampling: greedy or sampled.
+            stop_tokens: a row ends with the first of these; the loop ends when every row has.
+
+        Yields:
+            The next token of every row, ``[batch]``. Rows that have ended repeat their stop token.
         """
         refuse_second_profile(self._model)
-        place = input_device(self._model)
-        input_ids = input_ids.to(place)
-        attention_mask = None if attention_mask is None else attention_mask.to(place)
-        asked = input_ids, attention_mask, max_new_tokens, sampling, stop_tokens
-        if self._fused is not None and self._fused.takes(input_ids, attention_mask, max_new_tokens):
-            return run(self._fused.begin(max_new_tokens), *asked)
-        tokens = run(GeneralPath(self._model), *asked)
-        return tokens if self.profile is None else self._while_applied(self.profile, tokens)
+        device = input_device(self._model)
+        input_ids = input_ids.to(device)
+        attention_mask = None if attention_mask is None else attention_mask.to(device)
+        fused = self._fused if self._fused and self._fused.takes(input_ids, attention_mask, max_new_tokens) else None
+        path: DecodePath = GeneralPath(self._model) if fused is None else fused.path(max_new_tokens)
+        tokens = generate_tokens(
+            path,
+            input_ids,
+            max_new_tokens=max_new_tokens,
+            attention_mask=attention_mask,
+            sampling=sampling,
+            stop_tokens=stop_tokens,
+        )
+        return tokens if fused or self.profile is None else self._with_profile_applied(self.profile, tokens)
 
-    def _while_applied(self, profile: Profile, tokens: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Each token with the profile on the model, from the first to the last."""
-        with Applied(self._model, profile, "decode") as self._applied:
-            try:
-                yield from tokens
-            finally:
-                self._earlier.add(self._applied.stats)
-                self._applied = None
+    def _with_profile_applied(self, profile: Profile, tokens: Iterator[Tensor]) -> Iterator[Tensor]:
+        with Applied(self._model, profile, "decode", stats=self._stats):
+            yield from tokens
 
     def _try_fused(self, check: bool, *, required: bool) -> None:
         try:
-            fused = FusedPath(self._model, self.profile)
+            fused = FusedEngine(self._model, self.profile, self._stats)
             if check:
                 fused.check()
         except UnsupportedModelError as error:

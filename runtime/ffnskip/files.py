@@ -33,8 +33,8 @@ def replacing(target: Path) -> Iterator[Path]:
 
 def cache_dir() -> Path:
     """`$FFNSKIP_CACHE`, or else `ffnskip` in `$XDG_CACHE_HOME`, or else `~/.cache/ffnskip`; it need not exist."""
-    if own := os.environ.get("FFNSKIP_CACHE"):
-        return Path(own).expanduser()
+    if chosen := os.environ.get("FFNSKIP_CACHE"):
+        return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ffnskip"
 
 

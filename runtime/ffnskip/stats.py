@@ -1,5 +1,6 @@
 """What a runtime skipped, in integers that can be added up."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -40,12 +41,22 @@ class SkipStats:
         return self.never_skipped / self.tokens if self.tokens else 1.0
 
     def add(self, other: "SkipStats") -> None:
-        """Add another run's counts to these."""
+        """Add other counts to these."""
         self.tokens += other.tokens
         self.warm_up_tokens += other.warm_up_tokens
         self.never_skipped += other.never_skipped
         for mine, theirs in zip(self._per_layer(), other._per_layer(), strict=True):
             mine[:] = [a + b for a, b in zip(mine, theirs, strict=True)]
+
+    def add_counts(self, per_layer: Iterable[Sequence[int]], never_skipped: int) -> None:
+        """Add what a step counted: `skipped`, `checked` and `first_skipped` of each layer, and `never_skipped`."""
+        self.add(SkipStats(self.n_layers, 0, 0, never_skipped, *map(list, per_layer)))
+
+    def clear(self) -> None:
+        """Start counting anew."""
+        self.tokens = self.warm_up_tokens = self.never_skipped = 0
+        for counts in self._per_layer():
+            counts[:] = [0] * self.n_layers
 
     def _per_layer(self) -> tuple[list[int], list[int], list[int]]:
         return self.skipped, self.checked, self.first_skipped

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 import ffnskip
 from ffnskip import FfnskipError, Profile, SkipStats
+from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import dump_profile, parse_profile
 from ffnskip_cli.calibration.assemble import Calibrated, Calibration, verdict
@@ -249,7 +250,9 @@ def test_calibrating_on_generated_tokens_counts_none_of_the_prompts() -> None:
     assert found.calibration_ratio == pytest.approx(0.15, abs=0.01)
 
     sequences = prompts[:, :PROMPT_TOKENS]
-    generated = torch.stack(list(ffnskip.decode(model_of(), sequences, max_new_tokens=GENERATED_TOKENS)), dim=1)
+    generated = torch.stack(
+        list(generate_tokens(GeneralPath(model_of()), sequences, max_new_tokens=GENERATED_TOKENS)), dim=1
+    )
     behind_prompts = profile.skip.model_copy(update={"warm_up": PROMPT_TOKENS + WARM_UP})
     whole = torch.cat([sequences, generated], dim=1)
     assert found.calibration_ratio == ratio_by_apply(profile.model_copy(update={"skip": behind_prompts}), whole)

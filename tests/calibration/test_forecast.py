@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffnskip.fast.fused_path import FusedPath
-from ffnskip.model.sites import decoder
+from ffnskip.model.sites import decoder_body
 from ffnskip_cli.calibration.fit.auto import MOST_CANDIDATES, candidates
 from ffnskip_cli.calibration.fit.normal import NormalEquations
 from ffnskip_cli.calibration.forecast import memory_bytes, seconds
@@ -65,7 +65,7 @@ def counted(length: int) -> Iterator[Count]:
         return fused_step(path, tokens, ended)
 
     fused_step = FusedPath.step
-    hook = decoder(model_of()).register_forward_pre_hook(look, with_kwargs=True)
+    hook = decoder_body(model_of()).register_forward_pre_hook(look, with_kwargs=True)
     try:
         with patch.object(FusedPath, "step", step):
             yield count

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ffnskip import FfnskipError, Profile, SkipStats
-from ffnskip.decode import decode
+from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.schema import Skip
 from ffnskip.sampling import Sampling
@@ -46,7 +46,9 @@ def model_of(ffn_scale: float = 1.0) -> PreTrainedModel:
 def written_text(sequences: int, seed: int = 0) -> Tensor:
     """Sampled from the model, which predicts it best: whatever is skipped raises its perplexity."""
     start = pico_tokens(1, batch=sequences, seed=seed)
-    sampled = decode(model_of(), start, max_new_tokens=LENGTH - 1, sampling=Sampling(temperature=1.0, seed=seed))
+    sampled = generate_tokens(
+        GeneralPath(model_of()), start, max_new_tokens=LENGTH - 1, sampling=Sampling(temperature=1.0, seed=seed)
+    )
     return torch.cat([start, torch.stack(list(sampled), dim=1)], dim=1)
 
 

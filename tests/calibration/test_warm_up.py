@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 import ffnskip
 from ffnskip import FfnskipError, Profile
+from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.profiles.evidence import WarmUpTrial
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
@@ -85,7 +86,9 @@ def test_repetition_is_that_of_what_the_model_writes_with_this_warm_up() -> None
     prompts = TEXT[:PROMPTS, :PROMPT]
     for trial in trials():
         with ffnskip.apply(model_of(), rule(warm_up=trial.warm_up)):
-            rows = torch.stack(list(ffnskip.decode(model_of(), prompts, max_new_tokens=LENGTH - PROMPT)), dim=1)
+            rows = torch.stack(
+                list(generate_tokens(GeneralPath(model_of()), prompts, max_new_tokens=LENGTH - PROMPT)), dim=1
+            )
         assert trial.repetition == pytest.approx(sum(repetition(row.tolist()) for row in rows) / PROMPTS)
 
 

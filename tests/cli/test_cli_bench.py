@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.cli import mistake, succeed, talk
-from support.native import COMPILES, needs_compiler
+from support.compiler import COMPILES, needs_compiler
 
 from ffnskip.profiles.profile import load_profile, save_profile
 from ffnskip_cli.calibration.assemble import evaluation_text as evaluation_section

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.native import needs_compiler
+from support.compiler import needs_compiler
 
 from ffnskip import UnsupportedModelError
-from ffnskip.fast.build import _load, native_library
+from ffnskip.fast.build import _load, step_library
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or "c++"
 
@@ -32,7 +32,7 @@ def test_it_is_compiled_once_and_kept(tmp_path: Path, own_cache: Path, monkeypat
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'echo "$*" >> {log}; exec {COMPILER} "$@"'))
     for _ in range(2):
         _load.cache_clear()
-        assert native_library().ffnskip_step
+        assert step_library().ffnskip_step
     lines = log.read_text().splitlines()
     assert [line for line in lines if "step.cpp" in line] == [next(line for line in lines if "-shared" in line)]
     assert [path.name for path in own_cache.glob("native/*/*")] == ["step.so"]
@@ -44,7 +44,7 @@ def test_a_compiler_without_openmp_builds_a_step_for_one_thread(
 ) -> None:
     refuse = 'case "$*" in *-fopenmp*) exit 1;; esac'
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'{refuse}; exec {COMPILER} "$@"'))
-    assert native_library().ffnskip_step
+    assert step_library().ffnskip_step
 
 
 def test_a_compiler_that_fails_is_named_by_its_first_line(
@@ -54,7 +54,7 @@ def test_a_compiler_that_fails_is_named_by_its_first_line(
     with pytest.raises(
         UnsupportedModelError, match=r"cxx could not compile the native decode step, .*: no such header$"
     ):
-        native_library()
+        step_library()
     assert not list(own_cache.glob("native/*"))
 
 
@@ -63,4 +63,4 @@ def test_no_compiler_is_a_reason(missing: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CXX", missing)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UnsupportedModelError, match="compiler"):
-        native_library()
+        step_library()

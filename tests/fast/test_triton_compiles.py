@@ -41,7 +41,7 @@ model = fuse(pico_model("gemma2", torch.bfloat16))
 profile = make_compensated("low-rank", rule="predicted-damage", rank=4, neurons=6, cold_s=0, cold_e=6)
 skip = fuse_profile(profile, model.intermediate, model.device)
 for batch, skip in ((1, skip), (2, None)):
-    CudaPass(model, KeyValueCache.allocate(model, batch, 8, torch.bfloat16), skip).run()
+    CudaPass(model, KeyValueCache.allocate(model, batch, 8, torch.bfloat16), skip).launch()
 print(*sorted(names))
 """
 KERNELS = "_activate_kernel _attend_kernel _contract_kernel _count_kernel _enter_kernel _leave_kernel _merge_kernel"

@@ -121,7 +121,7 @@ def test_activate_reads_only_what_some_row_needs(format: Format, batch: int, ski
         z.fill_(UNTOUCHED)
         b.fill_(UNTOUCHED)
     own = FusedCompensation(None, 0.0, first, None, neurons.int(), None, draw(HIDDEN))
-    kernels.activate(gate_up, "silu", x, a, flags(skip), own, z, b)
+    kernels.activate(gate_up, "silu", x, a, kernels.Skipping(flags(skip), own, z, b))
     if all(skip):
         assert (a == UNTOUCHED).all()
     else:
@@ -154,7 +154,7 @@ def test_contract_gives_each_row_its_ffn_or_its_compensation(format: Format, bat
         own = replace(own, second=poisoned(second), down=poisoned(neurons_down), bias=blank(HIDDEN))
         z, b = blank(*z.shape), blank(*b.shape)
     y = blank(batch, HIDDEN)
-    kernels.contract(down, a, y, skipping, own, z, b)
+    kernels.contract(down, a, y, kernels.Skipping(skipping, own, z, b))
     near(y, expected)
 
 
@@ -186,8 +186,10 @@ def test_weights_that_no_row_needs_are_never_read(read: Callable[[Matrix], bool]
     neurons = torch.zeros(OWN, dtype=torch.int32)
     own = FusedCompensation(None, 0.0, first, second, neurons, neurons_down, draw(HIDDEN))
     z, b = draw(batch, RANK), draw(batch, OWN)
-    kernels.activate(gate_up, "silu", draw(batch, HIDDEN), blank(batch, INTERMEDIATE), flags(skip), own, z, b)
-    kernels.contract(down, draw(batch, 96), blank(batch, HIDDEN), flags(skip), own, z, b)
+    kernels.activate(
+        gate_up, "silu", draw(batch, HIDDEN), blank(batch, INTERMEDIATE), kernels.Skipping(flags(skip), own, z, b)
+    )
+    kernels.contract(down, draw(batch, 96), blank(batch, HIDDEN), kernels.Skipping(flags(skip), own, z, b))
     ffn = [gate_up[1:INTERMEDIATE], down]  # the neuron of row 0 runs for the compensation, too
     assert [read(matrix) for matrix in ffn] == [not all(skip)] * 2
     assert [read(matrix) for matrix in (first, second, neurons_down)] == [any(skip)] * 3
@@ -200,7 +202,7 @@ def test_contract_adds_up_what_a_compensation_has(of: str) -> None:
     neurons_down = draw.matrix(HIDDEN, OWN, "bfloat16") if of == "neurons" else None
     own = FusedCompensation(None, 0.0, None, second, None, neurons_down, draw(HIDDEN))
     x, b, y = draw(3, HIDDEN), draw(3, OWN), blank(3, HIDDEN)
-    kernels.contract(poisoned(draw.matrix(HIDDEN, 96)), blank(3, 96), y, flags([1, 1, 1]), own, x, b)
+    kernels.contract(poisoned(draw.matrix(HIDDEN, 96)), blank(3, 96), y, kernels.Skipping(flags([1, 1, 1]), own, x, b))
     near(y, (times(second, x) + times(neurons_down, b) + own.bias).expand(3, HIDDEN))
 
 
@@ -218,7 +220,8 @@ def test_enter_ffn_asks_the_probe(batch: int, after: bool) -> None:
     stream = h + normed(y, behind)
     score = normed(stream, norm) @ probe.double() + 0.5
     threshold = float(score.median()) + 1e-3
-    kernels_stream.enter_ffn(h, y, behind, norm, x, 1e-6, skip, allowed, probe, 0.5, threshold)
+    asking: Any = {"probe": probe, "probe_bias": 0.5, "threshold": threshold}
+    kernels_stream.enter_ffn(h, y, x, after=behind, norm=norm, eps=1e-6, skip=skip, allowed=allowed, **asking)
     near(h, stream)
     near(x, normed(stream, norm))
     assert torch.equal(skip, ((score < threshold) & allowed).int())
@@ -228,7 +231,8 @@ def test_enter_ffn_counts_down_what_remains() -> None:
     draw = Draw()
     h, y, norm, x = draw(3, 37), draw(3, 37), draw(37), blank(3, 37)
     allowed, skip, remaining = torch.ones(3, dtype=torch.bool, device=DEVICE), flags([-1] * 3), flags([0, 1, 4])
-    kernels_stream.enter_ffn(h, y, None, norm, x, 1e-6, skip, allowed, remaining=remaining)
+    options: Any = {"norm": norm, "eps": 1e-6, "skip": skip, "allowed": allowed, "remaining": remaining}
+    kernels_stream.enter_ffn(h, y, x, after=None, **options)
     assert skip.tolist() == [0, 1, 1]
     assert remaining.tolist() == [0, 0, 3]
 
@@ -236,9 +240,8 @@ def test_enter_ffn_counts_down_what_remains() -> None:
 def test_a_threshold_of_no_damage_skips_nothing() -> None:
     draw = Draw()
     allowed, skip = torch.ones(3, dtype=torch.bool, device=DEVICE), flags([-1] * 3)
-    kernels_stream.enter_ffn(
-        *(draw(3, 37), draw(3, 37), None, draw(37), blank(3, 37), 1e-6, skip, allowed, draw(37), 0.0, float("-inf"))
-    )
+    options: Any = {"norm": draw(37), "eps": 1e-6, "probe": draw(37), "threshold": float("-inf")}
+    kernels_stream.enter_ffn(draw(3, 37), draw(3, 37), blank(3, 37), after=None, skip=skip, allowed=allowed, **options)
     assert skip.tolist() == [0, 0, 0]
 
 
@@ -256,7 +259,8 @@ def test_leave_ffn_compares_the_rows_that_ran(after: bool) -> None:
     threshold = float(similarity[[0, 1]].mean())
     armed = 3 * ((similarity >= threshold) & allowed).int()
     expected = torch.where(skip != 0, remaining, armed)
-    kernels_stream.leave_ffn(h, y, behind, norm, x, 1e-6, skip, allowed, threshold, 3, remaining)
+    options: Any = {"skip": skip, "allowed": allowed, "threshold": threshold, "reach": 3, "remaining": remaining}
+    kernels_stream.leave_ffn(h, y, x, after=behind, norm=norm, eps=1e-6, **options)
     near(h, stream)
     near(x, normed(stream, norm))
     assert torch.equal(remaining, expected)
@@ -277,9 +281,8 @@ def test_count_adds_up_what_was_decided(batch: int, by_probe: bool) -> None:
         allowed = counted & (torch.rand(batch, generator=generator) < 0.7)
         skip = (torch.rand(5, batch, generator=generator) < 0.3) & allowed
         skip[[0, 4]] = False
-        kernels_stream.count(
-            skip.int().to(DEVICE), counted.to(DEVICE), allowed.to(DEVICE), per_layer, never, checked, by_probe
-        )
+        flags_of_rows = skip.int().to(DEVICE), counted.to(DEVICE), allowed.to(DEVICE)
+        kernels_stream.count(*flags_of_rows, per_layer, never, checked=checked, by_probe=by_probe)
         for row in range(batch):
             layers = skip[:, row].nonzero().flatten().tolist()
             expected[0, layers, row] += 1
@@ -327,8 +330,10 @@ def test_attention_sees_what_it_should_and_nothing_else(
     q, n_splits = blank(batch, heads, head_dim), kernels_attention.splits(capacity)
     partial, weight = blank(batch, heads, n_splits, head_dim), blank(2, batch, heads, n_splits)
     assert n_splits == 3
-    kernels_attention.rotate(qkv, q, keys, values, position, starts, cos, sin, q_norm, k_norm, 1e-6, scale)
-    kernels_attention.attend(q, keys, values, position, starts, window, cap, partial, weight)
+    cache = kernels_attention.LayerCache(keys, values, position, starts)
+    norms_of_heads: Any = {"q_norm": q_norm, "k_norm": k_norm, "eps": 1e-6}
+    kernels_attention.rotate(qkv, q, cache, cos=cos, sin=sin, scale=scale, **norms_of_heads)
+    kernels_attention.attend(q, cache, partial, weight, window=window, cap=cap)
     kernels_attention.merge(partial, weight, attended)
 
     for row in range(batch):

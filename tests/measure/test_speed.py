@@ -9,8 +9,8 @@ from support.pico import N_LAYERS, pico_model, pico_profile, pico_tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import ffnskip
 from ffnskip import Decoder, SkipStats
+from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip_cli.measure.speed import (
     Run,
     Speed,
@@ -85,7 +85,7 @@ def test_runs_are_summed_up_by_their_medians_and_counts() -> None:
 def test_dense_and_hugging_face_generate_the_same_tokens(name: str) -> None:
     """Past the end-of-text token too: a run that stops early would be timed over fewer tokens."""
     model = pico_model(name)
-    tokens = [int(token) for token in ffnskip.decode(model, PROMPT, max_new_tokens=NEW)]
+    tokens = [int(token) for token in generate_tokens(GeneralPath(model), PROMPT, max_new_tokens=NEW)]
     model.generation_config.eos_token_id = tokens[3]
     expected = [PROMPT[0].tolist(), *([token] for token in tokens[:-1])]  # the last one is never fed back
     for way in (decoder_way(Decoder(model, path="general")), hugging_face_way(model)):

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 import ffnskip
 from ffnskip import Decoder, Profile
+from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip_cli.measure import worst_case as module
 from ffnskip_cli.measure.worst_case import Continuation, continue_prompts, repetition
 from ffnskip_cli.track import silently
@@ -50,7 +51,7 @@ def test_repetition_of_several_continuations_is_their_mean_and_none_of_across() 
 
 
 def alone(model: PreTrainedModel, prompt: Tensor) -> Tensor:
-    return torch.cat(list(ffnskip.decode(model, prompt[None], max_new_tokens=NEW)))
+    return torch.cat(list(generate_tokens(GeneralPath(model), prompt[None], max_new_tokens=NEW)))
 
 
 def test_prompts_are_continued_as_if_each_were_alone(

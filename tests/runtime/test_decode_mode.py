@@ -22,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 import ffnskip
 from ffnskip import Sampling
+from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import Profile
 
@@ -49,7 +50,7 @@ def with_generate(model: PreTrainedModel, prompt: Tensor, mask: Tensor | None = 
 
 def with_decode(model: PreTrainedModel, prompt: Tensor, mask: Tensor | None = None, **options: object) -> Tensor:
     settings = {"max_new_tokens": NEW} | options
-    return torch.stack(list(ffnskip.decode(model, prompt, attention_mask=mask, **settings)), dim=1)
+    return torch.stack(list(generate_tokens(GeneralPath(model), prompt, attention_mask=mask, **settings)), dim=1)
 
 
 Runner = Callable[..., Tensor]
@@ -262,7 +263,7 @@ def test_samples_come_from_the_nucleus_and_grow_wilder_with_temperature() -> Non
         logits = model(TEXT[:1]).logits[0, -1]
 
     def frequencies(**options: float) -> Tensor:
-        (tokens,) = ffnskip.decode(model, prompt, max_new_tokens=1, sampling=Sampling(**options))
+        (tokens,) = generate_tokens(GeneralPath(model), prompt, max_new_tokens=1, sampling=Sampling(**options))
         return tokens.bincount(minlength=VOCABULARY) / len(tokens)
 
     for temperature in (0.5, 2.0):
@@ -296,7 +297,7 @@ def test_a_row_ends_with_its_stop_token_and_the_loop_with_the_last_row() -> None
 
 def test_no_new_tokens_is_no_pass() -> None:
     with decisions(model_of()) as passes:
-        assert not list(ffnskip.decode(model_of(), TEXT, max_new_tokens=0))
+        assert not list(generate_tokens(GeneralPath(model_of()), TEXT, max_new_tokens=0))
     assert not passes
 
 

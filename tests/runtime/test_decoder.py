@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from support.compiler import needs_compiler
 from support.factories import Kind, make_compensated, make_profile
-from support.native import needs_compiler
 from support.pico import middle_threshold, pico_model, pico_profile, pico_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import ffnskip
 from ffnskip import Decoder, FfnskipError, Profile, ProfileError, Sampling, UnsupportedModelError
+from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.fast import build
 from ffnskip.fast.families import FAMILIES
 
@@ -197,7 +198,9 @@ def test_other_models_decode_by_the_general_path_and_say_why(name: str) -> None:
     decoder = Decoder(model)
     assert decoder.path == "general"
     assert f"Models of type {name!r} have no fused decode step." == decoder.why_general
-    assert tokens(decoder) == [step.tolist() for step in ffnskip.decode(model, PROMPTS, max_new_tokens=NEW)]
+    assert tokens(decoder) == [
+        step.tolist() for step in generate_tokens(GeneralPath(model), PROMPTS, max_new_tokens=NEW)
+    ]
     assert decoder.seconds() is None
     with pytest.raises(UnsupportedModelError, match="have no fused decode step"):
         Decoder(model, path="fused")
@@ -306,10 +309,10 @@ def test_what_is_not_a_number_stays_so() -> None:
     decoder = Decoder(model, path="fused")
     with torch.no_grad():
         model.model.layers[2].input_layernorm.weight.fill_(float("nan"))
-    path = Decoder(model, check=False, path="fused")._fused
-    assert path is not None
-    path.reserve(1, 16)
-    path.read(PROMPTS[:1], None)
+    engine = Decoder(model, check=False, path="fused")._fused
+    assert engine is not None
+    path = engine.path(1)
+    path.prefill(PROMPTS[:1], None)
     assert path.step(PROMPTS[:1, 0], torch.tensor([False])).isnan().all()
     assert decoder.path == "fused"
 

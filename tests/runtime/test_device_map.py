@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 import ffnskip
 from ffnskip import Decoder
+from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.model.sites import input_device, watch
 from ffnskip.profiles.profile import save_profile
 from ffnskip_cli.measure.flops import model_cost
@@ -58,7 +59,7 @@ def test_an_offloaded_model_decodes_the_same_tokens_with_the_same_skips(whole_an
     results = []
     for model in whole_and_offloaded:
         with ffnskip.apply(model, pico_profile(model, threshold=threshold)) as applied:
-            tokens = torch.stack(list(ffnskip.decode(model, TEXT, max_new_tokens=8)))
+            tokens = torch.stack(list(generate_tokens(GeneralPath(model), TEXT, max_new_tokens=8)))
             logits = feed(model, TEXT, prompt=4)
         results.append((tokens.tolist(), logits, applied.stats))
     (tokens, logits, stats), (offloaded_tokens, offloaded_logits, offloaded_stats) = results

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ffnskip.compensation.compensator import Compensator
 from ffnskip.general.wrap import Applied, SkippableFFN
-from ffnskip.model.sites import decoder, ffn_sites, input_device
+from ffnskip.model.sites import decoder_body, ffn_sites, input_device
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record
@@ -51,7 +51,7 @@ def observe(lab: Lab, profile: Profile, sequences: Tensor, see: Callable[[Seen],
             wrapper.register_forward_hook(partial(_observe, place, profile.skip.warm_up, see))
         batches = sequences.split(_BATCH)
         for batch in lab.track(batches, what, len(batches)):
-            decoder(lab.model)(batch.long().to(input_device(lab.model)), use_cache=False)
+            decoder_body(lab.model)(batch.long().to(input_device(lab.model)), use_cache=False)
 
 
 def record_scores(lab: Lab, profile: Profile, sequences: Tensor, prompt: int) -> Record:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ffnskip.decode import decode
-from ffnskip.model.sites import decoder, input_device, watch
+from ffnskip.decode import GeneralPath, generate_tokens
+from ffnskip.model.sites import decoder_body, input_device, watch
 from ffnskip.rules.cosine import similarity
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, On
 
@@ -72,7 +72,7 @@ def record_block(model: PreTrainedModel, sequences: Tensor, on: On) -> Record:
 @torch.inference_mode()
 def record_text(model: PreTrainedModel, sequences: Tensor) -> Record:
     """One teacher-forced pass for each of ``sequences [n, length]``; every token counts as generated. The fast way."""
-    body, seen = decoder(model), _Seen()
+    body, seen = decoder_body(model), _Seen()
     rows = []
     with watch(model, seen):
         for sequence in sequences:
@@ -90,7 +90,7 @@ def record_generated(model: PreTrainedModel, prompts: Tensor, new_tokens: int) -
     seen = _Seen()
     tokens, similarities = [prompts.to(input_device(model))], []
     with watch(model, seen):
-        for step, following in enumerate(decode(model, tokens[0], max_new_tokens=new_tokens + 1)):
+        for step, following in enumerate(generate_tokens(GeneralPath(model), tokens[0], max_new_tokens=new_tokens + 1)):
             similarity_of_input = seen.take()
             if step > 0:  # step 0 ran the prompt
                 similarities.append(similarity_of_input)

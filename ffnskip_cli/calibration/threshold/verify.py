@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ffnskip.errors import FfnskipError
 from ffnskip.general.wrap import Applied
-from ffnskip.model.sites import decoder, input_device
+from ffnskip.model.sites import decoder_body, input_device
 from ffnskip.profiles.profile import Profile
 from ffnskip.stats import SkipStats
 from ffnskip_cli.calibration.lab import Lab
@@ -65,7 +65,7 @@ def measure_ratio(lab: Lab, profile: Profile, record: Record) -> float:
 @torch.inference_mode()
 def _count(model: PreTrainedModel, profile: Profile, sequence: Tensor) -> dict[str, Any]:
     with Applied(model, profile, "score") as applied:
-        decoder(model)(sequence[None].long().to(input_device(model)), use_cache=False)
+        decoder_body(model)(sequence[None].long().to(input_device(model)), use_cache=False)
     return asdict(applied.stats)
 
 

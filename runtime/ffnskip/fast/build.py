@@ -1,4 +1,4 @@
-"""Compile the native decode step on first use, for the processor that it runs on.
+"""Compile the CPU's decode step on first use, for the processor that it runs on.
 
 One C++ file without dependencies, compiled in seconds by whatever compiler is there and kept in the cache folder, under
 a name that holds a hash of the source, the compiler, its options and the system: machines that share a home folder do
@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from ffnskip.errors import FfnskipError, UnsupportedModelError
+from ffnskip.fast.structs import declare
 from ffnskip.files import build_once, cache_dir
 
 _SOURCES = Path(__file__).parent / "cpp"
@@ -32,11 +33,12 @@ _THREADS = ("-fopenmp",)  # torch's own threads; a compiler that knows no such o
 _TIMEOUT = 300  # seconds; it takes about ten
 
 
-def native_library() -> ctypes.CDLL:
-    """The compiled step.
+def step_library() -> ctypes.CDLL:
+    """The shared library of ``cpp/step.cpp``.
 
     Raises:
-        UnsupportedModelError: there is no C++ compiler, or it cannot compile the step.
+        UnsupportedModelError: there is no C++ compiler, it cannot compile the step, or the step does not
+            fit this Python code.
     """
     loaded = _load()
     if isinstance(loaded, str):
@@ -47,15 +49,17 @@ def native_library() -> ctypes.CDLL:
 @cache
 def _load() -> ctypes.CDLL | str:
     """The library, or why there is none; tried once per process."""
-    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    compiler = shlex.split(os.environ.get("CXX", "")) or ([found] if found else [])
+    installed = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    compiler = shlex.split(os.environ.get("CXX", "")) or ([installed] if installed else [])
     if sys.platform == "win32" or not compiler:
         return "No C++ compiler was found: install one, such as g++, for faster decoding."
     flags = (*_FLAGS, *(_AVX2 if _has_avx2() else ()))
     try:
         key = _key(compiler, flags)
         folder = build_once(cache_dir() / "native" / key, lambda into: _compile(compiler, flags, into / "step.so"))
-        return ctypes.CDLL(str(folder / "step.so"))
+        return declare(ctypes.CDLL(str(folder / "step.so")))
+    except UnsupportedModelError as error:
+        return str(error)
     except (FfnskipError, OSError, subprocess.SubprocessError) as error:
         return f"{compiler[0]} could not compile the native decode step, which is several times faster: {error}"
 

@@ -16,7 +16,7 @@ from ffnskip.fast.fused_model import Activation, FusedLayer, FusedModel
 from ffnskip.fast.layout import lay_out
 from ffnskip.model.matrix import Matrix, plain
 from ffnskip.model.packed import PackedEmbedding, PackedLinear
-from ffnskip.model.sites import decoder
+from ffnskip.model.sites import decoder_body
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ def fuse(model: PreTrainedModel) -> FusedModel:
     Raises:
         UnsupportedModelError: the model is none of `FAMILIES`, or is built or loaded in a way that is not covered.
     """
-    config, body = model.config, decoder(model)
+    config, body = model.config, decoder_body(model)
     if config.model_type not in FAMILIES:
         raise UnsupportedModelError(f"Models of type {config.model_type!r} have no fused decode step.")
     if getattr(config, "use_bidirectional_attention", False):
@@ -98,13 +98,13 @@ def _check_shapes(layer: Any, config: Any, hidden: int) -> None:
     size = layer.self_attn.head_dim
     of_heads, of_kv_heads = config.num_attention_heads * size, 2 * config.num_key_value_heads * size
     qkv, out, gate_up, down = ([_matrix(linear) for linear in group] for group in _groups(layer))
-    found = [
+    shapes = [
         *((sum(m.rows for m in group), {m.columns for m in group}) for group in (qkv, out, gate_up, down)),
         *((norm.numel(), {1}) for norm in (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)),
     ]
     n = config.intermediate_size
     expected = [(of_heads + of_kv_heads, {hidden}), (hidden, {of_heads}), (2 * n, {hidden}), (hidden, {n})]
-    if found != [*expected, (hidden, {1}), (hidden, {1})]:
+    if shapes != [*expected, (hidden, {1}), (hidden, {1})]:
         raise UnsupportedModelError("A layer is of another shape than the model's configuration says.")
 
 

@@ -1,4 +1,8 @@
-"""The fused path of a decode: the model's own forward pass reads the prompt, a fused step does the rest."""
+"""The fused path: the model's own forward pass reads the prompt, and a fused step generates each token.
+
+`FusedEngine` holds what outlives a decode (the fused model, the profile, the step and its cache); a `FusedPath` is one
+decode.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ffnskip.decode import Path
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.families import fuse
 from ffnskip.fast.fused_model import FusedModel
 from ffnskip.fast.skipping import FusedSkip, fuse_profile
-from ffnskip.fast.step import MAX_BATCH, Step
+from ffnskip.fast.step import MAX_BATCH, FusedStep
 from ffnskip.profiles.profile import Profile
 from ffnskip.rules import may_skip
 from ffnskip.stats import SkipStats
@@ -29,28 +32,32 @@ _TOLERANCE = {torch.float32: 1e-3}
 _ROOM = 512  # slots that a cache grows by, so that a longer decode seldom needs another one
 
 
-class FusedPath:
-    """One fused model and profile, for one decode after the other.
+class FusedEngine:
+    """A fused model and profile, with the step that decodes by them.
 
     Args:
         model: the model; see `fuse` for what becomes of it.
         profile: complete with its weights, or None to run dense.
+        stats: what is skipped is added to these; see `drain_counts`.
+
+    Attributes:
+        step: the step, on a cache that the latest decode fills.
+        current: the latest decode, which alone can go on; None before the first.
 
     Raises:
         UnsupportedModelError: there is no fused step for this model, or none that runs here.
     """
 
-    def __init__(self, model: PreTrainedModel, profile: Profile | None) -> None:
-        self._model = model
+    def __init__(self, model: PreTrainedModel, profile: Profile | None, stats: SkipStats) -> None:
+        self.model = model
         _refuse_without_compiler(model)
         self._fused = fuse(model)
-        self._profile = profile
+        self.profile = profile
+        self.stats = stats
         self._skip = None if profile is None else fuse_profile(profile, self._fused.intermediate, self._fused.device)
-        self._step: Step | None = None
-        self._seconds: dict[str, float] = {}  # of steps that were replaced
-        self.turn: _Turn | None = None
-        self._tokens = self._warm_up_tokens = self._index = 0
-        self._earlier = SkipStats(len(self._fused.layers))
+        self.step: FusedStep | None = None
+        self._earlier_seconds: dict[str, float] = {}  # of steps that were replaced
+        self.current: FusedPath | None = None
         self.reserve(1, 1)  # fails here and not in the middle of a decode where no step can be built
 
     def takes(self, prompts: Tensor, mask: Tensor | None, max_new_tokens: int) -> bool:
@@ -59,85 +66,37 @@ class FusedPath:
         padded_left = mask is None or bool((mask[:, 1:] >= mask[:, :-1]).all())
         return batch <= MAX_BATCH and length + max_new_tokens <= self._fused.max_length and padded_left
 
-    def begin(self, max_new_tokens: int) -> Path:
+    def path(self, max_new_tokens: int) -> FusedPath:
         """A path for one decode, of which only the latest can go on: they share the key-value cache."""
-        return _Turn(self, max_new_tokens)
+        return FusedPath(self, max_new_tokens)
 
-    @property
-    def stats(self) -> SkipStats:
-        """What was skipped since the last reset."""
-        assert self._step is not None
-        counts = self._step.counts()
-        current = SkipStats(
-            len(self._fused.layers),
-            self._tokens,
-            self._warm_up_tokens,
-            counts.never_skipped,
-            counts.skipped,
-            counts.checked,
-            counts.first_skipped,
-        )
-        total = SkipStats(len(self._fused.layers))
-        total.add(self._earlier)
-        total.add(current)
-        return total
-
-    def reset_stats(self) -> None:
-        """Start counting anew."""
-        assert self._step is not None
-        self._step.reset_counts()
-        self._earlier = SkipStats(len(self._fused.layers))
-        self._tokens = self._warm_up_tokens = 0
+    def drain_counts(self) -> None:
+        """Bring `stats` up to date with the step."""
+        if self.step is not None:
+            self.step.drain_counts(self.stats)
 
     def seconds(self) -> dict[str, float] | None:
-        """See `Step`; of all decodes so far."""
-        assert self._step is not None
-        now = self._step.seconds()
-        return now and {part: spent + self._seconds.get(part, 0.0) for part, spent in now.items()}
-
-    def read(self, prompts: Tensor, mask: Tensor | None) -> Tensor:
-        """See `ffnskip.decode.Path`."""
-        assert self._step is not None
-        logits = _read_prompts(self._model, prompts, mask, self._step.cache)
-        self._index = 0
-        return logits
-
-    def step(self, tokens: Tensor, ended: Tensor) -> Tensor:
-        """See `ffnskip.decode.Path`."""
-        assert self._step is not None
-        counted, allowed = self._rights(~ended)
-        self._index += 1
-        return self._step(tokens, ended, counted, allowed)
-
-    def _rights(self, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Which rows count as past their warm-up, and which of these may skip."""
-        if self._profile is None:
-            return torch.zeros_like(real), torch.zeros_like(real)
-        n_real = int(real.sum())
-        if self._index < self._profile.skip.warm_up:
-            self._warm_up_tokens += n_real
-            return torch.zeros_like(real), torch.zeros_like(real)
-        self._tokens += n_real
-        return real, real & may_skip(torch.tensor(self._index), self._profile.skip)
+        """See `FusedStep`; of all decodes so far."""
+        seconds = None if self.step is None else self.step.seconds()
+        return seconds and {part: spent + self._earlier_seconds.get(part, 0.0) for part, spent in seconds.items()}
 
     @torch.inference_mode(False)  # or what is built here could not be written outside of a decode
     def reserve(self, batch: int, capacity: int) -> None:
-        """A step for so many sequences of so many tokens: the one that is there, if it will do."""
-        if self._step is not None:
-            cache = self._step.cache
+        """Have a step for so many sequences of so many tokens: the latest one, if it will do."""
+        if self.step is not None:
+            cache = self.step.cache
             if cache.batch == batch and cache.capacity >= capacity:
                 return
-            self._earlier, self._seconds = self.stats, self.seconds() or {}
-            self._step, self._tokens, self._warm_up_tokens = None, 0, 0
+            self.drain_counts()
+            self._earlier_seconds = self.seconds() or {}
+            self.step = None  # frees its cache before another is allocated
         roomy = min(-(-capacity // _ROOM) * _ROOM, self._fused.max_length)
-        cache = KeyValueCache.allocate(self._fused, batch, roomy, self._cache_dtype)
-        self._step = build_step(self._fused, cache, self._skip)
+        self.step = build_step(self._fused, self._allocate(batch, roomy), self._skip)
 
-    @property
-    def _cache_dtype(self) -> torch.dtype:
-        """The model's, or float32 for one that a step does not read (packed weights of a float16 model)."""
-        dtype = self._model.dtype
-        return dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
+    def _allocate(self, batch: int, capacity: int) -> KeyValueCache:
+        """A cache in the model's precision, or in float32 where a step does not read that (a packed float16 model)."""
+        dtype = self.model.dtype if self.model.dtype in (torch.float32, torch.bfloat16) else torch.float32
+        return KeyValueCache.allocate(self._fused, batch, capacity, dtype)
 
     def check(self) -> None:
         """Compare a few dense steps with the model's own forward pass.
@@ -149,72 +108,90 @@ class FusedPath:
         tokens = torch.arange(n_prompt + n_steps, device=self._fused.device)[None] * 7919 % self._fused.vocabulary
         no = torch.zeros(1, dtype=torch.bool)
         with torch.inference_mode():
-            expected = self._model(tokens, use_cache=False).logits[:, n_prompt:].float()
-            cache = KeyValueCache.allocate(self._fused, 1, n_prompt + n_steps, self._cache_dtype)
-            step = build_step(self._fused, cache, None)
-            _read_prompts(self._model, tokens[:, :n_prompt], None, cache)
-            found = torch.stack([step(tokens[:, n_prompt + i], no, no, no).clone() for i in range(n_steps)], dim=1)
-        error = float((found - expected).norm() / expected.norm())
-        if not error <= _TOLERANCE.get(self._model.dtype, _ROUNDED):
+            expected = self.model(tokens, use_cache=False).logits[:, n_prompt:].float()
+            step = build_step(self._fused, self._allocate(1, n_prompt + n_steps), None)
+            _prefill(self.model, tokens[:, :n_prompt], None, step.cache)
+            logits = torch.stack([step(tokens[:, n_prompt + i], no, no, no).clone() for i in range(n_steps)], dim=1)
+        error = float((logits - expected).norm() / expected.norm())
+        if not error <= _TOLERANCE.get(self.model.dtype, _ROUNDED):
             raise UnsupportedModelError(
                 f"The fused decode step gives other logits than the model (relative error {error:.2g}): it is not used."
             )
 
 
-class _Turn:
-    """One decode on a fused path."""
+class FusedPath:
+    """One decode by an engine, see `ffnskip.decode.DecodePath`."""
 
-    def __init__(self, path: FusedPath, max_new_tokens: int) -> None:
-        self._path = path
+    def __init__(self, engine: FusedEngine, max_new_tokens: int) -> None:
+        self._engine = engine
         self._max_new_tokens = max_new_tokens
+        self._index = 0  # tokens generated so far
 
-    def read(self, prompts: Tensor, mask: Tensor | None) -> Tensor:
-        self._path.reserve(len(prompts), prompts.shape[1] + self._max_new_tokens)
-        self._path.turn = self
-        return self._path.read(prompts, mask)
+    def prefill(self, prompts: Tensor, mask: Tensor | None) -> Tensor:
+        """See `DecodePath`."""
+        batch, length = prompts.shape
+        self._engine.reserve(batch, length + self._max_new_tokens)
+        self._engine.current = self
+        assert self._engine.step is not None
+        return _prefill(self._engine.model, prompts, mask, self._engine.step.cache)
 
     def step(self, tokens: Tensor, ended: Tensor) -> Tensor:
-        if self._path.turn is not self:
+        """See `DecodePath`."""
+        if self._engine.current is not self:
             raise FfnskipError("Another decode was started with this decoder: finish one before the next.")
-        return self._path.step(tokens, ended)
+        assert self._engine.step is not None
+        counted, allowed = self._count(~ended)
+        self._index += 1
+        return self._engine.step(tokens, ended, counted, allowed)
+
+    def _count(self, running: Tensor) -> tuple[Tensor, Tensor]:
+        """Count the rows that are `running`; which of them count as past their warm-up, and which of these may skip."""
+        profile, stats, none = self._engine.profile, self._engine.stats, torch.zeros_like(running)
+        if profile is None:
+            return none, none
+        if self._index < profile.skip.warm_up:
+            stats.warm_up_tokens += int(running.sum())
+            return none, none
+        stats.tokens += int(running.sum())
+        return running, running & may_skip(torch.tensor(self._index), profile.skip)
 
 
 def _refuse_without_compiler(model: PreTrainedModel) -> None:
     """Raise UnsupportedModelError on a CPU where no step can be compiled, before anything of the model is moved."""
     if model.device.type == "cpu":
-        from ffnskip.fast.build import native_library
+        from ffnskip.fast.build import step_library
 
-        native_library()
+        step_library()
 
 
-def _read_prompts(model: PreTrainedModel, prompts: Tensor, mask: Tensor | None, cache: KeyValueCache) -> Tensor:
+def _prefill(model: PreTrainedModel, prompts: Tensor, mask: Tensor | None, cache: KeyValueCache) -> Tensor:
     """Fill the cache by the model's own forward pass; logits ``[batch, vocabulary]`` of what follows."""
     from transformers import DynamicCache
 
-    counting = torch.ones_like(prompts) if mask is None else mask
-    kept = DynamicCache()  # without the model's configuration it keeps every position, whatever the window
+    real = torch.ones_like(prompts) if mask is None else mask
+    past = DynamicCache()  # without the model's configuration it keeps every position, whatever the window
     logits: Tensor = model(
         prompts,
         attention_mask=mask,
-        position_ids=(counting.cumsum(-1) - 1).clamp(min=0),
-        past_key_values=kept,
+        position_ids=(real.cumsum(-1) - 1).clamp(min=0),
+        past_key_values=past,
         use_cache=True,
         logits_to_keep=1,
     ).logits
-    cache.fill(kept, (counting == 0).sum(-1))
+    cache.fill(past, (real == 0).sum(-1))
     return logits[:, -1]
 
 
-def build_step(model: FusedModel, cache: KeyValueCache, skip: FusedSkip | None) -> Step:
+def build_step(model: FusedModel, cache: KeyValueCache, skip: FusedSkip | None) -> FusedStep:
     """The step for the device that the model is on.
 
     Raises:
         UnsupportedModelError: there is none for it, or what it is built with is missing.
     """
     if model.device.type == "cpu":
-        from ffnskip.fast.cpu_step import NativeStep
+        from ffnskip.fast.cpu_step import CpuStep
 
-        return NativeStep(model, cache, skip)
+        return CpuStep(model, cache, skip)
     if model.device.type == "cuda":
         from ffnskip.fast.cuda.cuda_step import CudaStep
 

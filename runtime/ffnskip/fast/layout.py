@@ -49,9 +49,9 @@ def lay_out(groups: Sequence[Sequence[nn.Module]]) -> None:
     files = _mapped_files()
     for group in stretches:
         for stretch in group:
-            for place, tensor in enumerate(stretch):
+            for index, tensor in enumerate(stretch):
                 old = tensor.data
-                tensor.data = arena.copy(old, aligned=place == 0)
+                tensor.data = arena.copy(old, aligned=index == 0)
                 _forget_pages(old, files)
 
 
@@ -96,8 +96,7 @@ class _Arena:
         if aligned:
             self._used = -(-self._used // _ALIGNMENT) * _ALIGNMENT
         begin, self._used = self._used, self._used + tensor.nbytes
-        place = self._bytes[begin : self._used].view(tensor.dtype).view(tensor.shape)
-        return place.copy_(tensor)
+        return self._bytes[begin : self._used].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def _in_arena(tensor: Tensor) -> bool:
@@ -117,8 +116,8 @@ def _mapped_files() -> list[tuple[int, int]]:
 def _forget_pages(tensor: Tensor, files: list[tuple[int, int]]) -> None:
     """Let the system drop the pages of a mapped file from memory; should anyone still read them, they come back."""
     begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-    place = bisect_right(files, (begin, sys.maxsize)) - 1
-    if place < 0 or end > files[place][1]:
+    index = bisect_right(files, (begin, sys.maxsize)) - 1
+    if index < 0 or end > files[index][1]:
         return
     first, last = -(-begin // mmap.PAGESIZE), end // mmap.PAGESIZE
     if last > first:

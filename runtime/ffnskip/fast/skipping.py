@@ -1,4 +1,4 @@
-"""A profile as plain numbers: what a fused decode step needs to know of it, and nothing else."""
+"""A profile as plain numbers: what a fused step needs to know of it, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from torch import Tensor
 
 from ffnskip.compensation.kinds import BIAS, DOWN, FIRST, LINEAR, NEURONS, SECOND
 from ffnskip.errors import ProfileError, UnsupportedModelError
+from ffnskip.fast.codes import RULES
 from ffnskip.model.matrix import Matrix, plain
 from ffnskip.profiles.profile import Profile
 from ffnskip.rules.base import Reads
 from ffnskip.rules.cosine import reach
 from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
-
-# The rules that fused steps know, as the enumeration `Rule` of cpp/step.cpp has them; 0 is no rule.
-_CODES = {"cosine": 1, "predicted-damage": 2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +43,10 @@ class FusedCompensation:
 
 @dataclass(frozen=True, eq=False)
 class FusedSkip:
-    """When a decode step skips, and what it adds instead.
+    """When a fused step skips, and what it adds for a skipped FFN.
 
     Attributes:
-        code: which rule, in the enumeration of the compiled steps.
+        rule: its name; one of `RULES`.
         reads: what the rule's value is read from.
         threshold: what a value is compared with: of the similarity; or of the damage, in log nats.
         reach: how many FFNs one trigger of `cosine` skips at most.
@@ -57,7 +55,7 @@ class FusedSkip:
         layers: of the skip region, in order.
     """
 
-    code: int
+    rule: str
     reads: Reads
     threshold: float
     reach: int
@@ -81,34 +79,40 @@ def fuse_profile(profile: Profile, intermediate: int, device: torch.device) -> F
     """
     profile.refuse_missing_weights()
     skip, rule = profile.skip, profile.skip.by
-    if skip.rule not in _CODES:
+    if skip.rule not in RULES:
         raise UnsupportedModelError(f"The rule {skip.rule} has no fused decode step.")
     tensors = {} if profile.weights is None else profile.weights.tensors
     layers = [
-        _compensation({name: t[place].to(device) for name, t in tensors.items()}, profile, intermediate, device)
-        for place in range(skip.cold_e - skip.cold_s)
+        _compensation({name: t[index].to(device) for name, t in tensors.items()}, profile, intermediate, device)
+        for index in range(skip.cold_e - skip.cold_s)
     ]
-    region = skip.cold_s, skip.cold_e
     return FusedSkip(
-        _CODES[skip.rule], rule.reads, rule.bound(skip.threshold), reach(skip), *region, rule.looks_at(*region), layers
+        rule=skip.rule,
+        reads=rule.reads,
+        threshold=rule.bound(skip.threshold),
+        reach=reach(skip),
+        cold_s=skip.cold_s,
+        cold_e=skip.cold_e,
+        looked_at=rule.looks_at(skip.cold_s, skip.cold_e),
+        layers=layers,
     )
 
 
 def _compensation(
-    own: dict[str, Tensor], profile: Profile, intermediate: int, device: torch.device
+    tensors: dict[str, Tensor], profile: Profile, intermediate: int, device: torch.device
 ) -> FusedCompensation:
-    neurons = own[NEURONS].to(torch.int32) if NEURONS in own else None
+    neurons = tensors[NEURONS].to(torch.int32) if NEURONS in tensors else None
     if neurons is not None and not 0 <= int(neurons.min()) <= int(neurons.max()) < intermediate:
         raise ProfileError("The profile's compensation uses neurons that the model's FFNs do not have.")
     none = torch.zeros(profile.model.hidden_size, dtype=torch.float32, device=device)
     return FusedCompensation(
-        probe=own[PROBE].float() if PROBE in own else None,
-        probe_bias=float(own[PROBE_BIAS]) if PROBE in own else 0.0,
-        first=_matrix(own.get(FIRST)),
-        second=_matrix(own.get(SECOND, own.get(LINEAR))),
+        probe=tensors[PROBE].float() if PROBE in tensors else None,
+        probe_bias=float(tensors[PROBE_BIAS]) if PROBE in tensors else 0.0,
+        first=_matrix(tensors.get(FIRST)),
+        second=_matrix(tensors.get(SECOND, tensors.get(LINEAR))),
         neurons=neurons,
-        down=_matrix(own.get(DOWN)),
-        bias=own[BIAS].float() if BIAS in own else none,
+        down=_matrix(tensors.get(DOWN)),
+        bias=tensors[BIAS].float() if BIAS in tensors else none,
     )
 
 

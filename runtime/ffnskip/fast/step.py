@@ -1,28 +1,18 @@
-"""What every fused decode step is: the same on a CPU and on a GPU."""
+"""The interface of the fused step, which takes a model one token further: `CpuStep` and `CudaStep` have it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from ffnskip.fast.cache import KeyValueCache
+from ffnskip.stats import SkipStats
 
 MAX_BATCH = 16  # rows of one step
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What a step skipped since it was built: numbers of tokens, per layer as in `ffnskip.SkipStats`."""
-
-    skipped: list[int]
-    checked: list[int]
-    first_skipped: list[int]
-    never_skipped: int
-
-
-class Step(Protocol):
+class FusedStep(Protocol):
     """Takes every row of a batch one token further. Built for one batch size, one cache and one profile."""
 
     cache: KeyValueCache
@@ -41,12 +31,8 @@ class Step(Protocol):
         """
         ...
 
-    def counts(self) -> Counts:
-        """What was skipped so far; waits for the device."""
-        ...
-
-    def reset_counts(self) -> None:
-        """Start counting anew."""
+    def drain_counts(self, stats: SkipStats) -> None:
+        """Move what was counted since the last call to `stats`; waits for the device."""
         ...
 
     def seconds(self) -> dict[str, float] | None:

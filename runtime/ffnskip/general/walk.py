@@ -21,16 +21,16 @@ class Walk:
 
     Args:
         skip: the settings.
-        n_layers: decoder layers of the model.
         mode: see above.
+        stats: what is counted is added to these.
         rule: decides in place of the settings' own.
     """
 
-    def __init__(self, skip: Skip, n_layers: int, mode: Mode, rule: Rule | None = None) -> None:
+    def __init__(self, skip: Skip, mode: Mode, stats: SkipStats, rule: Rule | None = None) -> None:
         self.skip = skip
         self.rule = rule or skip.by
         self.mode: Mode = mode
-        self.stats = SkipStats(n_layers)
+        self.stats = stats
         self._looked_at = self.rule.looks_at(skip.cold_s, skip.cold_e)
         self._prompt_length: Tensor | None = None  # [batch]
         self._next: Tensor | None = None  # [batch], the positions that would go on with the same sequences

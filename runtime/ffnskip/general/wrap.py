@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ffnskip.compensation.compensator import Compensator
 from ffnskip.errors import FfnskipError
 from ffnskip.general.walk import Mode, Walk
-from ffnskip.model.sites import FFNSite, decoder, ffn_sites
+from ffnskip.model.sites import FFNSite, decoder_body, ffn_sites
 from ffnskip.profiles.profile import Profile
 from ffnskip.rules import Rule
 from ffnskip.stats import SkipStats
@@ -112,14 +112,22 @@ class Applied:
         profile: the profile at work, with the threshold that is used; also an attribute.
         mode: see `mode`.
         rule: decides in place of the profile's own.
+        stats: what is skipped is added to these; None starts at zero.
     """
 
-    def __init__(self, model: PreTrainedModel, profile: Profile, mode: Mode, rule: Rule | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        profile: Profile,
+        mode: Mode,
+        rule: Rule | None = None,
+        stats: SkipStats | None = None,
+    ) -> None:
         refuse_second_profile(model)
         profile.refuse_missing_weights()
         self.model = model
         self.profile = profile
-        self._walk = Walk(profile.skip, profile.model.n_layers, mode, rule)
+        self._walk = Walk(profile.skip, mode, stats or SkipStats(profile.model.n_layers), rule)
         self._sites = list(enumerate(ffn_sites(model)))[profile.skip.cold_s : profile.skip.cold_e]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._install()
@@ -174,21 +182,21 @@ class Applied:
             site.layer.mlp = wrapper
             if site.norm_after is not None:
                 setattr(site.layer, site.norm_after, nn.Identity())
-        body = decoder(self.model)
+        body = decoder_body(self.model)
         self._signature = inspect.signature(body.forward)
         self._hooks.append(body.register_forward_pre_hook(self._begin, with_kwargs=True))
         self._hooks.append(body.register_forward_hook(self._end))
 
     def _begin(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = self._signature.bind_partial(*args, **kwargs).arguments
-        tokens: Tensor = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+        arguments = self._signature.bind_partial(*args, **kwargs).arguments
+        tokens: Tensor = arguments["inputs_embeds" if arguments.get("input_ids") is None else "input_ids"]
         batch, length = tokens.shape[:2]
-        position = given.get("position_ids")
+        position = arguments.get("position_ids")
         if position is None:  # as every Hugging Face decoder fills it in
-            cache = given.get("past_key_values")
+            cache = arguments.get("past_key_values")
             start = 0 if cache is None else cache.get_seq_length()
             position = (torch.arange(length, device=tokens.device) + start)[None]
-        mask: Any = given.get("attention_mask")
+        mask: Any = arguments.get("attention_mask")
         plain = isinstance(mask, Tensor) and mask.dim() == 2  # prepared masks, 4-D or a dict of them, show no padding
         mask = mask[:, -length:].bool() if plain else None  # the last columns belong to this pass's tokens
         self._walk.begin(position.expand(batch, length), mask)

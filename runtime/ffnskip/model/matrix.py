@@ -42,12 +42,12 @@ class Matrix:
 
     @property
     def rows(self) -> int:
-        """Length of the result."""
+        """How many numbers a product gives."""
         return self.data.shape[0]
 
     @property
     def columns(self) -> int:
-        """Length of the vectors that it takes."""
+        """How many numbers the vectors have that it multiplies."""
         return self.data.shape[1] * (2 if self.format == "int4" else 1)
 
     @property
@@ -65,9 +65,9 @@ class Matrix:
         part = self.map(lambda tensor: tensor[rows])
         return replace(part, bias=None if self.bias is None else self.bias[rows])
 
-    def map(self, of: Callable[[Tensor], Tensor]) -> Matrix:
-        """The same with other tensors in place of `data` and `scale`."""
-        return replace(self, data=of(self.data), scale=None if self.scale is None else of(self.scale))
+    def map(self, change: Callable[[Tensor], Tensor]) -> Matrix:
+        """A copy whose `data` and `scale` are `change` of these."""
+        return replace(self, data=change(self.data), scale=None if self.scale is None else change(self.scale))
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """The weights that products use, ``[rows, columns]``, without the bias."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ffnskip.errors import FfnskipError
 from ffnskip.model.matrix import GROUP, Matrix, PackedFormat, pack
-from ffnskip.model.sites import decoder
+from ffnskip.model.sites import decoder_body
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,20 +92,20 @@ def pack_weights(model: PreTrainedModel, format: PackedFormat) -> None:
     Raises:
         FfnskipError: the format is unknown, or its matrices do not fit it.
     """
-    body, head = decoder(model), model.get_output_embeddings()
+    body, head = decoder_body(model), model.get_output_embeddings()
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise FfnskipError("A model that is spread over devices cannot be packed: load it on one device.")
-    places = [
+    linears = [
         (parent, name) for parent in body.modules() for name, m in parent.named_children() if type(m) is nn.Linear
     ]
-    if not places:
+    if not linears:
         raise FfnskipError(
             "The model has no plain linear layers that could be packed: it is packed or quantized already."
         )
-    columns = [parent.get_submodule(name).in_features for parent, name in places]
+    columns = [parent.get_submodule(name).in_features for parent, name in linears]
     if format == "int4" and (wrong := [n for n in columns if n % GROUP]):  # type: ignore[operator]
         raise FfnskipError(f"int4 needs rows of a multiple of {GROUP} numbers, not {wrong[0]}: choose int8.")
-    for parent, name in places:
+    for parent, name in linears:
         linear = parent.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         setattr(parent, name, PackedLinear(pack(linear.weight, format, linear.bias), linear.weight.dtype))

@@ -67,7 +67,7 @@ class FFNSite:
         return None if name is None else self.layer.get_submodule(name)
 
 
-def decoder(model: PreTrainedModel) -> nn.Module:
+def decoder_body(model: PreTrainedModel) -> nn.Module:
     """The module that owns the decoder layers (``model.model``, ``model.transformer``, …)."""
     return _find_layers(model)[0]
 

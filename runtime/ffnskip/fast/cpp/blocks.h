@@ -52,7 +52,8 @@ struct Scores {
 
 // N vectors of y = factor * scores . [values; value]: side by side, so that the rows of values are read in few passes.
 template <int N, typename Number>
-INLINE void mix(const Number* values, const float* value, int64_t n, int64_t size, const float* scores, float factor, float* y) {
+INLINE void mix(const Number* values, const float* value, int64_t n, int64_t size, const float* scores, float factor,
+                float* y) {
     Floats mixed[N];
     for (int j = 0; j < N; j++) mixed[j] = scores[n] * load(value + j * WIDTH);
     for (int64_t t = 0; t < n; t++)
@@ -62,8 +63,8 @@ INLINE void mix(const Number* values, const float* value, int64_t n, int64_t siz
 
 // y = softmax(scale * q . [keys; key]) . [values; value] over `n` cached positions and the current one.
 template <typename Number>
-static void attend(const float* q, const Number* keys, const Number* values, const float* key, const float* value, int64_t n,
-                   int64_t size, Scores how, float* scores, float* y) {
+static void attend(const float* q, const Number* keys, const Number* values, const float* key, const float* value,
+                   int64_t n, int64_t size, Scores how, float* scores, float* y) {
     for (int64_t t = 0; t < n; t++) scores[t] = dot(keys + t * size, q, size);
     scores[n] = dot(key, q, size);
     float highest = -INFINITY;
@@ -86,7 +87,7 @@ static void attend(const float* q, const Number* keys, const Number* values, con
     for (; i + WIDTH <= size; i += WIDTH) mix<1>(values + i, value + i, n, size, scores, inverse, y + i);
     for (; i < size; i++) {
         float mixed = scores[n] * value[i];
-        for (t = 0; t < n; t++) mixed += scores[t] * one(values + t * size + i);
+        for (t = 0; t < n; t++) mixed += scores[t] * widened(values + t * size + i);
         y[i] = mixed * inverse;
     }
 }

@@ -10,7 +10,7 @@
 enum Format : int32_t { FLOAT32, BFLOAT16, INT8, INT4 };
 constexpr int64_t GROUP = 32;  // columns of an int4 matrix that share a factor and an offset
 
-struct Matrix {  // mirrors `ffnskip.fast.matrix.Matrix`; `data` is null where there is none
+struct Matrix {  // `data` is null where there is none
     const void* data;
     const void* scale;
     const float* bias;
@@ -46,7 +46,7 @@ INLINE void row_product4(const Matrix& w, int64_t row, const float* const* x, fl
     const uint16_t* scale = static_cast<const uint16_t*>(w.scale) + row * groups * 2;
     Floats lower[T] = {}, upper[T] = {};
     for (int64_t g = 0; g < groups; g++) {
-        const Floats factor = spread(one(scale + g * 2)), offset = spread(one(scale + g * 2 + 1));
+        const Floats factor = spread(widened(scale + g * 2)), offset = spread(widened(scale + g * 2 + 1));
         for (int64_t k = 0; k < GROUP / 2; k += WIDTH) {
             const Ints both = widen(data + g * GROUP / 2 + k);
             const Floats low = __builtin_convertvector(both & 15, Floats) * factor + offset;
@@ -60,8 +60,8 @@ INLINE void row_product4(const Matrix& w, int64_t row, const float* const* x, fl
     for (int t = 0; t < T; t++) y[t][row] = sum(lower[t] + upper[t]) + (w.bias ? w.bias[row] : 0.0f);
 }
 
-// The vectors of an int8 product, rounded to 16 bits with a scale per stretch of columns, so that products are of integers:
-// twice as many at a time, and exact. A stretch is too short for their sum to overflow.
+// The vectors of an int8 product, rounded to 16 bits with a scale per stretch of columns, so that products are of
+// integers: twice as many at a time, and exact. A stretch is too short for their sum to overflow.
 constexpr int64_t STRETCH = 256;
 struct Rounded {
     std::vector<int16_t> numbers;
@@ -132,17 +132,21 @@ static void tiled(int64_t begin, int64_t end, int n, const Vector* x, float* con
 static void multiply(const Matrix& w, int64_t begin, int64_t end, int n, const float* const* x, float* const* y) {
     switch (w.format) {
         case FLOAT32:
-            return tiled(begin, end, n, x, y, [&](auto t, int64_t row, auto x, auto y) { row_product<float, t()>(w, row, x, y); });
+            return tiled(begin, end, n, x, y,
+                         [&](auto t, int64_t row, auto x, auto y) { row_product<float, t()>(w, row, x, y); });
         case BFLOAT16:
-            return tiled(begin, end, n, x, y, [&](auto t, int64_t row, auto x, auto y) { row_product<uint16_t, t()>(w, row, x, y); });
+            return tiled(begin, end, n, x, y,
+                         [&](auto t, int64_t row, auto x, auto y) { row_product<uint16_t, t()>(w, row, x, y); });
         case INT8: {
             static thread_local std::vector<Rounded> rounded;
             if (int64_t(rounded.size()) < n) rounded.resize(n);
             for (int t = 0; t < n; t++) rounded[t].round(x[t], w.columns);
-            return tiled(begin, end, n, rounded.data(), y, [&](auto t, int64_t row, auto x, auto y) { row_product8<t()>(w, row, x, y); });
+            return tiled(begin, end, n, rounded.data(), y,
+                         [&](auto t, int64_t row, auto x, auto y) { row_product8<t()>(w, row, x, y); });
         }
         case INT4:
-            return tiled(begin, end, n, x, y, [&](auto t, int64_t row, auto x, auto y) { row_product4<t()>(w, row, x, y); });
+            return tiled(begin, end, n, x, y,
+                         [&](auto t, int64_t row, auto x, auto y) { row_product4<t()>(w, row, x, y); });
     }
 }
 
@@ -150,12 +154,17 @@ static void multiply(const Matrix& w, int64_t begin, int64_t end, int n, const f
 static void unpack_row(const Matrix& w, int64_t row, float* y) {
     for (int64_t c = 0; c < w.columns; c++) switch (w.format) {
             case FLOAT32: y[c] = static_cast<const float*>(w.data)[row * w.columns + c]; break;
-            case BFLOAT16: y[c] = one(static_cast<const uint16_t*>(w.data) + row * w.columns + c); break;
-            case INT8: y[c] = static_cast<const int8_t*>(w.data)[row * w.columns + c] * static_cast<const float*>(w.scale)[row]; break;
+            case BFLOAT16: y[c] = widened(static_cast<const uint16_t*>(w.data) + row * w.columns + c); break;
+            case INT8: {
+                const float scale = static_cast<const float*>(w.scale)[row];
+                y[c] = static_cast<const int8_t*>(w.data)[row * w.columns + c] * scale;
+                break;
+            }
             case INT4: {
-                const uint8_t both = static_cast<const uint8_t*>(w.data)[row * w.columns / 2 + c / GROUP * (GROUP / 2) + c % (GROUP / 2)];
-                const uint16_t* scale = static_cast<const uint16_t*>(w.scale) + (row * w.columns / GROUP + c / GROUP) * 2;
-                y[c] = (c % GROUP < GROUP / 2 ? both & 15 : both >> 4) * one(scale) + one(scale + 1);
+                const int64_t group = row * w.columns / GROUP + c / GROUP, half = GROUP / 2;
+                const uint8_t both = static_cast<const uint8_t*>(w.data)[group * half + c % half];
+                const uint16_t* scale = static_cast<const uint16_t*>(w.scale) + group * 2;
+                y[c] = (c % GROUP < half ? both & 15 : both >> 4) * widened(scale) + widened(scale + 1);
             }
         }
 }

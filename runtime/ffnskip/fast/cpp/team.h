@@ -12,7 +12,8 @@ static inline void relax() {
 #endif
 }
 
-// Waits by spinning: a step has hundreds of barriers, each a few hundred nanoseconds. Gives way when a thread has lost its core.
+// Waits by spinning: a step has hundreds of barriers, each a few hundred nanoseconds. Gives way when a thread has lost
+// its core.
 class Barrier {
    public:
     explicit Barrier(int size) : size_(size) {}
@@ -24,7 +25,8 @@ class Barrier {
             round_.store(round + 1, std::memory_order_release);
             return;
         }
-        for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++) spins < 4096 ? relax() : std::this_thread::yield();
+        for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++)
+            spins < 4096 ? relax() : std::this_thread::yield();
     }
 
    private:

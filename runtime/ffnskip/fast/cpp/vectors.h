@@ -47,10 +47,11 @@ INLINE Ints products(const int8_t* a, const int16_t* b) {
 }
 #endif
 
-INLINE Floats load(const uint16_t* from) { return (Floats)(widen(from) << 16); }  // bfloat16: the upper half of a float32
+// bfloat16 is the upper half of a float32.
+INLINE Floats load(const uint16_t* from) { return (Floats)(widen(from) << 16); }
 
-INLINE float one(const float* from) { return *from; }
-INLINE float one(const uint16_t* from) {
+INLINE float widened(const float* from) { return *from; }
+INLINE float widened(const uint16_t* from) {
     const uint32_t bits = uint32_t(*from) << 16;
     float x;
     memcpy(&x, &bits, sizeof(x));
@@ -78,7 +79,8 @@ INLINE float sum(Floats x) {
 #endif
 }
 
-// exp by 2^n * 2^f with |f| <= 1/2; relative error below 1e-7. Written out, as vector functions of libm are not everywhere.
+// exp by 2^n * 2^f with |f| <= 1/2; relative error below 1e-7. Written out, as vector functions of libm are not
+// everywhere.
 INLINE Floats exponential(Floats x) {
     const Floats low = spread(-87.0f), high = spread(88.0f);
     x = x < low ? low : x;
@@ -104,6 +106,6 @@ INLINE float dot(const Number* a, const float* b, int64_t n) {
     int64_t i = 0;
     for (; i + WIDTH <= n; i += WIDTH) total += load(a + i) * load(b + i);
     float rest = sum(total);
-    for (; i < n; i++) rest += one(a + i) * b[i];
+    for (; i < n; i++) rest += widened(a + i) * b[i];
     return rest;
 }

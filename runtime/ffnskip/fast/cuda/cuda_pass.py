@@ -3,9 +3,13 @@
 Nothing here waits for the device or depends on its numbers: who skips is decided in flags on the device, and kernels
 that have nothing to do return at once. The residual stream and all that lies between two matrices is float32, whatever
 the weights are: it costs little beside them, and keeps decisions from hanging on roundings.
+
+Experimental: see `cuda_step`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +17,7 @@ from torch import Tensor
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.cuda import kernels, kernels_attention, kernels_stream
 from ffnskip.fast.fused_model import FusedLayer, FusedModel
-from ffnskip.fast.skipping import FusedCompensation, FusedSkip
+from ffnskip.fast.skipping import FusedSkip
 from ffnskip.model.matrix import Matrix
 
 INTERPRETED = kernels.INTERPRETED
@@ -56,91 +60,85 @@ class CudaPass:
         self._a = buffer(batch, model.intermediate)
         self._skipping = buffer(n_layers, batch, dtype=torch.int32)
         self._remaining = buffer(batch, dtype=torch.int32)
-        rank = max((own.first.rows for own in self._compensations if own.first), default=0)
-        neurons = max((len(own.neurons) for own in self._compensations if own.neurons is not None), default=0)
-        self._z, self._b = buffer(batch, rank), buffer(batch, neurons)
+        compensations = [] if skip is None else skip.layers
+        rank = max((c.first.rows for c in compensations if c.first), default=0)
+        neurons = max((len(c.neurons) for c in compensations if c.neurons is not None), default=0)
+        self._z, self._neurons_a = buffer(batch, rank), buffer(batch, neurons)
         self._cos, self._sin = model.rotary_tables(cache.capacity)
 
-    def run(self) -> None:
-        """Take every row one token further."""
+    def launch(self) -> None:
+        """Launch the kernels that take every row one token further."""
         model = self._model
         self._y.copy_(_embedded(model, self.tokens))
         self._h.zero_()
         self._remaining.zero_()
-        kernels_stream.leave_ffn(self._h, self._y, None, model.layers[0].norm_attention, self._x, model.eps)
+        first_norm = model.layers[0].norm_attention
+        kernels_stream.leave_ffn(self._h, self._y, self._x, after=None, norm=first_norm, eps=model.eps)
         for index, layer in enumerate(model.layers):
-            self._run_attention(index, layer)
-            self._run_ffn(index, layer)
+            self._launch_attention(index, layer)
+            self._launch_ffn(index, layer)
         kernels.project(model.head, self._x, self.logits)
         if model.logit_cap is not None:
             self.logits.div_(model.logit_cap).tanh_().mul_(model.logit_cap)
         self._count()
         self.position.add_(1)
 
-    def _run_attention(self, index: int, layer: FusedLayer) -> None:
+    def _launch_attention(self, index: int, layer: FusedLayer) -> None:
         """From the normed stream in `_x` to the block's output in `_y`."""
-        model, cache = self._model, self._cache
-        keys, values = cache.keys[index], cache.values[index]
+        model = self._model
+        cache = kernels_attention.LayerCache(
+            self._cache.keys[index], self._cache.values[index], self.position, self._cache.starts
+        )
         kernels.project(self._qkv_matrices[index], self._x, self._qkv)
         kernels_attention.rotate(
-            *(self._qkv, self._q, keys, values, self.position, cache.starts),
-            *(self._cos[layer.rope], self._sin[layer.rope], layer.q_norm, layer.k_norm),
-            *(model.eps, model.attention_scale),
+            self._qkv,
+            self._q,
+            cache,
+            cos=self._cos[layer.rope],
+            sin=self._sin[layer.rope],
+            q_norm=layer.q_norm,
+            k_norm=layer.k_norm,
+            eps=model.eps,
+            scale=model.attention_scale,
         )
         kernels_attention.attend(
-            *(self._q, keys, values, self.position, cache.starts),
-            *(layer.window, model.attention_cap, self._partial, self._weight),
+            self._q, cache, self._partial, self._weight, window=layer.window, cap=model.attention_cap
         )
         kernels_attention.merge(self._partial, self._weight, self._attended)
         kernels.project(layer.out, self._attended, self._y)
 
-    def _run_ffn(self, index: int, layer: FusedLayer) -> None:
+    def _launch_ffn(self, index: int, layer: FusedLayer) -> None:
         """From attention's output in `_y` to the normed stream that the next layer, or the head, reads in `_x`."""
-        model = self._model
-        stream, gate_up = (self._h, self._y), self._gate_up_matrices[index]
-        after = model.layers[index + 1].norm_attention if index + 1 < len(model.layers) else model.norm
-        own = self._own(index)
-        if own is None:
-            kernels_stream.enter_ffn(*stream, layer.after_attention, layer.norm_ffn, self._x, model.eps)
-            kernels.activate(gate_up, model.activation, self._x, self._a)
-            kernels.contract(layer.down, self._a, self._y)
-            kernels_stream.leave_ffn(*stream, layer.after_ffn, after, self._x, model.eps)
-            return
-        assert self._skip is not None
-        skip, threshold = self._skipping[index], self._skip.threshold
-        compares = self._skip.reads == "output" and index in self._checked
-        z = self._x if own.first is None else self._z
-        kernels_stream.enter_ffn(
-            *(*stream, layer.after_attention, layer.norm_ffn, self._x, model.eps),
-            *(skip, self.allowed, own.probe, own.probe_bias, threshold, self._remaining),
-        )
-        kernels.activate(gate_up, model.activation, self._x, self._a, skip, own, z, self._b)
-        kernels.contract(layer.down, self._a, self._y, skip, own, z, self._b)
-        kernels_stream.leave_ffn(
-            *(*stream, layer.after_ffn, after, self._x, model.eps),
-            *(skip, self.allowed, threshold, self._skip.reach, self._remaining if compares else None),
-        )
+        model, skip = self._model, self._skip
+        following = model.layers[index + 1].norm_attention if index + 1 < len(model.layers) else model.norm
+        entering: dict[str, Any] = {"after": layer.after_attention, "norm": layer.norm_ffn, "eps": model.eps}
+        leaving: dict[str, Any] = {"after": layer.after_ffn, "norm": following, "eps": model.eps}
+        skipping = None
+        if skip is not None and skip.cold_s <= index < skip.cold_e:
+            compensation, rows = skip.layers[index - skip.cold_s], self._skipping[index]
+            z = self._x if compensation.first is None else self._z
+            skipping = kernels.Skipping(rows, compensation, z, self._neurons_a)
+            deciding = {"skip": rows, "allowed": self.allowed, "threshold": skip.threshold}
+            probe = {"probe": compensation.probe, "probe_bias": compensation.probe_bias}
+            entering |= {**deciding, **probe, "remaining": self._remaining}
+            compares = skip.reads == "output" and index in skip.looked_at
+            leaving |= {**deciding, "reach": skip.reach, "remaining": self._remaining if compares else None}
+        kernels_stream.enter_ffn(self._h, self._y, self._x, **entering)
+        kernels.activate(self._gate_up_matrices[index], model.activation, self._x, self._a, skipping)
+        kernels.contract(layer.down, self._a, self._y, skipping)
+        kernels_stream.leave_ffn(self._h, self._y, self._x, **leaving)
 
     def _count(self) -> None:
-        by_probe = self._skip is not None and self._skip.reads == "input"
+        skip = self._skip
         kernels_stream.count(
-            self._skipping, self.counted, self.allowed, self.per_layer, self.never, self._checked, by_probe
+            self._skipping,
+            self.counted,
+            self.allowed,
+            self.per_layer,
+            self.never,
+            checked=range(0) if skip is None else skip.looked_at,
+            by_probe=skip is not None and skip.reads == "input",
         )
-
-    @property
-    def _compensations(self) -> list[FusedCompensation]:
-        return [] if self._skip is None else list(self._skip.layers)
-
-    def _own(self, index: int) -> FusedCompensation | None:
-        """What the profile says of a layer; None outside the skip region."""
-        if self._skip is None or not self._skip.cold_s <= index < self._skip.cold_e:
-            return None
-        return self._skip.layers[index - self._skip.cold_s]
-
-    @property
-    def _checked(self) -> range:
-        """The layers in which rows are looked at: behind the region's last FFN nothing is left to skip."""
-        return range(0) if self._skip is None else self._skip.looked_at
 
 
 def _embedded(model: FusedModel, tokens: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""The decode step on a GPU: Triton kernels, recorded once as a CUDA graph and replayed for every token."""
+"""The fused step on a GPU: Triton kernels, recorded once as a CUDA graph and replayed for every token.
+
+Experimental: no GPU has run it yet, only Triton's interpreter has.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.fused_model import FusedModel
 from ffnskip.fast.skipping import FusedSkip
-from ffnskip.fast.step import MAX_BATCH, Counts
+from ffnskip.fast.step import MAX_BATCH
+from ffnskip.stats import SkipStats
 
 _WARM_UPS = 2  # passes before recording: the first compiles the kernels, which a graph cannot record
 
 
 class CudaStep:
-    """A step of a model on a GPU, see `ffnskip.fast.step.Step`.
+    """A fused step on a GPU, see `ffnskip.fast.step.FusedStep`.
 
     On a CPU it takes the same way through Triton's interpreter, without a graph: slow, and right for tests.
 
@@ -50,53 +54,48 @@ class CudaStep:
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, ended: Tensor, counted: Tensor, allowed: Tensor) -> Tensor:
-        """See `Step`."""
+        """See `FusedStep`."""
         if self.cache.length >= self.cache.capacity:
             raise FfnskipError(f"The key-value cache is full: it holds {self.cache.capacity} tokens.")
-        own = self._pass
         # Copies this small do not wait for the device, wherever they come from.
-        for buffer, given in ((own.tokens, tokens), (own.counted, counted), (own.allowed, allowed)):
-            buffer.copy_(given, non_blocking=True)
+        self._pass.tokens.copy_(tokens, non_blocking=True)
+        self._pass.counted.copy_(counted, non_blocking=True)
+        self._pass.allowed.copy_(allowed, non_blocking=True)
         if self.cache.length != self._expected:  # the cache has been filled with a prompt
-            own.position.fill_(self.cache.length)
+            self._pass.position.fill_(self.cache.length)
         with self._on_device:
             if self._records and self._graph is None:
                 self._record()
             if self._graph is None:
-                own.run()
+                self._pass.launch()
             else:
                 self._graph.replay()
         self.cache.length += 1
         self._expected = self.cache.length
-        return own.logits
+        return self._pass.logits
 
-    def counts(self) -> Counts:
-        """See `Step`."""
-        skipped, checked, first_skipped = self._pass.per_layer.sum(dim=2).tolist()
-        return Counts(skipped, checked, first_skipped, int(self._pass.never.sum()))
-
-    def reset_counts(self) -> None:
-        """See `Step`."""
+    def drain_counts(self, stats: SkipStats) -> None:
+        """See `FusedStep`."""
+        stats.add_counts(self._pass.per_layer.sum(dim=2).tolist(), int(self._pass.never.sum()))
         self._pass.per_layer.zero_()
         self._pass.never.zero_()
 
     def seconds(self) -> None:
-        """See `Step`; a graph does not tell its parts apart."""
+        """See `FusedStep`; a graph does not tell its parts apart."""
 
     def _record(self) -> None:
         """Record one pass. What the warm-up wrote into the cache is what the first replay will write there again."""
-        own = self._pass
-        state = [own.position, own.per_layer, own.never]
+        state = [self._pass.position, self._pass.per_layer, self._pass.never]
         before = [tensor.clone() for tensor in state]
-        side = torch.cuda.Stream(own.tokens.device)
+        side = torch.cuda.Stream(self._pass.tokens.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
-                own.run()
+                self._pass.launch()
                 for tensor, value in zip(state, before, strict=True):
                     tensor.copy_(value)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            own.run()
+            self._pass.launch()
         self._graph = graph

@@ -1,14 +1,14 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803, SIM102
-"""Triton kernels: products of weight matrices with the few rows of a decode step.
+"""Triton kernels: products of weight matrices with the few rows of a decode step. Experimental: see `cuda_step`.
 
 Such a product takes as long as its weights take to read. A kernel that is told which rows skip reads a matrix only
-where a row needs it: programs whose matrix nobody needs return at once.
-
-All of them accumulate in float32.
+where a row needs it: programs whose matrix nobody needs return at once. All of them accumulate in float32.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
@@ -25,6 +25,23 @@ _EXACT = tl.constexpr(tl.float32 if INTERPRETED else tl.bfloat16)
 _GROUP = tl.constexpr(GROUP)
 
 
+@dataclass(frozen=True, eq=False)
+class Skipping:
+    """Who skips a layer's FFN, and what is added there (`FusedCompensation`).
+
+    Attributes:
+        rows: ``[batch]`` int32, 1 for the rows that skip.
+        compensation: the layer's.
+        z: ``[batch, rank]`` float32, ``first x``, or ``x`` itself without a first factor.
+        a: ``[batch, n]`` float32, the activations of the compensation's neurons.
+    """
+
+    rows: Tensor
+    compensation: FusedCompensation
+    z: Tensor
+    a: Tensor
+
+
 def project(matrix: Matrix, x: Tensor, y: Tensor) -> None:
     """``y [batch, rows] = matrix x`` for ``x [batch, columns]``, both float32."""
     tile = _tile(matrix, len(x))
@@ -32,81 +49,78 @@ def project(matrix: Matrix, x: Tensor, y: Tensor) -> None:
     _project_kernel[grid](matrix.data, matrix.scale, matrix.bias, x, y, matrix.rows, matrix.columns, len(x), **tile)
 
 
-def activate(
-    gate_up: Matrix,
-    activation: Activation,
-    x: Tensor,
-    a: Tensor,
-    skip: Tensor | None = None,
-    instead: FusedCompensation | None = None,
-    z: Tensor | None = None,
-    b: Tensor | None = None,
-) -> None:
-    """First half of an FFN, and of what is added in its place: ``a = act(gate x) * (up x)``.
+def activate(gate_up: Matrix, activation: Activation, x: Tensor, a: Tensor, skipping: Skipping | None = None) -> None:
+    """First half of an FFN, ``a = act(gate x) * (up x)``, and of its compensation.
 
     Args:
-        gate_up: ``[2 * intermediate, hidden]``.
-        activation: of the gate.
+        gate_up: ``[2 * intermediate, hidden]``, the activation being that of the gate.
         x: ``[batch, hidden]`` float32.
         a: ``[batch, intermediate]`` float32, written if a row runs the FFN.
-        skip: ``[batch]`` int32, 1 for the rows that skip; None where all run.
-        instead: the layer's compensation, where there is a `skip`.
-        z: ``[batch, rank]`` float32, ``first x``, written if a row skips; None without a first factor.
-        b: ``[batch, n]`` float32, activations of the compensation's own neurons, likewise.
+        skipping: its `z` (where there is a first factor) and `a` are written if a row skips; None where all run.
     """
     tile = _tile(gate_up, len(x), rows=16)
-    first = instead.first if instead else None
-    neurons = instead.neurons if instead else None
+    first = skipping.compensation.first if skipping else None
+    neurons = skipping.compensation.neurons if skipping else None
     rank, n = 0 if first is None else first.rows, 0 if neurons is None else len(neurons)
     intermediate, per_program = gate_up.rows // 2, tile["ROWS"] // 2
     grid = (triton.cdiv(rank, tile["ROWS"]) + triton.cdiv(n, per_program) + triton.cdiv(intermediate, per_program),)
     _activate_kernel[grid](
-        *(gate_up.data, gate_up.scale, gate_up.bias, a, intermediate),
-        *(None if first is None else first.data, z, rank),
-        *(neurons, b, n),
-        *(x, skip, gate_up.columns, len(x)),
+        gate_up=gate_up.data,
+        scale=gate_up.scale,
+        bias=gate_up.bias,
+        a=a,
+        intermediate=intermediate,
+        first=first and first.data,
+        z=skipping and skipping.z,
+        rank=rank,
+        neurons=neurons,
+        b=skipping and skipping.a,
+        n=n,
+        x=x,
+        skip=skipping and skipping.rows,
+        hidden=gate_up.columns,
+        batch=len(x),
         ACTIVATION=activation,
         **tile,
     )
 
 
-def contract(
-    down: Matrix,
-    a: Tensor,
-    y: Tensor,
-    skip: Tensor | None = None,
-    instead: FusedCompensation | None = None,
-    z: Tensor | None = None,
-    b: Tensor | None = None,
-) -> None:
-    """Second half: ``y = down a`` for rows that run, ``y = second z + own down b + bias`` for rows that skip.
+def contract(down: Matrix, a: Tensor, y: Tensor, skipping: Skipping | None = None) -> None:
+    """Second half: ``y = down a`` for rows that run, ``y = second z + down a + bias`` of `skipping` for the others.
 
     Args:
         down: ``[hidden, intermediate]``.
         a: ``[batch, intermediate]`` float32.
-        y: ``[batch, hidden]`` float32.
-        skip: ``[batch]`` int32, 1 for the rows that skip; None where all run.
-        instead: the layer's compensation, where there is a `skip`.
-        z: ``[batch, rank]`` float32; the FFN's input where there is a second factor but no first.
-        b: ``[batch, n]`` float32.
+        y: ``[batch, hidden]`` float32, written.
+        skipping: None where all run.
     """
     tile = _tile(down, len(a))
-    second = instead.second if instead else None
-    own = instead.down if instead else None
+    second = skipping.compensation.second if skipping else None
+    neurons_down = skipping.compensation.down if skipping else None
     _contract_kernel[(triton.cdiv(down.rows, tile["ROWS"]),)](
-        *(down.data, down.scale, down.bias, a, down.columns),
-        *(None if second is None else second.data, z, 0 if second is None else second.columns),
-        *(None if own is None else own.data, b, 0 if own is None else own.columns),
-        *(None if instead is None else instead.bias, skip, y, down.rows, len(a)),
+        down=down.data,
+        scale=down.scale,
+        down_bias=down.bias,
+        a=a,
+        intermediate=down.columns,
+        second=second and second.data,
+        z=skipping and skipping.z,
+        rank=second.columns if second else 0,
+        neurons_down=neurons_down and neurons_down.data,
+        b=skipping and skipping.a,
+        n=neurons_down.columns if neurons_down else 0,
+        bias=skipping and skipping.compensation.bias,
+        skip=skipping and skipping.rows,
+        y=y,
+        hidden=down.rows,
+        batch=len(a),
         **tile,
     )
 
 
 def _tile(matrix: Matrix, batch: int, rows: int = 8) -> dict[str, int]:
-    """What of a matrix a program holds at a time: enough bytes on their way, and enough programs.
-
-    One row of a batch is multiplied by plain arithmetic, more by tensor cores, whose tiles are 16 wide.
-    """
+    """What of a matrix a program holds at a time: enough bytes on their way, and enough programs."""
+    # One row of a batch is multiplied by plain arithmetic, more by tensor cores, whose tiles are 16 wide.
     bytes_each = matrix.data.element_size()
     if batch == 1:
         return {"BATCH": 1, "ROWS": rows, "COLUMNS": 1024 // bytes_each, "STAGES": 3}
@@ -144,9 +158,9 @@ def _activate_kernel(
     elif of_neurons >= 0:
         if neurons is not None:
             if skips:
-                place = of_neurons * (ROWS // 2) + lane // 2
-                row = tl.load(neurons + place, mask=place < n, other=0) + lane % 2 * intermediate
-                pairs = _multiply(gate_up, scale, bias, row, place < n, x, hidden, batch, BATCH, COLUMNS, STAGES)
+                index = of_neurons * (ROWS // 2) + lane // 2
+                row = tl.load(neurons + index, mask=index < n, other=0) + lane % 2 * intermediate
+                pairs = _multiply(gate_up, scale, bias, row, index < n, x, hidden, batch, BATCH, COLUMNS, STAGES)
                 _store_activated(b, pairs, of_neurons, n, batch, ACTIVATION, BATCH, ROWS)
     else:
         if first is not None:
@@ -158,7 +172,7 @@ def _activate_kernel(
 
 @triton.jit
 def _contract_kernel(
-    down, scale, down_bias, a, intermediate, second, z, rank, own, b, n, bias, skip, y, hidden, batch,
+    down, scale, down_bias, a, intermediate, second, z, rank, neurons_down, b, n, bias, skip, y, hidden, batch,
     BATCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     runs, skips = _needed(skip, batch, BATCH)
@@ -172,8 +186,8 @@ def _contract_kernel(
             g = tl.zeros((ROWS, BATCH), tl.float32) + tl.load(bias + row, mask=inside, other=0.0)[:, None]
             if second is not None:
                 g += _multiply(second, None, None, row, inside, z, rank, batch, BATCH, COLUMNS, STAGES)
-            if own is not None:
-                g += _multiply(own, None, None, row, inside, b, n, batch, BATCH, COLUMNS, STAGES)
+            if neurons_down is not None:
+                g += _multiply(neurons_down, None, None, row, inside, b, n, batch, BATCH, COLUMNS, STAGES)
             item = tl.arange(0, BATCH)
             total = tl.where(tl.load(skip + item, mask=item < batch, other=0)[None, :] != 0, g, total)
     _store(y, total, row, hidden, batch, BATCH)
@@ -252,9 +266,9 @@ def _multiply_int4(
         factor = tl.load(scale + (line + group) * 2, mask=mask, other=0.0).to(tl.float32)
         offset = tl.load(scale + (line + group) * 2 + 1, mask=mask, other=0.0).to(tl.float32)
         for index in range(0, batch):
-            place = x + index * columns + group[:, None] * _GROUP + byte[None, :]
-            x_low = tl.load(place, mask=real[:, None], other=0.0)
-            x_high = tl.load(place + half, mask=real[:, None], other=0.0)
+            address = x + index * columns + group[:, None] * _GROUP + byte[None, :]
+            x_low = tl.load(address, mask=real[:, None], other=0.0)
+            x_high = tl.load(address + half, mask=real[:, None], other=0.0)
             inner = tl.sum(low * x_low[None, :, :] + high * x_high[None, :, :], axis=2)
             outer = tl.sum(x_low + x_high, axis=1)[None, :]
             part = tl.sum(inner * factor + outer * offset, axis=1)

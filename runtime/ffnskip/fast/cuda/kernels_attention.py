@@ -4,9 +4,13 @@
 
 The position is read from the device, so that the same launches serve every token. The slots of the cache are shared out
 among programs, whose partial results are then merged; programs whose slots are empty or out of sight return at once.
+
+Experimental: see `cuda_step`.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
@@ -14,6 +18,22 @@ from torch import Tensor
 
 _SPAN, _MOST_SPLITS = 128, 64  # slots per program; programs per head, before they get more slots
 _ELEMENTS = 8192  # of keys or values times query heads that a program holds at a time
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCache:
+    """One layer of the key-value cache, and where in it a token goes.
+
+    Attributes:
+        keys, values: ``[batch, kv_heads, capacity, head_dim]``.
+        position: ``[1]`` int64, the slot of this token.
+        starts: ``[batch]`` int64, the first slot of each row.
+    """
+
+    keys: Tensor
+    values: Tensor
+    position: Tensor
+    starts: Tensor
 
 
 def splits(capacity: int) -> int:
@@ -24,10 +44,8 @@ def splits(capacity: int) -> int:
 def rotate(
     qkv: Tensor,
     q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    position: Tensor,
-    starts: Tensor,
+    cache: LayerCache,
+    *,
     cos: Tensor,
     sin: Tensor,
     q_norm: Tensor | None,
@@ -40,51 +58,60 @@ def rotate(
     Args:
         qkv: ``[batch, (heads + 2 * kv_heads) * head_dim]`` float32.
         q: ``[batch, heads, head_dim]`` float32, written: rotated and multiplied with `scale`.
-        keys, values: ``[batch, kv_heads, capacity, head_dim]``, one layer of the cache.
-        position: ``[1]`` int64, the slot of this token.
-        starts: ``[batch]`` int64, the first slot of each row.
+        cache: where keys and values are written.
         cos, sin: ``[capacity, rotary_dim]`` float32; dimensions of a head past those are not rotated.
         q_norm, k_norm: ``[head_dim]`` float32, or None.
         eps: of the norms.
         scale: of the queries.
     """
     batch, heads, head_dim = q.shape
-    kv_heads, capacity = keys.shape[1:3]
+    kv_heads, capacity = cache.keys.shape[1:3]
     _rotate_kernel[(batch, kv_heads)](
-        *(qkv, q, keys, values, position, starts, cos, sin, q_norm, k_norm, eps, scale, capacity),
+        qkv=qkv,
+        q=q,
+        keys=cache.keys,
+        values=cache.values,
+        position=cache.position,
+        starts=cache.starts,
+        cos=cos,
+        sin=sin,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        eps=eps,
+        scale=scale,
+        capacity=capacity,
         ROTARY=cos.shape[1],
         **_shape(heads, kv_heads, head_dim),
     )
 
 
 def attend(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    position: Tensor,
-    starts: Tensor,
-    window: int | None,
-    cap: float | None,
-    partial: Tensor,
-    weight: Tensor,
+    q: Tensor, cache: LayerCache, partial: Tensor, weight: Tensor, *, window: int | None, cap: float | None
 ) -> None:
     """Attend to the slots of each program.
 
     Args:
         q: ``[batch, heads, head_dim]`` float32, scaled.
-        keys, values: ``[batch, kv_heads, capacity, head_dim]``.
-        position: ``[1]`` int64, the last slot that is filled.
-        starts: ``[batch]`` int64, the first slot of each row.
-        window: how many slots are seen; None for all.
-        cap: of the scores, or None.
+        cache: filled up to its position.
         partial: ``[batch, heads, splits, head_dim]`` float32, written: sums of values times ``exp(score - top)``.
         weight: ``[2, batch, heads, splits]`` float32, written: `top`, the highest score, and the sum of weights.
+        window: how many slots are seen; None for all.
+        cap: of the scores, or None.
     """
     batch, heads, head_dim = q.shape
-    kv_heads, capacity = keys.shape[1:3]
+    kv_heads, capacity = cache.keys.shape[1:3]
     shape = _shape(heads, kv_heads, head_dim)
     _attend_kernel[(batch, kv_heads, partial.shape[2])](
-        *(q, keys, values, position, starts, partial, *weight, capacity, _span(capacity)),
+        q=q,
+        keys=cache.keys,
+        values=cache.values,
+        position=cache.position,
+        starts=cache.starts,
+        partial=partial,
+        tops=weight[0],
+        sums=weight[1],
+        capacity=capacity,
+        span=_span(capacity),
         WINDOW=window,
         CAP=cap,
         SLOTS=max(1, _ELEMENTS // (shape["GROUP"] * shape["WIDTH"])),
@@ -96,7 +123,12 @@ def merge(partial: Tensor, weight: Tensor, attended: Tensor) -> None:
     """Merge what `attend` left into ``attended [batch, heads * head_dim]`` float32."""
     batch, heads, n_splits, head_dim = partial.shape
     _merge_kernel[(batch * heads,)](
-        *(partial, *weight, attended, n_splits, head_dim),
+        partial=partial,
+        tops=weight[0],
+        sums=weight[1],
+        attended=attended,
+        n_splits=n_splits,
+        head_dim=head_dim,
         SPLITS=triton.next_power_of_2(n_splits),
         WIDTH=triton.next_power_of_2(head_dim),
     )
@@ -134,13 +166,13 @@ def _rotate_kernel(
     query = _rotated(line + head * HEAD_DIM, q_norm, column, mask, c, s, eps, ROTARY, HEAD_DIM)
     tl.store(q + (row * heads + head) * HEAD_DIM + column, query * scale, mask=mask)
 
-    one = tl.arange(0, 1)[:, None] + key_head
-    mask = (one < KV_HEADS) & (column < HEAD_DIM)
-    key = _rotated(line + (heads + one) * HEAD_DIM, k_norm, column, mask, c, s, eps, ROTARY, HEAD_DIM)
-    value = tl.load(line + (heads + KV_HEADS + one) * HEAD_DIM + column, mask=mask)
-    place = ((row * KV_HEADS + one) * capacity + slot) * HEAD_DIM + column
-    tl.store(keys + place, key.to(keys.dtype.element_ty), mask=mask)
-    tl.store(values + place, value.to(values.dtype.element_ty), mask=mask)
+    kv_head = tl.arange(0, 1)[:, None] + key_head
+    mask = (kv_head < KV_HEADS) & (column < HEAD_DIM)
+    key = _rotated(line + (heads + kv_head) * HEAD_DIM, k_norm, column, mask, c, s, eps, ROTARY, HEAD_DIM)
+    value = tl.load(line + (heads + KV_HEADS + kv_head) * HEAD_DIM + column, mask=mask)
+    cell = ((row * KV_HEADS + kv_head) * capacity + slot) * HEAD_DIM + column
+    tl.store(keys + cell, key.to(keys.dtype.element_ty), mask=mask)
+    tl.store(values + cell, value.to(values.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -182,10 +214,10 @@ def _attend_kernel(
     sums_of_values = tl.zeros((GROUP, WIDTH), tl.float32)
     for start in tl.range(begin, end, SLOTS):
         slot = start + tl.arange(0, SLOTS)
-        place = line + slot[:, None] * HEAD_DIM + column[None, :]
+        cell = line + slot[:, None] * HEAD_DIM + column[None, :]
         there = (slot < end)[:, None] & (column < HEAD_DIM)[None, :]
-        key = tl.load(keys + place, mask=there, other=0.0).to(tl.float32)
-        value = tl.load(values + place, mask=there, other=0.0).to(tl.float32)
+        key = tl.load(keys + cell, mask=there, other=0.0).to(tl.float32)
+        value = tl.load(values + cell, mask=there, other=0.0).to(tl.float32)
         score = tl.sum(query[:, None, :] * key[None, :, :], axis=2)
         if CAP is not None:  # tanh x is 2 sigmoid(2 x) - 1
             score = CAP * (2.0 * tl.sigmoid(2.0 / CAP * score) - 1.0)
@@ -197,10 +229,10 @@ def _attend_kernel(
         sums_of_values = sums_of_values * fade[:, None] + tl.sum(weight[:, :, None] * value[None, :, :], axis=1)
         top = higher
 
-    place = head * tl.num_programs(2) + split
-    tl.store(tops + place, top, mask=member < HEADS_PER_KEY)
-    tl.store(sums + place, total, mask=member < HEADS_PER_KEY)
-    tl.store(partial + place[:, None] * HEAD_DIM + column[None, :], sums_of_values, mask=mask)
+    part = head * tl.num_programs(2) + split
+    tl.store(tops + part, top, mask=member < HEADS_PER_KEY)
+    tl.store(sums + part, total, mask=member < HEADS_PER_KEY)
+    tl.store(partial + part[:, None] * HEAD_DIM + column[None, :], sums_of_values, mask=mask)
 
 
 @triton.jit
@@ -209,11 +241,11 @@ def _merge_kernel(partial, tops, sums, attended, n_splits, head_dim, SPLITS: tl.
     split = tl.arange(0, SPLITS)
     column = tl.arange(0, WIDTH)
     there = split < n_splits
-    place = head * n_splits + split
-    top = tl.load(tops + place, mask=there, other=float("-inf"))
+    part = head * n_splits + split
+    top = tl.load(tops + part, mask=there, other=float("-inf"))
     fade = tl.exp(top - tl.max(top, axis=0))
-    total = tl.sum(fade * tl.load(sums + place, mask=there, other=0.0), axis=0)
+    total = tl.sum(fade * tl.load(sums + part, mask=there, other=0.0), axis=0)
     inside = column < head_dim
     mask = there[:, None] & inside[None, :]
-    values = tl.load(partial + place[:, None] * head_dim + column[None, :], mask=mask, other=0.0)
+    values = tl.load(partial + part[:, None] * head_dim + column[None, :], mask=mask, other=0.0)
     tl.store(attended + head * head_dim + column, tl.sum(fade[:, None] * values, axis=0) / total, mask=inside)

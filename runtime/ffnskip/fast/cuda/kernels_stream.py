@@ -1,6 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803, SIM108
-"""Triton kernels: the residual stream, the decision who skips, and the counts. One program per row of the batch."""
+"""Triton kernels: the residual stream, the decision who skips, and the counts. One program per row of the batch.
+
+Experimental: see `cuda_step`.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from torch import Tensor
 def enter_ffn(
     h: Tensor,
     y: Tensor,
+    x: Tensor,
+    *,
     after: Tensor | None,
     norm: Tensor,
-    x: Tensor,
     eps: float,
     skip: Tensor | None = None,
     allowed: Tensor | None = None,
@@ -31,9 +35,9 @@ def enter_ffn(
     Args:
         h: residual stream, ``[batch, hidden]`` float32; ``norm(y)`` is added.
         y: output of the attention block, ``[batch, hidden]`` float32.
-        after: weight of the norm behind that, ``[hidden]`` float32; None where there is none.
-        norm: weight of the norm in front of the FFN, ``[hidden]`` float32.
         x: what the FFN reads, ``[batch, hidden]`` float32; written.
+        after: weight of the norm behind attention, ``[hidden]`` float32; None where there is none.
+        norm: weight of the norm in front of the FFN, ``[hidden]`` float32.
         eps: of the norms.
         skip: ``[batch]`` int32, written: 1 for the rows that skip. None in a layer where nobody may.
         allowed: ``[batch]`` bool.
@@ -44,8 +48,19 @@ def enter_ffn(
     """
     batch, hidden = h.shape
     _enter_kernel[(batch,)](
-        *(h, y, after, norm, x, skip, allowed, probe, remaining),
-        *(probe_bias, threshold, eps, hidden),
+        h=h,
+        y=y,
+        after=after,
+        norm=norm,
+        x=x,
+        skip=skip,
+        allowed=allowed,
+        probe=probe,
+        remaining=remaining,
+        probe_bias=probe_bias,
+        threshold=threshold,
+        eps=eps,
+        hidden=hidden,
         HIDDEN=triton.next_power_of_2(hidden),
         num_warps=8,
     )
@@ -54,9 +69,10 @@ def enter_ffn(
 def leave_ffn(
     h: Tensor,
     y: Tensor,
+    x: Tensor,
+    *,
     after: Tensor | None,
     norm: Tensor,
-    x: Tensor,
     eps: float,
     skip: Tensor | None = None,
     allowed: Tensor | None = None,
@@ -69,9 +85,9 @@ def leave_ffn(
     Args:
         h: residual stream, ``[batch, hidden]`` float32; ``norm(y)`` is added, or `y` itself in rows that skipped.
         y: output of the FFN or what stands in its place, ``[batch, hidden]`` float32.
+        x: ``[batch, hidden]`` float32; written.
         after: weight of the norm behind the FFN, ``[hidden]`` float32; None where there is none.
         norm: weight of the next norm, ``[hidden]`` float32.
-        x: ``[batch, hidden]`` float32; written.
         eps: of the norms.
         skip: ``[batch]`` int32, 1 for the rows that skipped; None in a layer where nobody may.
         allowed: ``[batch]`` bool.
@@ -81,15 +97,25 @@ def leave_ffn(
     """
     batch, hidden = h.shape
     _leave_kernel[(batch,)](
-        *(h, y, after, norm, x, skip, allowed, remaining),
-        *(threshold, reach, eps, hidden),
+        h=h,
+        y=y,
+        after=after,
+        norm=norm,
+        x=x,
+        skip=skip,
+        allowed=allowed,
+        remaining=remaining,
+        threshold=threshold,
+        reach=reach,
+        eps=eps,
+        hidden=hidden,
         HIDDEN=triton.next_power_of_2(hidden),
         num_warps=8,
     )
 
 
 def count(
-    skip: Tensor, counted: Tensor, allowed: Tensor, per_layer: Tensor, never: Tensor, checked: range, by_probe: bool
+    skip: Tensor, counted: Tensor, allowed: Tensor, per_layer: Tensor, never: Tensor, *, checked: range, by_probe: bool
 ) -> None:
     """Count what was decided for one token per row, as `ffnskip.SkipStats` does.
 
@@ -104,7 +130,15 @@ def count(
     """
     n_layers, batch = skip.shape
     _count_kernel[(batch,)](
-        *(skip, counted, allowed, per_layer, never, checked.start, checked.stop, n_layers, batch),
+        skip=skip,
+        counted=counted,
+        allowed=allowed,
+        per_layer=per_layer,
+        never=never,
+        first_checked=checked.start,
+        end_checked=checked.stop,
+        n_layers=n_layers,
+        batch=batch,
         BY_PROBE=by_probe,
         LAYERS=triton.next_power_of_2(n_layers),
         num_warps=1,
@@ -118,14 +152,14 @@ def _enter_kernel(
     row = tl.program_id(0)
     column = tl.arange(0, HIDDEN)
     inside = column < hidden
-    place = row * hidden + column
-    added = tl.load(y + place, mask=inside, other=0.0)
+    cell = row * hidden + column
+    added = tl.load(y + cell, mask=inside, other=0.0)
     if after is not None:
         added = _normed(added, after, column, inside, eps, hidden)
-    stream = tl.load(h + place, mask=inside, other=0.0) + added
-    tl.store(h + place, stream, mask=inside)
+    stream = tl.load(h + cell, mask=inside, other=0.0) + added
+    tl.store(h + cell, stream, mask=inside)
     normed = _normed(stream, norm, column, inside, eps, hidden)
-    tl.store(x + place, normed, mask=inside)
+    tl.store(x + cell, normed, mask=inside)
     if probe is not None:
         score = tl.sum(normed * tl.load(probe + column, mask=inside, other=0.0), axis=0) + probe_bias
         decision = (score < threshold) & (tl.load(allowed + row) != 0)
@@ -142,15 +176,15 @@ def _leave_kernel(h, y, after, norm, x, skip, allowed, remaining, threshold, rea
     row = tl.program_id(0)
     column = tl.arange(0, HIDDEN)
     inside = column < hidden
-    place = row * hidden + column
-    added = tl.load(y + place, mask=inside, other=0.0)
+    cell = row * hidden + column
+    added = tl.load(y + cell, mask=inside, other=0.0)
     if after is not None:
         normed = _normed(added, after, column, inside, eps, hidden)
         if skip is not None:  # what stands in a skipped FFN's place stands for the norm as well
             added = tl.where(tl.load(skip + row) != 0, added, normed)
         else:
             added = normed
-    before = tl.load(h + place, mask=inside, other=0.0)
+    before = tl.load(h + cell, mask=inside, other=0.0)
     stream = before + added
     if remaining is not None:
         lengths = tl.sqrt_rn(tl.sum(before * before, axis=0)) * tl.sqrt_rn(tl.sum(stream * stream, axis=0))
@@ -158,8 +192,8 @@ def _leave_kernel(h, y, after, norm, x, skip, allowed, remaining, threshold, rea
         reached = (similarity >= threshold) & (tl.load(allowed + row) != 0)
         left = tl.load(remaining + row)
         tl.store(remaining + row, tl.where(tl.load(skip + row) != 0, left, tl.where(reached, reach, 0)))
-    tl.store(h + place, stream, mask=inside)
-    tl.store(x + place, _normed(stream, norm, column, inside, eps, hidden), mask=inside)
+    tl.store(h + cell, stream, mask=inside)
+    tl.store(x + cell, _normed(stream, norm, column, inside, eps, hidden), mask=inside)
 
 
 @triton.jit

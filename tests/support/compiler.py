@@ -3,12 +3,12 @@
 import pytest
 
 from ffnskip.errors import UnsupportedModelError
-from ffnskip.fast.build import native_library
+from ffnskip.fast.build import step_library
 
 
 def _compiles() -> bool:
     try:
-        native_library()
+        step_library()
     except UnsupportedModelError:
         return False
     return True

@@ -1,0 +1,54 @@
+// The buffers of a step, which live as long as it does.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "structs.h"
+
+enum Part { ATTENTION, FFN, COMPENSATION, RULE, HEAD, N_PARTS };
+constexpr int MAX_BATCH = 16;
+
+static int64_t widest_up(const Model& m) {
+    int64_t widest = m.intermediate;
+    for (int64_t i = 0; i < m.cold_e - m.cold_s; i++) widest = std::max(widest, m.compensations[i].up.rows);
+    return widest;
+}
+
+static int64_t widest_last(const Model& m) {
+    int64_t widest = 0;
+    for (int64_t i = 0; i < m.cold_e - m.cold_s; i++) widest = std::max(widest, m.compensations[i].last.columns);
+    return widest;
+}
+
+// What all threads share of a step.
+struct Shared {
+    Shared(const Model& m, const Cache& c)
+        : q(c.batch * m.heads * m.head_dim), k(c.batch * m.kv_heads * m.head_dim), v(k.size()),
+          mixed(c.batch * m.heads * m.head_dim), gate(c.batch * m.intermediate), up(c.batch * widest_up(m)),
+          added(c.batch * m.hidden), z(c.batch * widest_last(m)) {}
+    std::vector<float> q, k, v, mixed, gate, up, added, z;
+};
+
+// What each thread has for itself.
+struct Scratch {
+    Scratch(const Model& m, const Cache& c)
+        : h(c.batch * m.hidden), x(c.batch * m.hidden), f(m.hidden), scores(c.capacity + 1), key(m.head_dim),
+          value(m.head_dim) {}
+    std::vector<float> h, x, f, scores, key, value;
+};
+
+struct Step {
+    Step(const Model& model, const Cache& cache, const Counts& counts, int threads)
+        : model(model), cache(cache), counts(counts), shared(model, cache), threads(threads) {
+        for (int i = 0; i < threads; i++) scratch.push_back(std::make_unique<Scratch>(model, cache));
+    }
+    const Model& model;
+    const Cache& cache;
+    const Counts& counts;
+    Shared shared;
+    std::vector<std::unique_ptr<Scratch>> scratch;
+    int threads;
+    double seconds[N_PARTS] = {};
+};

@@ -1,0 +1,118 @@
+// One thread's way through a step; attention.h and feed_forward.h define the blocks of a layer.
+//
+// All threads walk through all layers together. What is small (norms, decisions) each computes for itself, from the
+// same numbers to the same result, into memory of its own; what reads weights is shared out by rows, with a barrier
+// behind it.
+#pragma once
+
+#include <chrono>
+
+#include "state.h"
+#include "team.h"
+
+// Some of the rows of a batch.
+struct Rows {
+    int n = 0, of[MAX_BATCH];
+    void add(int row) { of[n++] = row; }
+};
+
+class Worker {
+   public:
+    Worker(Step& step, const Input& input, Barrier& barrier, int id, int count)
+        : step_(step), m_(step.model), c_(step.cache), s_(step.shared), mine_(*step.scratch[id]), in_(input),
+          barrier_(barrier), id_(id), count_(count), batch_(int(step.cache.batch)), last_(Clock::now()) {}
+
+    void run() {
+        for (int b = 0; b < batch_; b++) {
+            unpack_row(m_.embedding, in_.tokens[b], h(b));
+            for (int64_t i = 0; i < m_.hidden; i++) h(b)[i] *= m_.embedding_scale;
+        }
+        for (int64_t i = 0; i < m_.n_layers; i++) {
+            attention(m_.layers[i], i);
+            feed_forward(m_.layers[i], i);
+        }
+        head();
+        if (id_ == 0)
+            for (int b = 0; b < batch_; b++) *step_.counts.never_skipped += in_.counted[b] && !ever_[b];
+    }
+
+   private:
+    using Clock = std::chrono::steady_clock;
+
+    float* h(int b) { return mine_.h.data() + b * m_.hidden; }
+    float* x(int b) { return mine_.x.data() + b * m_.hidden; }
+
+    // y[row] = W x[row] for this thread's share of W's rows; `y` is shared, its rows `stride` apart.
+    void product(const Matrix& w, const Rows& which, const float* x, int64_t x_stride, float* y, int64_t y_stride) {
+        const float* from[MAX_BATCH];
+        float* to[MAX_BATCH];
+        for (int i = 0; i < which.n; i++) {
+            from[i] = x + which.of[i] * x_stride;
+            to[i] = y + which.of[i] * y_stride;
+        }
+        const auto [begin, end] = share(w.rows, id_, count_, 4);
+        multiply(w, begin, end, which.n, from, to);
+    }
+
+    void attention(const Layer& layer, int64_t index);
+    template <typename Number>
+    void head_of_attention(const Layer& layer, int64_t index, int b, int64_t head, bool first_of_mine);
+
+    void feed_forward(const Layer& layer, int64_t index);
+    bool skips(const Compensation& compensation, int64_t index, int b);
+    void observe(const Layer& layer, int64_t index, int b);
+    void start_compensation(const Compensation& compensation, const Rows& which);
+    void finish_compensation(const Compensation& compensation, const Rows& which);
+
+    // What the block adds for row b: its output, behind a norm if there is one.
+    const float* behind(int b, const float* norm) {
+        const float* added = &s_.added[b * m_.hidden];
+        if (!norm) return added;
+        rms_norm(added, norm, m_.eps, m_.hidden, x(b));
+        return x(b);
+    }
+
+    void add(int b, const float* norm) {
+        const float* added = behind(b, norm);
+        float* to = h(b);
+        for (int64_t i = 0; i < m_.hidden; i++) to[i] += added[i];
+    }
+
+    void head() {
+        for (int b = 0; b < batch_; b++) rms_norm(h(b), m_.norm, m_.eps, m_.hidden, x(b));
+        product(m_.head, every_row(), mine_.x.data(), m_.hidden, in_.logits, m_.head.rows);
+        const auto [begin, end] = share(m_.head.rows, id_, count_, 4);
+        if (m_.logit_cap > 0)
+            for (int b = 0; b < batch_; b++)
+                for (int64_t i = begin; i < end; i++) {
+                    float& logit = in_.logits[b * m_.head.rows + i];
+                    logit = m_.logit_cap * std::tanh(logit / m_.logit_cap);
+                }
+        lap(HEAD);
+    }
+
+    Rows every_row() const {
+        Rows all;
+        for (int b = 0; b < batch_; b++) all.add(b);
+        return all;
+    }
+
+    void lap(Part part) {
+        if (id_ != 0) return;
+        const auto now = Clock::now();
+        step_.seconds[part] += std::chrono::duration<double>(now - last_).count();
+        last_ = now;
+    }
+
+    Step& step_;
+    const Model& m_;
+    const Cache& c_;
+    Shared& s_;
+    Scratch& mine_;
+    const Input& in_;
+    Barrier& barrier_;
+    const int id_, count_, batch_;
+    Clock::time_point last_;
+    int32_t remaining_[MAX_BATCH] = {};
+    bool ever_[MAX_BATCH] = {};
+};
