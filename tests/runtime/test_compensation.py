@@ -322,7 +322,7 @@ def test_g_and_the_score_are_the_formulas(profile: Profile, dtype: torch.dtype) 
     added, expected = compensator.added(x), by_hand(profile, 2, ffn, x.double())
     assert (added.shape, added.dtype) == (x.shape, dtype)
     assert torch.allclose(added.double(), expected, atol=tolerance, rtol=0)
-    score = compensator.score(x)
+    score = compensator.probe(x)
     assert (score is None) == (profile.skip.rule == "cosine")
     if score is not None:
         own = tensors_of(profile)
@@ -340,7 +340,7 @@ def test_every_tensor_may_be_stored_in_its_own_precision(name: str, model_dtype:
     profile = full().with_weights(Weights(mixed))
     ffn, x = pico_model(dtype=model_dtype).model.layers[1].mlp, torch.ones(2, 32, dtype=model_dtype)
     compensator = Compensator(profile, 0, ffn)
-    score = compensator.score(x)
+    score = compensator.probe(x)
     assert score is not None
     assert score.dtype == torch.float32
     assert torch.allclose(compensator.added(x).double(), by_hand(profile, 0, ffn, x.double()), atol=0.06, rtol=0)
