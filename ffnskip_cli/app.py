@@ -7,16 +7,19 @@ Nothing that this module imports may import torch, so that `ffnskip --help` answ
 import io
 import os
 import sys
-from importlib.metadata import version
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
+from ffnskip.errors import FfnskipError
 from ffnskip_cli import console
-from ffnskip_cli.commands import apply, bench, calibrate, compare_text, diff, generate, inspect, validate
 from ffnskip_cli.memory import out_of_memory
 
+# In the order of their use. Each is a module of ffnskip_cli.commands, imported when it is asked for.
+COMMANDS = ("calibrate", "apply", "generate", "bench", "compare-text", "inspect", "validate", "diff")
 USER_MISTAKE = 2
 _MORE_ROOM = ["--dtype bfloat16", "--device-map auto"]
 _MEMORY_SAVERS = {  # what helps each command that runs a model when memory runs out
@@ -51,10 +54,22 @@ class Frame(TyperGroup):
             savers = _MEMORY_SAVERS.get(ctx.invoked_subcommand or "")
             if savers is None or not out_of_memory(failure):
                 raise
-            from ffnskip.errors import FfnskipError
-
             advice = f"{', '.join(savers[:-1])} or {savers[-1]}"
             raise FfnskipError(f"{ctx.invoked_subcommand} ran out of memory: try {advice}.") from failure
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the commands, in the order of --help."""
+        return [*COMMANDS, *(name for name in self.commands if name not in COMMANDS)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name; None if there is none, after importing all, as one of them may have been meant."""
+        for name in (cmd_name,) if cmd_name in (*COMMANDS, *self.commands) else COMMANDS:
+            if name not in self.commands:
+                single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+                module = import_module(f"ffnskip_cli.commands.{name.replace('-', '_')}")
+                single.command(name)(module.command)
+                self.commands[name] = get_command(single)
+        return self.commands.get(cmd_name)
 
 
 def _explain(mistake: Exception) -> bool:
@@ -66,8 +81,6 @@ def _explain(mistake: Exception) -> bool:
         if context := getattr(mistake, "ctx", None):
             console.talk.print(f"Try '{context.command_path} --help'.", markup=False)
         return True
-    from ffnskip.errors import FfnskipError
-
     if isinstance(mistake, FfnskipError):
         console.error(str(mistake))
         return True
@@ -93,6 +106,8 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         print(f"ffnskip {version('ffnskip')}")
         raise typer.Exit
 
@@ -110,16 +125,6 @@ def _frame(
     """
     if context.invoked_subcommand is None:
         print(context.get_help())
-
-
-app.command("calibrate")(calibrate.command)
-app.command("apply")(apply.command)
-app.command("generate")(generate.command)
-app.command("bench")(bench.command)
-app.command("compare-text")(compare_text.command)
-app.command("inspect")(inspect.command)
-app.command("validate")(validate.command)
-app.command("diff")(diff.command)
 
 
 def main() -> None:

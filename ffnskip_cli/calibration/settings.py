@@ -1,16 +1,16 @@
-"""What a calibration is asked to do."""
+"""What a calibration is asked to do: each choice once, for Python and, annotated as an option, for the command line."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated, Any, Literal
+
+import typer
 
 from ffnskip.errors import FfnskipError
 from ffnskip.rules import rule_named
-
-if TYPE_CHECKING:
-    from ffnskip_cli.measure.quality import Quality
+from ffnskip_cli.calibration.goals import Goal as Goal
 
 On = Literal["text", "generated"]
 Rule = Literal["predicted-damage", "cosine"]
@@ -21,89 +21,120 @@ PROMPT_TOKENS = GENERATED_TOKENS = 128  # of the paper's calibration, for `on="g
 DEFAULT_WARM_UP = 25  # where nothing better is known; the paper's Figure 5 levels off there
 
 _LARGEST = 2**63 - 1
+_MAX_SEED = 2**32 - 1  # more would not fit into every random generator
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What a profile is to reach: a skip_ratio, or the largest one that stays within a limit on what it costs.
+def seed_option(help: str) -> Any:
+    """The option --seed."""
+    return typer.Option(metavar="N", min=0, max=_MAX_SEED, help=help)
 
-    Attributes:
-        kind: the field of `ffnskip.profiles.schema.Measured` that records it.
-        value: the ratio; the limit on KL in nats per token; the limit on perplexity / perplexity_dense - 1.
-    """
 
-    kind: Literal["target_ratio", "max_kl", "max_perplexity_increase"]
-    value: float
+def count_option(name: str, least: int, help: str, *, none: bool = False, show_default: bool = True) -> Any:
+    """An option that is a whole number of at least `least`, auto, or, if allowed, none."""
+    metavar = "N|none|auto" if none else "N|auto"
+    return typer.Option(metavar=metavar, help=help, show_default=show_default, parser=_count_parser(name, least, none))
 
-    def __post_init__(self) -> None:
-        if self.kind == "target_ratio" and not 0.0 < self.value < 1.0:
-            raise FfnskipError(f"The target {self.value:g} is not a ratio between 0 and 1, such as 0.10.")
-        if not 0.0 < self.value < math.inf:
-            raise FfnskipError(f"The limit {self.value:g} is not a number above 0.")
 
-    def __str__(self) -> str:
-        match self.kind:
-            case "target_ratio":
-                return f"a skip ratio of {self.value:g}"
-            case "max_kl":
-                return f"a KL of at most {self.value:g}"
-            case _:
-                return f"a perplexity at most {100 * self.value:g}% above dense"
+def _count_parser(option: str, least: int, none: bool) -> Callable[[str], int | Free | None]:
+    def parse(text: str) -> int | Free | None:
+        if text == "auto":
+            return "auto"
+        if none and text == "none":
+            return None
+        if not (text.isascii() and text.isdigit()) or int(text) < least:
+            words = "none or auto" if none else "auto"
+            raise FfnskipError(f"{option} must be a whole number from {least} on, {words}, not {text}.")
+        return int(text)
 
-    @property
-    def file_name(self) -> str:
-        """Of its profile in a folder of them: `0.10.yaml`, `kl-0.05.yaml`, `perplexity-2pct.yaml`."""
-        match self.kind:
-            case "target_ratio":
-                return f"{self.value:{'.2f' if round(self.value, 2) == self.value else 'g'}}.yaml"
-            case "max_kl":
-                return f"kl-{self.value:g}.yaml"
-            case _:
-                return f"perplexity-{100 * self.value:g}pct.yaml"
+    return parse
 
-    def cost(self, quality: Quality) -> float:
-        """What is held against the limit."""
-        if self.kind == "max_kl":
-            return quality.kl.mean
-        return quality.perplexity.mean / quality.perplexity_dense.mean - 1.0
+
+EvalTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to measure quality on.")]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices of one calibration run.
+    """The choices of one calibration. `goals` is what to compile a profile for, each from the same recording."""
 
-    Attributes:
-        goals: what to compile a profile for, each from the same recording.
-        tokens, eval_tokens: how much text to calibrate on, and how much to measure quality on.
-        sequence_length: tokens per sequence.
-        warm_up, window, refresh_every: the rule's settings (see `ffnskip.profiles.schema.Skip`), or auto.
-        cold_s, cold_e: the skip region; None where the calibration chooses.
-        candidates: how many regions, windows and refreshes to try at most; 0 takes what the curve proposes.
-        rule: when to skip.
-        compensate: what kind of compensation to fit.
-        rank, neurons: its size; None for the usual one.
-        fit_tokens: how much text to fit it to.
-        on: record on the text itself, or on what the model generates from 128-token prompts.
-        seed: order of the documents.
-    """
-
-    goals: tuple[Goal, ...]
-    tokens: int = 16384
-    eval_tokens: int = 8192
-    sequence_length: int = 256
-    warm_up: int | Free = "auto"
-    window: int | Free | None = "auto"
-    refresh_every: int | Free | None = "auto"
-    cold_s: int | None = None
-    cold_e: int | None = None
-    candidates: int = 16
-    rule: Rule = "cosine"
-    compensate: Kind = "none"
-    rank: int | None = None
-    neurons: int | None = None
-    fit_tokens: int = 98304
-    on: On = "text"
-    seed: int = 0
+    goals: tuple[Goal, ...] = ()
+    rule: Annotated[
+        Rule, typer.Option(help="When to skip: by the damage that a probe predicts, or by similarity as in the paper.")
+    ] = "predicted-damage"
+    compensate: Annotated[
+        Kind,
+        typer.Option(
+            help="What to add in place of a skipped FFN, fitted to the text; auto: what saves most FLOPs at the "
+            "quality budget, which takes longer."
+        ),
+    ] = "low-rank"
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Rank of --compensate low-rank. Default: a sixth of the stream's width, a third without neurons.",
+        ),
+    ] = None
+    neurons: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="How many of each FFN's own neurons are run beside the map. Default: a sixth of them, where they can "
+            "be told apart.",
+        ),
+    ] = None
+    fit_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to fit probe and compensation to.")] = (
+        98304
+    )
+    on: Annotated[
+        On,
+        typer.Option(
+            help="Record on the text, in one fast pass (the default), or on what the model generates from it.",
+            show_default=False,
+        ),
+    ] = "text"
+    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to calibrate on.")] = 16384
+    eval_tokens: EvalTokens = 8192
+    sequence_length: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens per sequence.")] = 256
+    warm_up: Annotated[
+        int | Free,
+        count_option(
+            "--warm-up",
+            0,
+            "Generated tokens that run dense before skipping starts; auto: the smallest number that does no harm.",
+        ),
+    ] = "auto"
+    window: Annotated[
+        int | Free | None,
+        count_option(
+            "--window",
+            1,
+            "With --rule cosine: FFNs skipped after a trigger at most; none: all up to --cold-e.",
+            none=True,
+        ),
+    ] = "auto"
+    refresh_every: Annotated[
+        int | Free | None, count_option("--refresh-every", 2, "Run every N-th token dense; none: never.", none=True)
+    ] = "auto"
+    cold_s: Annotated[
+        int | None,
+        typer.Option(metavar="LAYER", min=0, help="First layer of the skip region. Default: by what is measured."),
+    ] = None
+    cold_e: Annotated[
+        int | None,
+        typer.Option(metavar="LAYER", min=1, help="Layer behind the skip region. Default: by what is measured."),
+    ] = None
+    candidates: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="With --rule cosine: regions, windows and refreshes to try at most; 0: the paper's rule where the "
+            "curve is flat.",
+        ),
+    ] = 16
+    seed: Annotated[int, seed_option("Order of the text.")] = 0
 
     @property
     def recorded_tokens(self) -> int:

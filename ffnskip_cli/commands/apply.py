@@ -1,121 +1,30 @@
 """`ffnskip apply`."""
 
-from __future__ import annotations
-
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ffnskip_cli import console
-from ffnskip_cli.commands import options
-
-if TYPE_CHECKING:
-    from ffnskip import Applied
-
-# What is scored when no text is named; any ordinary prose will do, as long as it is longer than a warm-up.
-SAMPLE = (
-    "A lighthouse keeper's day began before the sun was up. The lamp had to be trimmed, the lenses wiped free of "
-    "soot and salt, and the clockwork that turned them wound by hand, a hundred turns of the crank. Then came the "
-    "log: wind from the north-west, sea moderate, two schooners and a coal barge passed. In winter the boat from "
-    "the mainland came once a month, if the weather let it land at all, with flour, oil, letters and newspapers "
-    "that were already history. Yet many keepers stayed for decades. When the lamps were electrified and the last "
-    "of them went ashore, some said that what they missed most was not the sea or the quiet but the certainty "
-    "that somebody, somewhere out in the dark, was looking for their light."
-)
+from ffnskip_cli.commands.options import ModelName, ModelOptions, Move, PrintFormat
+from ffnskip_cli.commands.signature import from_options
 
 
+@from_options
 def command(
-    model: options.ModelName,
+    *,
+    model: ModelName,
     profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The skip profile.")],
-    threshold: options.Threshold = None,
-    target: options.Target = None,
-    format: Annotated[Literal["table", "json", "md", "csv"], typer.Option(help="How to print the result.")] = "table",
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    device_map: options.DeviceMap = None,
-    revision: options.Revision = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    offline: options.Offline = False,
+    move: Move,
+    format: PrintFormat = "table",
+    model_options: ModelOptions,
 ) -> None:
     """Prove that a profile works on its model.
 
     The self-check compares the wrapped model with the untouched one, bit by bit, with skipping disabled. Then a
     paragraph of English is scored to show how often each layer's feed-forward block (FFN) would be skipped.
     """
-    from ffnskip.profiles.profile import load_profile
-
-    _refuse_swapped(model, profile)
-    skip_profile = load_profile(profile).moved(threshold=threshold, target=target)
     with console.busy("Starting"):
-        import torch
+        from ffnskip_cli.commands.apply_run import run
 
-        import ffnskip
-        from ffnskip.model.sites import input_device
-
-    loaded = options.load(
-        model,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        offline=offline,
-    )
-    with ffnskip.apply(loaded.model, skip_profile, mode="score") as applied:
-        tokens = loaded.tokenizer(SAMPLE, return_tensors="pt")["input_ids"].to(input_device(loaded.model))
-        with torch.inference_mode():
-            loaded.model(tokens, use_cache=False)
-    console.talk.print("Self-check passed: every FFN is wrapped; with skipping disabled the logits are identical.")
-    if applied.stats.tokens == 0:
-        warm_up = applied.profile.skip.warm_up
-        raise ffnskip.FfnskipError(f"The sample ends before the warm-up of {warm_up} tokens does: nothing to report.")
-    _report(applied, format)
-    options.say_expected_cost(skip_profile, threshold, target)
-    moved = [("--threshold", threshold), ("--target", target)]
-    same = [word for option, value in moved if value is not None for word in (option, value)]
-    options.hint_command("generate", model, "Once upon a time", "--profile", profile, *same)
-
-
-def _refuse_swapped(model: str, profile: Path) -> None:
-    """Raise FfnskipError for a profile in the model's place and no profile in its own."""
-    from ffnskip.errors import FfnskipError
-
-    if Path(model).suffix in (".yaml", ".yml") and os.path.isfile(model) and not os.path.isfile(profile):
-        raise FfnskipError(f"{model} is a profile, and comes second: ffnskip apply MODEL PROFILE.")
-
-
-def _report(applied: Applied, format: Literal["table", "json", "md", "csv"]) -> None:
-    from ffnskip_cli.report.tables import Column, print_json, render
-
-    skip, stats = applied.profile.skip, applied.stats
-    layers = [
-        {
-            "layer": layer,
-            "skipped": stats.skipped[layer] / stats.tokens,
-            "first_skipped": stats.first_skipped[layer] / stats.tokens,
-        }
-        for layer in range(skip.cold_s, skip.cold_e)
-    ]
-    if format == "json":
-        summary = {
-            "schema": "ffnskip-apply/v1",
-            "model": applied.profile.model.id,
-            "threshold": skip.threshold,
-            "tokens": stats.tokens,
-            "skip_ratio": stats.skip_ratio,
-            "never_skip_fraction": stats.never_skip_fraction,
-        }
-        print_json(summary | {"layers": layers})
-        return
-    columns = [
-        Column("layer", "layer", "d"),
-        Column("skipped", "tokens that skip its FFN", ".1%"),
-        Column("first_skipped", "as their first", ".1%"),
-    ]
-    render(layers, columns, format)
-    console.talk.print(
-        f"On a sample of {stats.tokens} tokens past warm-up: skip_ratio {stats.skip_ratio:.3f}, "
-        f"never_skip_fraction {stats.never_skip_fraction:.3f}."
-    )
+    run(model, profile, move, model_options, format)

@@ -1,13 +1,13 @@
-"""Where the results of `ffnskip calibrate` go, and what is said about them."""
+"""What `ffnskip calibrate` says of what it does and of its results."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ffnskip_cli import console
 from ffnskip_cli.commands import options
+from ffnskip_cli.commands.options import Format
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,41 +18,6 @@ if TYPE_CHECKING:
     from ffnskip_cli.calibration.settings import Goal
     from ffnskip_cli.report.tables import Column
     from ffnskip_cli.text.corpus import Corpus
-
-Format = Literal["table", "json", "md", "csv"]
-
-
-def output_paths(output: Path | None, model: str, goals: Sequence[Goal]) -> dict[Goal, Path]:
-    """Where each goal's profile goes; checked now, because the run is long."""
-    from ffnskip.errors import FfnskipError
-
-    if output is None:
-        name = os.path.basename(os.path.abspath(model.partition("@")[0]))
-        output = Path("profiles", name.lower().removesuffix(".gguf"))
-    if output.suffix in (".yaml", ".yml"):
-        if len(goals) > 1:
-            raise FfnskipError(f"{output} is one file, but there are {len(goals)} targets: name a folder instead.")
-        paths = dict.fromkeys(goals, output)
-    else:
-        paths = {goal: output / goal.file_name for goal in goals}
-    for path in paths.values():
-        refuse_unwritable(path, "--output")
-    return paths
-
-
-def refuse_unwritable(path: Path, option: str) -> None:
-    """Raise FfnskipError for a file that cannot be written."""
-    from ffnskip.errors import FfnskipError
-
-    try:
-        if path.is_dir():
-            raise FfnskipError(f"{path} is a folder: name another {option}.")
-        above = next(folder for folder in path.absolute().parents if folder.exists())
-        writable = above.is_dir() and os.access(above, os.W_OK)
-    except OSError:  # such as a name that is too long
-        writable = False
-    if not writable:
-        raise FfnskipError(f"{path} cannot be written: name another {option}.")
 
 
 def announce(steps: Sequence[Step]) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Set
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ffnskip.errors import FfnskipError
 from ffnskip_cli import console
+from ffnskip_cli.calibration.goals import Goal, GoalOptions
+from ffnskip_cli.calibration.recording.file import load_statistics
+from ffnskip_cli.calibration.recording.ranks import join_ranks
 from ffnskip_cli.commands import options
-from ffnskip_cli.commands.calibrate_output import Format, announce, refuse_unwritable, warn_of_shortfall, write
+from ffnskip_cli.commands.calibrate import Output, Recording, Texts
+from ffnskip_cli.commands.calibrate_files import Files, output_paths
+from ffnskip_cli.commands.calibrate_output import announce, warn_of_shortfall, write
+from ffnskip_cli.commands.options import Format, ModelOptions
+from ffnskip_cli.text.named import check_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,84 +30,9 @@ if TYPE_CHECKING:
     from ffnskip_cli.calibration.recording.collect import Share
     from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics
     from ffnskip_cli.calibration.recording.ranks import Ranks
-    from ffnskip_cli.calibration.settings import Goal, Settings
-    from ffnskip_cli.journal import Journal
+    from ffnskip_cli.calibration.settings import Settings
     from ffnskip_cli.sources.models import LoadedModel
     from ffnskip_cli.text.corpus import Corpus
-
-
-@dataclass(frozen=True)
-class Files:
-    """What is read and written."""
-
-    profiles: dict[Goal, Path]
-    plot: Path | None
-    stats_out: Path | None
-    stats_in: list[Path]
-    resume: bool
-    dry_run: bool
-
-    def check(self, shard: tuple[int, int] | None) -> None:
-        """Refuse what does not go together, and what cannot be written, before anything long begins."""
-        from ffnskip.errors import FfnskipError
-        from ffnskip_cli.calibration.recording.collect import kept_files
-        from ffnskip_cli.report.plot import plot_kind
-
-        written = [path.resolve() for path in (*self.profiles.values(), self.plot, self.stats_out) if path]
-        for path in written:
-            if [*written, *(path.resolve() for path in self.stats_in)].count(path) > 1:
-                raise FfnskipError(f"{path.name} would be written over: give every file a name of its own.")
-        if self.resume and self.stats_out is None:
-            raise FfnskipError("--resume needs the --stats-out file to go on with.")
-        if shard is not None and (self.stats_out is None or self.stats_in):
-            raise FfnskipError("--shard records to a file of its own: give it --stats-out, and no --stats-in.")
-        if self.stats_out is not None:
-            refuse_unwritable(self.stats_out, "--stats-out")
-            refuse_unwritable(self.journal_path, "--stats-out")
-            kept = kept_files(self.stats_out)
-            if self.resume and not kept:
-                console.talk.print(f"There is no {self.stats_out} to go on with yet: starting anew.", markup=False)
-            if kept and not (self.resume or self.dry_run):
-                raise FfnskipError(
-                    f"{kept[0]} is there already: go on with it by --resume, solve it by --stats-in, or name "
-                    "another --stats-out."
-                )
-        if self.plot is not None:
-            if shard is not None:
-                raise FfnskipError("--shard only records: draw the profile when you solve.")
-            if len(self.profiles) != 1:
-                raise FfnskipError("--plot draws one profile: draw several with ffnskip inspect PROFILE --plot FILE.")
-            refuse_unwritable(self.plot, "--plot")
-            plot_kind(self.plot)
-
-    def share(self, shard: tuple[int, int] | None) -> Share:
-        """What this process records, and where it keeps it."""
-        from ffnskip_cli.calibration.recording.collect import Share
-
-        index, count = (0, 1) if shard is None else shard
-        return Share(index, count, self.stats_out, self.resume, only_records=shard is not None)
-
-    def journal(self, subject: object) -> Journal:
-        """Beside the recording, if there is one to resume."""
-        from ffnskip_cli.journal import Journal
-
-        return Journal(self.journal_path if self.stats_out else None, subject, resume=self.resume)
-
-    @property
-    def journal_path(self) -> Path:
-        """Where a run with --stats-out keeps what it has measured."""
-        assert self.stats_out is not None
-        return self.stats_out.with_name(f"{self.stats_out.name}.journal")
-
-    @contextmanager
-    def resumable(self) -> Iterator[None]:
-        """Say how to go on after Ctrl-C."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            if self.stats_out is not None:
-                console.hint("What is finished is kept: the same command with --resume goes on from there.")
-            raise
 
 
 @dataclass(frozen=True)
@@ -236,3 +169,68 @@ class Run:
 
             plot_profile(profile, self.files.plot)
             console.talk.print(f"Wrote {self.files.plot}.", markup=False)
+
+
+def run(
+    model: str,
+    goal_options: GoalOptions,
+    texts: Texts,
+    output: Output,
+    choices: partial[Settings],
+    recording: Recording,
+    format: Format,
+    model_options: ModelOptions,
+    named: Set[str],
+) -> None:
+    """Check the options, load the model and calibrate; `named` are the options that the command line names."""
+    goals = _goals(goal_options, recording)
+    files = Files(
+        output_paths(output.output, model, goals),
+        output.plot,
+        recording.stats_out,
+        recording.stats_in or [],
+        recording.resume,
+        recording.dry_run,
+        recording.shard,
+    )
+    if "candidates" in named and choices.keywords["candidates"] and choices.keywords["rule"] != "cosine":
+        raise FfnskipError("--candidates belongs to --rule cosine: with predicted-damage there is no region to search.")
+    files.check()
+    statistics = load_statistics(files.stats_in) if files.stats_in else None
+    settings = choices(goals=goals, **_as_recorded(statistics, choices.keywords, named))
+    default = [] if statistics else ["demo" if model == "demo" else "wikitext"]
+    for names in ((datasets := texts.dataset or default), texts.eval_dataset or []):
+        check_names(names, model_options.offline)
+    with join_ranks() as ranks:
+        if ranks.rank > 0:
+            console.mute()
+        loaded = options.load(model, model_options)
+        options.refuse_longer(loaded.model, settings.sequence_length, "lower --sequence-length")
+        calibration = Run(model, loaded, settings, files, datasets, texts.eval_dataset or [], model_options.offline)
+        calibration.start(statistics, files.share(), ranks, format)
+
+
+def _goals(goal_options: GoalOptions, recording: Recording) -> tuple[Goal, ...]:
+    if recording.shard is None:
+        return goal_options.parse()
+    if goal_options != GoalOptions():
+        raise FfnskipError("--shard only records: give the target when you solve, with --stats-in of all parts.")
+    return ()
+
+
+def _as_recorded(statistics: Statistics | None, choices: dict[str, Any], named: Set[str]) -> dict[str, Any]:
+    """The settings of the recording, if there is one; raises FfnskipError if an option names another one."""
+    if statistics is None:
+        return {}
+    text = statistics.identity.text
+    recorded = {
+        "on": text.on,
+        "tokens": text.tokens_requested,
+        "sequence_length": text.sequence_length,
+        "seed": text.seed,
+    }
+    for name, value in recorded.items():
+        if name in named and choices[name] != value:
+            option = name.replace("_", "-")
+            raise FfnskipError(f"The recording was made with --{option} {value}: leave --{option} out.")
+    return recorded

@@ -2,55 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ffnskip_cli import console
-from ffnskip_cli.commands import calibrate_options as own
+from ffnskip_cli.calibration.goals import Goal
+from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Free, Kind, On, Rule, Settings, count_option
 from ffnskip_cli.commands import options
-from ffnskip_cli.commands.calibrate_output import Format, announce, refuse_unwritable, warn_of_shortfall
+from ffnskip_cli.commands.calibrate_files import refuse_unwritable
+from ffnskip_cli.commands.calibrate_output import announce, warn_of_shortfall
+from ffnskip_cli.commands.options import Format, ModelName, ModelOptions, PrintFormat
+from ffnskip_cli.commands.signature import from_options
 
 if TYPE_CHECKING:
-    from ffnskip_cli.calibration.settings import Settings
     from ffnskip_cli.sources.models import LoadedModel
 
 
-def command(
-    model: options.ModelName,
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dataset",
-            metavar="TEXT",
-            help="A text to compare, as `calibrate` knows them; give at least two, each with a --dataset of its own.",
-            show_default=False,
-        ),
-    ] = None,
-    target: Annotated[float, typer.Option(metavar="RATIO", help="Share of all FFNs to skip on each text.")] = 0.10,
-    tokens: own.Tokens = None,
-    eval_tokens: own.EvalTokens = 8192,
-    sequence_length: own.SequenceLength = None,
+@dataclass(frozen=True)
+class PaperSettings(Settings):
+    """Settings with the paper's rule as the default, and options for that rule alone."""
+
+    rule: Rule = "cosine"
+    compensate: Kind = "none"
+    rank: int | None = None
+    neurons: int | None = None
+    fit_tokens: int = Settings.fit_tokens
+    on: On = "text"
     warm_up: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|auto",
-            help="Generated tokens that run dense before skipping starts. Default: 25, or a quarter of a shorter "
-            "sequence.",
+        int | Free,
+        count_option(
+            "--warm-up",
+            0,
+            "Generated tokens that run dense before skipping starts. Default: 25, or a quarter of a shorter sequence.",
             show_default=False,
         ),
-    ] = None,
+    ] = DEFAULT_WARM_UP
     window: Annotated[
-        str,
-        typer.Option(
-            metavar="N|none|auto", help="FFNs skipped after a trigger at most; none: all up to the end of the region."
+        int | Free | None,
+        count_option(
+            "--window", 1, "FFNs skipped after a trigger at most; none: all up to the end of the region.", none=True
         ),
-    ] = "none",
-    refresh_every: own.RefreshEvery = "none",
-    cold_s: own.ColdStart = None,
-    cold_e: own.ColdEnd = None,
+    ] = None
+    refresh_every: Annotated[
+        int | Free | None, count_option("--refresh-every", 2, "Run every N-th token dense; none: never.", none=True)
+    ] = None
     candidates: Annotated[
         int,
         typer.Option(
@@ -58,19 +57,28 @@ def command(
             min=0,
             help="Regions, windows and refreshes to try at most, for each text; 0: the region that its curve proposes.",
         ),
-    ] = 0,
-    seed: own.Seed = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw both matrices to a .png, .svg or .pdf file.", show_default=False),
+    ] = 0
+
+
+@from_options
+def command(
+    context: typer.Context,
+    *,
+    model: ModelName,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="A text to compare, as `calibrate` knows them; give at least two, each with a --dataset of its own.",
+        ),
     ] = None,
-    format: Annotated[Format, typer.Option(help="How to print the result.")] = "table",
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    device_map: options.DeviceMap = None,
-    revision: options.Revision = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    offline: options.Offline = False,
+    target: Annotated[float, typer.Option(metavar="RATIO", help="Share of all FFNs to skip on each text.")] = 0.10,
+    settings: partial[PaperSettings],
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw both matrices to a .png, .svg or .pdf file.")
+    ] = None,
+    format: PrintFormat = "table",
+    model_options: ModelOptions,
 ) -> None:
     """Say whether the calibration text matters.
 
@@ -79,35 +87,15 @@ def command(
     unless the options say otherwise. No profile is written.
     """
     names = dataset or []
-    choices: dict[str, Any] = {
-        "eval_tokens": eval_tokens,
-        "window": own.parse_count("--window", window, least=1, none=True),
-        "refresh_every": own.parse_count("--refresh-every", refresh_every, least=2, none=True),
-        "cold_s": cold_s,
-        "cold_e": cold_e,
-        "candidates": candidates,
-    }
-    given = {"tokens": tokens, "sequence_length": sequence_length, "seed": seed}
-    choices |= {name: value for name, value in given.items() if value is not None}
-    if warm_up is not None:
-        choices["warm_up"] = own.parse_count("--warm-up", warm_up, least=0, none=False)
     if plot is not None:
         _check_plot(plot)
     with console.busy("Starting"):
         from ffnskip_cli.calibration.compare import check_texts
-    settings = _settings(target, choices)
-    check_texts(names, offline)
-    loaded = options.load(
-        model,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        offline=offline,
-    )
-    options.refuse_longer(loaded.model, settings.sequence_length, "lower --sequence-length")
-    _run(loaded, names, settings, offline, plot, format)
+    chosen = _settings(target, settings, "warm_up" in options.named_options(context))
+    check_texts(names, model_options.offline)
+    loaded = options.load(model, model_options)
+    options.refuse_longer(loaded.model, chosen.sequence_length, "lower --sequence-length")
+    _run(loaded, names, chosen, model_options.offline, plot, format)
 
 
 def _check_plot(plot: Path) -> None:
@@ -117,14 +105,12 @@ def _check_plot(plot: Path) -> None:
     refuse_unwritable(plot, "--plot")
 
 
-def _settings(target: float, choices: dict[str, Any]) -> Settings:
+def _settings(target: float, choices: partial[PaperSettings], has_warm_up: bool) -> Settings:
     """With the paper's warm-up where none was asked for: searching one for each text would blur the comparison."""
-    from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Goal, Settings
-
-    settings = Settings((Goal("target_ratio", target),), **choices)
-    if "warm_up" in choices:
-        return settings
-    return replace(settings, warm_up=min(DEFAULT_WARM_UP, settings.sequence_length // 4))
+    goals = (Goal("target_ratio", target),)
+    if has_warm_up:
+        return choices(goals=goals)
+    return choices(goals=goals, warm_up=min(DEFAULT_WARM_UP, choices.keywords["sequence_length"] // 4))
 
 
 def _run(

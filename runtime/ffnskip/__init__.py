@@ -4,16 +4,22 @@
 >>> applied = ffnskip.apply(model, "profile.yaml")
 >>> model.generate(**inputs)
 >>> applied.stats.skip_ratio
+
+A name is imported when it is first used, so that reading a profile does not wait for torch.
 """
 
-from ffnskip.decoder import Decoder
-from ffnskip.errors import FfnskipError, ProfileError, UnsupportedModelError
-from ffnskip.general.apply import apply
-from ffnskip.general.wrap import Applied
-from ffnskip.model.packed import pack_weights
-from ffnskip.profiles.profile import Profile, load_profile, save_profile
-from ffnskip.sampling import Sampling
-from ffnskip.stats import SkipStats
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ffnskip.decoder import Decoder
+    from ffnskip.errors import FfnskipError, ProfileError, UnsupportedModelError
+    from ffnskip.general.apply import apply
+    from ffnskip.general.wrap import Applied
+    from ffnskip.model.packed import pack_weights
+    from ffnskip.profiles.profile import Profile, load_profile, save_profile
+    from ffnskip.sampling import Sampling
+    from ffnskip.stats import SkipStats
 
 __version__ = "0.1.0"
 
@@ -31,3 +37,29 @@ __all__ = [
     "pack_weights",
     "save_profile",
 ]
+
+_MODULES = {
+    "Applied": "general.wrap",
+    "Decoder": "decoder",
+    "FfnskipError": "errors",
+    "Profile": "profiles.profile",
+    "ProfileError": "errors",
+    "Sampling": "sampling",
+    "SkipStats": "stats",
+    "UnsupportedModelError": "errors",
+    "apply": "general.apply",
+    "load_profile": "profiles.profile",
+    "pack_weights": "model.packed",
+    "save_profile": "profiles.profile",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -37,6 +37,7 @@ from ffnskip.profiles.schema import (
     Word,
     sort_keys,
 )
+from ffnskip.profiles.weights_file import read_weights_file
 
 if TYPE_CHECKING:
     from ffnskip.profiles.weights import Weights
@@ -197,7 +198,7 @@ def load_profile(path: str | os.PathLike[str], *, with_weights: bool = True) -> 
 
     Args:
         path: the YAML file.
-        with_weights: False reads the YAML file alone: enough to look at a profile, and it takes no torch.
+        with_weights: False only checks that the weights are there, unaltered, which takes no torch.
 
     Raises:
         ProfileError: and nothing else, for a file that is missing or wrong.
@@ -210,10 +211,14 @@ def load_profile(path: str | os.PathLike[str], *, with_weights: bool = True) -> 
         raise ProfileError(strict_yaml.sentence(source, "", f"cannot be read ({_reason(error)})")) from None
     profile = parse_profile(data, source)
     name, sha256 = profile.compensation.file, profile.compensation.sha256
-    if with_weights and name is not None and sha256 is not None:
+    if name is not None and sha256 is not None:
+        weights_path = Path(source).parent / name
+        if not with_weights:
+            read_weights_file(weights_path, sha256)
+            return profile
         from ffnskip.profiles.weights import load_weights
 
-        profile._weights = load_weights(Path(source).parent / name, sha256, profile.weight_shapes)
+        profile._weights = load_weights(weights_path, sha256, profile.weight_shapes)
     return profile
 
 

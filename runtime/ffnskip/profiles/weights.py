@@ -13,10 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ffnskip.compensation.kinds import NEURONS
-from ffnskip.errors import ProfileError
-from ffnskip.profiles.strict_yaml import sentence
-
-MAX_BYTES = 8 * 2**30  # of a weights file
+from ffnskip.profiles.weights_file import error_in, read_weights_file
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16)
@@ -63,19 +60,11 @@ def load_weights(path: Path, sha256: str, shapes: dict[str, tuple[int, ...]]) ->
     Raises:
         ProfileError: the file is missing, is another one than the profile names, or holds something else.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise _error(path, f"larger than {MAX_BYTES // 2**30} GiB")
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a file name"
-        raise _error(path, f"cannot be read ({reason}), and the profile needs it") from None
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise _error(path, "not the file that the profile was made with, its sha256 is another one")
+    data = read_weights_file(path, sha256)
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise _error(path, f"not a safetensors file ({type(error).__name__})") from None
+        raise error_in(path, f"not a safetensors file ({type(error).__name__})") from None
     weights = Weights(tensors)
     weights.__dict__["data"] = data
     check_weights(weights, shapes, str(path))
@@ -86,16 +75,14 @@ def check_weights(weights: Weights, shapes: dict[str, tuple[int, ...]], source: 
     """Raise ProfileError unless `weights` are exactly the tensors of these shapes, and finite numbers."""
     if (found := set(weights.tensors)) != set(shapes):
         wrong = sorted(found ^ set(shapes))[0]
-        raise _error(source, "is missing" if wrong in shapes else "this rule with this kind has no such tensor", wrong)
+        raise error_in(
+            source, "is missing" if wrong in shapes else "this rule with this kind has no such tensor", wrong
+        )
     for name, tensor in weights.tensors.items():
         if tuple(tensor.shape) != shapes[name]:
-            raise _error(source, f"must have the shape {shapes[name]}, not {tuple(tensor.shape)}", name)
+            raise error_in(source, f"must have the shape {shapes[name]}, not {tuple(tensor.shape)}", name)
         if tensor.dtype not in (_INTEGERS if name == NEURONS else _FLOATS):
             kind = "whole" if name == NEURONS else "floating-point"
-            raise _error(source, f"must hold {kind} numbers, not {str(tensor.dtype).removeprefix('torch.')}", name)
+            raise error_in(source, f"must hold {kind} numbers, not {str(tensor.dtype).removeprefix('torch.')}", name)
         if not bool(tensor.isfinite().all()):
-            raise _error(source, "holds numbers that are not finite", name)
-
-
-def _error(source: Path | str, what: str, tensor: str = "") -> ProfileError:
-    return ProfileError(sentence(str(source), tensor, what))
+            raise error_in(source, "holds numbers that are not finite", name)

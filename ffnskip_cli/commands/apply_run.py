@@ -1,0 +1,85 @@
+"""What `ffnskip apply` does."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from ffnskip.errors import FfnskipError
+from ffnskip.general.apply import apply
+from ffnskip.general.wrap import Applied
+from ffnskip.model.sites import input_device
+from ffnskip_cli import console
+from ffnskip_cli.commands import options
+from ffnskip_cli.commands.options import Format, ModelOptions, Move
+from ffnskip_cli.report.tables import Column, print_json, render
+
+# What is scored when no text is named; any ordinary prose will do, as long as it is longer than a warm-up.
+SAMPLE = (
+    "A lighthouse keeper's day began before the sun was up. The lamp had to be trimmed, the lenses wiped free of "
+    "soot and salt, and the clockwork that turned them wound by hand, a hundred turns of the crank. Then came the "
+    "log: wind from the north-west, sea moderate, two schooners and a coal barge passed. In winter the boat from "
+    "the mainland came once a month, if the weather let it land at all, with flour, oil, letters and newspapers "
+    "that were already history. Yet many keepers stayed for decades. When the lamps were electrified and the last "
+    "of them went ashore, some said that what they missed most was not the sea or the quiet but the certainty "
+    "that somebody, somewhere out in the dark, was looking for their light."
+)
+
+
+def run(model: str, profile: Path, move: Move, model_options: ModelOptions, format: Format) -> None:
+    """Check the profile on its model, then score the sample and print what is skipped."""
+    _refuse_swapped(model, profile)
+    skip_profile = move.of(profile)
+    loaded = options.load(model, model_options)
+    with apply(loaded.model, skip_profile, mode="score") as applied:
+        tokens = loaded.tokenizer(SAMPLE, return_tensors="pt")["input_ids"].to(input_device(loaded.model))
+        with torch.inference_mode():
+            loaded.model(tokens, use_cache=False)
+    console.talk.print("Self-check passed: every FFN is wrapped; with skipping disabled the logits are identical.")
+    if applied.stats.tokens == 0:
+        warm_up = applied.profile.skip.warm_up
+        raise FfnskipError(f"The sample ends before the warm-up of {warm_up} tokens does: nothing to report.")
+    _report(applied, format)
+    options.say_expected_cost(skip_profile, move)
+    moved = [("--threshold", move.threshold), ("--target", move.target)]
+    same = [word for option, value in moved if value is not None for word in (option, value)]
+    options.hint_command("generate", model, "Once upon a time", "--profile", profile, *same)
+
+
+def _refuse_swapped(model: str, profile: Path) -> None:
+    """Raise FfnskipError for a profile in the model's place and no profile in its own."""
+    if Path(model).suffix in (".yaml", ".yml") and os.path.isfile(model) and not os.path.isfile(profile):
+        raise FfnskipError(f"{model} is a profile, and comes second: ffnskip apply MODEL PROFILE.")
+
+
+def _report(applied: Applied, format: Format) -> None:
+    skip, stats = applied.profile.skip, applied.stats
+    layers = [
+        {
+            "layer": layer,
+            "skipped": stats.skipped[layer] / stats.tokens,
+            "first_skipped": stats.first_skipped[layer] / stats.tokens,
+        }
+        for layer in range(skip.cold_s, skip.cold_e)
+    ]
+    if format == "json":
+        summary = {
+            "schema": "ffnskip-apply/v1",
+            "model": applied.profile.model.id,
+            "threshold": skip.threshold,
+            "tokens": stats.tokens,
+            "skip_ratio": stats.skip_ratio,
+            "never_skip_fraction": stats.never_skip_fraction,
+        }
+        print_json(summary | {"layers": layers})
+        return
+    columns = [
+        Column("layer", "layer", "d"),
+        Column("skipped", "tokens that skip its FFN", ".1%"),
+        Column("first_skipped", "as their first", ".1%"),
+    ]
+    render(layers, columns, format)
+    console.talk.print(
+        f"On a sample of {stats.tokens} tokens past warm-up: skip_ratio {stats.skip_ratio:.3f}, "
+        f"never_skip_fraction {stats.never_skip_fraction:.3f}."
+    )

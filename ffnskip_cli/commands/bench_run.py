@@ -1,0 +1,194 @@
+"""What `ffnskip bench` does."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ffnskip.decoder import Decoder
+from ffnskip.errors import FfnskipError
+from ffnskip.model.packed import pack_weights
+from ffnskip.profiles.profile import Profile
+from ffnskip_cli import console
+from ffnskip_cli.commands import options
+from ffnskip_cli.commands.bench import Measurement
+from ffnskip_cli.commands.options import Format, Move, PackedModelOptions, Weights
+from ffnskip_cli.measure.suite import PARTS, Plan, run_suite
+from ffnskip_cli.report.tables import Column, print_json, render, turned
+from ffnskip_cli.sources.models import LoadedModel
+from ffnskip_cli.text.corpus import Corpus
+from ffnskip_cli.text.named import check_names, dataset_names, evaluation_text, text_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NOISY = 0.25  # of the median; beyond it a difference of a few per cent between rows cannot be seen
+
+
+def run(
+    model: str,
+    path: Path,
+    move: Move,
+    measurement: Measurement,
+    format: Format,
+    breakdown: bool,
+    model_options: PackedModelOptions,
+) -> None:
+    """Measure the profile in one process and print a row for each way to run the model."""
+    profile = move.of(path)
+    plan = Plan(
+        _parse_parts(measurement.measure),
+        measurement.prompt_tokens,
+        measurement.new_tokens,
+        measurement.repetitions,
+        measurement.prompts,
+    )
+    names = measurement.eval_dataset or _measured_on(profile)
+    check_names(names, model_options.offline)
+    loaded = options.load(model, model_options)
+    measured, original = _packed(loaded.model, model_options.weights)
+    decoder = Decoder(measured, profile)  # checks both before the long part
+    options.say_path(decoder)
+    text = _text(loaded, profile, names, measurement, plan, model_options.offline)
+    options.say_expected_cost(profile, move)
+    _warn_if_text_changed(profile, text, measurement)
+    document: dict[str, Any] = {
+        "schema": "ffnskip-bench/v1",
+        "model": loaded.id,
+        "profile": str(path),
+        "threshold": profile.skip.threshold,
+        "device": loaded.placement,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "weights": model_options.weights,
+        "path": decoder.path,
+        "eval_dataset": " + ".join(names),
+        "eval_tokens": text.tokens_used,
+        "prompt_tokens": measurement.prompt_tokens,
+        "new_tokens": measurement.new_tokens,
+        "prompts": min(measurement.prompts, len(text.tokens)),
+        "repetitions": measurement.repetitions,
+        "rows": run_suite(measured, profile, text.tokens, plan, console.track, original=original),
+    }
+    _print(document, format)
+    if breakdown:
+        _print_breakdown(document["rows"], format)
+    _warn_if_noisy(document["rows"])
+
+
+def _text(
+    loaded: LoadedModel, profile: Profile, names: list[str], measurement: Measurement, plan: Plan, offline: bool
+) -> Corpus:
+    """The text to measure on, apart from what was calibrated on."""
+    calibration = profile.calibration
+    sequence_length = _sequence_length(profile, measurement.prompt_tokens)
+    decoded = measurement.prompt_tokens + measurement.new_tokens if plan.parts & {"speed", "worst-case"} else 0
+    options.refuse_longer(loaded.model, max(sequence_length, decoded), "lower --prompt-tokens and --new-tokens")
+    usual_seed = calibration.seed if calibration else 0
+    with console.busy("Preparing text"):
+        return evaluation_text(
+            loaded,
+            names,
+            calibrated_on=dataset_names(calibration) if calibration else (),
+            tokens=measurement.eval_tokens,
+            sequence_length=sequence_length,
+            seed=usual_seed if measurement.seed is None else measurement.seed,
+            offline=offline,
+        )
+
+
+def _packed(model: PreTrainedModel, weights: Weights) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """The model to measure, and what it was packed from if it was: users compare with that."""
+    if weights == "auto":
+        return model, None
+    with console.busy(f"Packing weights to {weights}"):
+        pack_weights(packed := deepcopy(model), weights)
+    return packed, model
+
+
+def _warn_if_noisy(rows: list[dict[str, Any]]) -> None:
+    speeds = [row["tokens_per_second"] for row in rows if row["tokens_per_second"]]
+    spreads = [(speed["max"] - speed["min"]) / speed["median"] for speed in speeds]
+    impossible = [row["name"] for row in rows if row["speedup"] is not None and row["speedup"] > row["ceiling"] * 1.02]
+    if set(impossible) - {"hf-dense"}:
+        console.warn("The speed-up is above the ceiling, which only noise can do: repeat with more repetitions.")
+    elif max(spreads, default=0.0) > NOISY:
+        console.warn(
+            f"The runs of one row differ by up to {max(spreads):.0%} of their median: the machine is busy, so the "
+            "speeds and the speed-up mean little. Repeat on a quiet machine or with more repetitions."
+        )
+
+
+def _warn_if_text_changed(profile: Profile, text: Corpus, measurement: Measurement) -> None:
+    """Point out that a dataset has moved on since the profile was measured on it."""
+    then = profile.evaluation
+    if then is None or measurement.seed is not None or measurement.eval_dataset:
+        return
+    same_size = (then.tokens_requested, then.sequence_length) == (text.tokens_requested, text.tokens.shape[1])
+    if not same_size:
+        return
+    hashes = [part.text_sha256 for part in text.parts] or [text.text_sha256]
+    for old, sha256 in zip(then.parts or (then,), hashes, strict=True):
+        if old.text_sha256 != sha256:
+            console.warn(f"{old.dataset} holds other text now than when the profile was measured on it.")
+
+
+def _measured_on(profile: Profile) -> list[str]:
+    if profile.evaluation is None:
+        raise FfnskipError("The profile does not say what text it was measured on: name one with --eval-dataset.")
+    return text_names(profile.evaluation)
+
+
+def _parse_parts(measure: str) -> frozenset[str]:
+    parts = frozenset(part.strip() for part in measure.split(","))
+    if unknown := parts - set(PARTS):
+        raise FfnskipError(f"--measure cannot measure {sorted(unknown)[0]!r}: choose from {', '.join(PARTS)}.")
+    if "baselines" in parts and "quality" not in parts:
+        raise FfnskipError("--measure baselines needs the part quality as well: they skip as much as the profile does.")
+    return parts
+
+
+def _sequence_length(profile: Profile, prompt_tokens: int) -> int:
+    """That of the profile's own measurement, if a prompt fits into it."""
+    measured = profile.evaluation.sequence_length if profile.evaluation else 256
+    return max(measured, prompt_tokens)
+
+
+def _print(document: dict[str, Any], format: Format) -> None:
+    if format == "json":
+        print_json(document)
+        return
+    rows = [row | {"tokens_per_second": (row["tokens_per_second"] or {}).get("median")} for row in document["rows"]]
+    if format == "table":
+        render(*turned(rows, _columns()))
+    else:
+        render(rows, _columns(), format)
+
+
+def _print_breakdown(rows: list[dict[str, Any]], format: Format) -> None:
+    timed = [{"name": row["name"]} | row["breakdown"] for row in rows if row["breakdown"]]
+    if format == "json":  # it is in the document
+        return
+    if not timed:
+        console.warn("Where the time goes is known of the fused path on a CPU alone, and when speed is measured.")
+        return
+    columns = [Column("name", "ms per token"), *(Column(part, part, ".2f") for part in timed[0] if part != "name")]
+    render(timed, columns, format)
+
+
+def _columns() -> list[Column]:
+    return [
+        Column("name", "row"),
+        Column("skip_ratio", "skip ratio", ".3f"),
+        Column("flops_per_token", "FLOPs/token", ".3g"),
+        Column("flops_saved", "FLOPs saved", ".1%"),
+        Column("never_skip_fraction", "never skip", ".1%"),
+        Column("tokens_per_second", "tokens/s", ".1f"),
+        Column("decode_skip_ratio", "timed ratio", ".3f"),
+        Column("speedup", "speed-up", ".2f"),
+        Column("ceiling", "ceiling", ".2f"),
+        Column("perplexity", "perplexity", ".2f"),
+        Column("kl", "KL", ".3f"),
+        Column("top1_agreement", "top-1 agreement", ".3f"),
+        Column("repetition", "repetition", ".3f"),
+    ]

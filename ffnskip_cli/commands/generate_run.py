@@ -1,0 +1,148 @@
+"""What `ffnskip generate` does."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from ffnskip.decoder import Decoder
+from ffnskip.errors import FfnskipError
+from ffnskip.model.packed import pack_weights
+from ffnskip.model.sites import input_device
+from ffnskip.sampling import Sampling
+from ffnskip.stats import SkipStats
+from ffnskip_cli import console
+from ffnskip_cli.commands import options
+from ffnskip_cli.commands.generate import Sample
+from ffnskip_cli.commands.options import Move, PackedModelOptions
+from ffnskip_cli.sources.models import LoadedModel
+
+
+def run(
+    model: str,
+    prompt: str,
+    move: Move,
+    sample: Sample,
+    model_options: PackedModelOptions,
+    profile: Path | None,
+    raw: bool,
+    compare: bool,
+) -> None:
+    """Answer the prompt, as a stream or beside the dense model's answer."""
+    skip_profile = None if profile is None else move.of(profile)
+    text = _prompt_text(prompt)
+    sampling = Sampling(sample.temperature, sample.top_p, sample.seed)
+    loaded = options.load(model, model_options)
+    tokens = _prompt_tokens(loaded, text, raw)
+    length = tokens.shape[1] + sample.max_new_tokens
+    options.refuse_longer(loaded.model, length, "shorten the prompt or --max-new-tokens")
+    weights = model_options.weights
+    if weights != "auto":
+        with console.busy(f"Packing weights to {weights}"):
+            pack_weights(loaded.model, weights)
+    decoder = Decoder(loaded.model, skip_profile)
+    options.say_path(decoder)
+    if skip_profile is not None:
+        options.say_expected_cost(skip_profile, move)
+    writer = _Writer(loaded, tokens, sample.max_new_tokens, sampling)
+    answer = writer.write(None if compare else _stream(loaded), decoder)
+    if compare:
+        _side_by_side(writer.write(None, Decoder(loaded.model, check=False)), answer)
+
+
+def _prompt_text(prompt: str) -> str:
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        text.encode()  # what the shell hands over may be any bytes
+    except UnicodeError:
+        raise FfnskipError("The prompt is not UTF-8 text.") from None
+    if not text:
+        raise FfnskipError("The prompt is empty.")
+    return text
+
+
+class _Writer:
+    """Generates from one prompt, and says how it went."""
+
+    def __init__(self, loaded: LoadedModel, prompt: Tensor, max_new_tokens: int, sampling: Sampling) -> None:
+        self._loaded = loaded
+        self._prompt = prompt
+        self._max_new_tokens = max_new_tokens
+        self._sampling = sampling
+
+    def write(self, show: Callable[[int | None], None] | None, decoder: Decoder) -> str:
+        """Generate, showing each token (and None at the end) as it comes; returns the text."""
+        tokens: list[int] = []
+        times: list[float] = []
+        stop = _stop_tokens(self._loaded)
+        for token in decoder.decode(
+            self._prompt, max_new_tokens=self._max_new_tokens, sampling=self._sampling, stop_tokens=stop
+        ):
+            tokens.append(int(token[0]))
+            times.append(time.perf_counter())
+            if show is not None:
+                show(tokens[-1])
+        if show is not None:
+            show(None)
+        _say_how_it_went(times, None if decoder.profile is None else decoder.stats)
+        return str(self._loaded.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _prompt_tokens(loaded: LoadedModel, text: str, raw: bool) -> Tensor:
+    """``[1, prompt]``, by the model's chat template if it has one."""
+    if raw or not loaded.tokenizer.chat_template:
+        tokens: Tensor = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
+    else:
+        messages = [{"role": "user", "content": text}]
+        template = loaded.tokenizer.apply_chat_template
+        tokens = template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    return tokens.to(input_device(loaded.model))
+
+
+def _stop_tokens(loaded: LoadedModel) -> set[int]:
+    configured = loaded.model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return {token for token in [*listed, loaded.tokenizer.eos_token_id] if token is not None}
+
+
+def _stream(loaded: LoadedModel) -> Callable[[int | None], None]:
+    """Prints whole words to stdout as their tokens arrive."""
+    from transformers import TextStreamer
+
+    streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
+
+    def show(token: int | None) -> None:
+        if token is None:
+            streamer.end()
+        else:
+            streamer.put(torch.tensor([token]))
+
+    return show
+
+
+def _say_how_it_went(times: list[float], stats: SkipStats | None) -> None:
+    speed = f"{(len(times) - 1) / (times[-1] - times[0]):.1f} tokens/s" if len(times) > 1 else "too short to time"
+    line = f"{'dense' if stats is None else 'ffnskip'}: {len(times)} tokens, {speed}"
+    if stats is not None:
+        if stats.tokens == 0:
+            line += ", all of them warm-up: nothing could be skipped yet"
+        else:
+            line += f", skip_ratio {stats.skip_ratio:.3f}, never_skip_fraction {stats.never_skip_fraction:.3f}"
+            line += f" over {stats.tokens} tokens past warm-up"
+    console.talk.print(line)
+
+
+def _side_by_side(dense: str, skipping: str) -> None:
+    table = Table(expand=True)
+    for column in ("dense", "ffnskip"):
+        table.add_column(column, ratio=1)
+    table.add_row(Text(dense.strip()), Text(skipping.strip()))
+    Console().print(table)

@@ -1,0 +1,41 @@
+"""What `ffnskip inspect` does."""
+
+from pathlib import Path
+from typing import Literal
+
+from ffnskip.errors import FfnskipError
+from ffnskip.profiles.profile import Profile, load_profile
+from ffnskip_cli import console
+from ffnskip_cli.report.curve import draw
+from ffnskip_cli.report.plot import plot_profile
+from ffnskip_cli.report.summary import sections
+from ffnskip_cli.report.tables import print_json, render
+from ffnskip_cli.report.words import explain
+
+
+def run(path: Path, format: Literal["table", "json", "md"], plot: Path | None, panels: str | None) -> None:
+    """Print the profile, and draw it if asked to."""
+    if panels is not None and not plot:
+        raise FfnskipError("--panels chooses what --plot draws: add --plot FILE.")
+    profile = load_profile(path, with_weights=False)
+    if plot:
+        plot_profile(profile, plot, panels.split(",") if panels is not None else ())
+    if format == "json":
+        print_json(profile.model_dump(mode="json", by_alias=True))
+    else:
+        _print_page(profile, format)
+    if plot:
+        console.talk.print(f"Wrote {plot}.", markup=False)
+
+
+def _print_page(profile: Profile, format: Literal["table", "md"]) -> None:
+    for sentence in explain(profile):
+        print(f"- {sentence}" if format == "md" else sentence)
+    print()
+    for section in sections(profile):
+        render(section.rows, section.columns, format, section.title)
+        if section.note:
+            print(f"{section.note}\n")
+    if profile.similarity:
+        fence = "```\n" if format == "md" else ""
+        print(f"Similarity cos(h, h + FFN(h)) by layer:\n\n{fence}{draw(profile.similarity, profile.skip)}\n{fence}")
