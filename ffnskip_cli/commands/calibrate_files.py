@@ -7,15 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ffnskip.errors import FfnskipError
 from ffnskip_cli import console
 from ffnskip_cli.calibration.goals import Goal
-
-if TYPE_CHECKING:
-    from ffnskip_cli.calibration.recording.collect import Share
-    from ffnskip_cli.journal import Journal
+from ffnskip_cli.calibration.recording.collect import Share, kept_files
+from ffnskip_cli.journal import Journal
+from ffnskip_cli.report.plot import plot_kind
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,6 @@ class Files:
 
     def check(self) -> None:
         """Refuse what does not go together, and what cannot be written, before anything long begins."""
-        from ffnskip_cli.calibration.recording.collect import kept_files
-        from ffnskip_cli.report.plot import plot_kind
-
         written = [path.resolve() for path in (*self.profiles.values(), self.plot, self.stats_out) if path]
         for path in written:
             if [*written, *(path.resolve() for path in self.stats_in)].count(path) > 1:
@@ -64,15 +59,11 @@ class Files:
 
     def share(self) -> Share:
         """What this process records, and where it keeps it."""
-        from ffnskip_cli.calibration.recording.collect import Share
-
         index, count = self.shard or (0, 1)
         return Share(index, count, self.stats_out, self.resume, only_records=self.shard is not None)
 
     def journal(self, subject: object) -> Journal:
         """Beside the recording, if there is one to resume."""
-        from ffnskip_cli.journal import Journal
-
         return Journal(self.journal_path if self.stats_out else None, subject, resume=self.resume)
 
     @property

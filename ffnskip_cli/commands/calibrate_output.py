@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ffnskip.compensation.kinds import compensation_name
+from ffnskip.profiles.profile import Profile, save_profile
 from ffnskip_cli import console
+from ffnskip_cli.calibration.assemble import Calibrated, evaluation_text
+from ffnskip_cli.calibration.lab import Step
+from ffnskip_cli.calibration.settings import Goal
+from ffnskip_cli.calibration.threshold.verify import PROMISED
 from ffnskip_cli.commands import options
 from ffnskip_cli.commands.options import Format
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ffnskip.profiles.profile import Profile
-    from ffnskip_cli.calibration.assemble import Calibrated
-    from ffnskip_cli.calibration.lab import Step
-    from ffnskip_cli.calibration.settings import Goal
-    from ffnskip_cli.report.tables import Column
-    from ffnskip_cli.text.corpus import Corpus
+from ffnskip_cli.report.tables import Column, print_json, render, turned
+from ffnskip_cli.report.words import explain, kinds_of, text_name, threshold_title
+from ffnskip_cli.text.corpus import Corpus
 
 
 def announce(steps: Sequence[Step]) -> None:
@@ -28,8 +27,6 @@ def announce(steps: Sequence[Step]) -> None:
 
 def warn_of_shortfall(which: str, text: Corpus) -> None:
     """Say so if a text, or some of a mixture, had fewer whole sequences than were asked for."""
-    from ffnskip_cli.calibration.assemble import evaluation_text
-
     if evaluation_text(text).fell_short:
         names = " + ".join(part.dataset for part in text.parts) or text.dataset
         console.warn(
@@ -39,9 +36,6 @@ def warn_of_shortfall(which: str, text: Corpus) -> None:
 
 def write(finished: list[Calibrated], path_of: dict[Goal, Path], format: Format) -> list[Path]:
     """Save the profiles, print what they hold, and return where they are."""
-    from ffnskip.profiles.profile import save_profile
-    from ffnskip_cli.report.tables import print_json, render, turned
-
     paths = [path_of[calibrated.goal] for calibrated in finished]
     for calibrated, path in zip(finished, paths, strict=True):
         save_profile(calibrated.profile, path)
@@ -64,8 +58,6 @@ def write(finished: list[Calibrated], path_of: dict[Goal, Path], format: Format)
 
 
 def _explain(profile: Profile, format: Format) -> None:
-    from ffnskip_cli.report.words import explain
-
     for sentence in explain(profile):
         print(f"- {sentence}" if format == "md" else sentence)
     print()
@@ -73,9 +65,6 @@ def _explain(profile: Profile, format: Format) -> None:
 
 def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
     """The threshold is verified on the calibration text; on held-out text the ratio is another one."""
-    from ffnskip_cli.calibration.threshold.verify import PROMISED
-    from ffnskip_cli.report.words import kinds_of, text_name
-
     profile = calibrated.profile
     found, text, held_out = profile.measured, profile.calibration, profile.evaluation
     assert found is not None
@@ -98,8 +87,6 @@ def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
 
 
 def _row(calibrated: Calibrated, path: Path) -> dict[str, object]:
-    from ffnskip.compensation.kinds import compensation_name
-
     profile = calibrated.profile
     assert profile.measured is not None
     goals = ("target_ratio", "max_kl", "max_perplexity_increase")
@@ -118,9 +105,6 @@ def _row(calibrated: Calibrated, path: Path) -> dict[str, object]:
 
 def _columns(finished: Sequence[Calibrated], format: Format) -> list[Column]:
     """All columns for programs; for people only those that mean something under the rule, which all profiles share."""
-    from ffnskip_cli.report.tables import Column
-    from ffnskip_cli.report.words import threshold_title
-
     skips = [calibrated.profile.skip for calibrated in finished]
     left_out = set() if skips[0].by.has_window or format == "csv" else {"window"}
     if left_out and not any(skip.refresh_every for skip in skips):

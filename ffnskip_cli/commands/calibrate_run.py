@@ -10,29 +10,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffnskip.errors import FfnskipError
+from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
+from ffnskip_cli.calibration.forecast import memory_bytes, seconds
 from ffnskip_cli.calibration.goals import Goal, GoalOptions
-from ffnskip_cli.calibration.recording.file import load_statistics
-from ffnskip_cli.calibration.recording.ranks import join_ranks
+from ffnskip_cli.calibration.lab import Lab, Sizes, Step
+from ffnskip_cli.calibration.pipeline import Pipeline
+from ffnskip_cli.calibration.recording.collect import Share, identity_of, source_of
+from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics, load_statistics, refuse_difference
+from ffnskip_cli.calibration.recording.ranks import Ranks, join_ranks
+from ffnskip_cli.calibration.settings import Settings
+from ffnskip_cli.calibration.texts import held_out_of, refuse_other_texts, text_to_fit, text_to_record
 from ffnskip_cli.commands import options
 from ffnskip_cli.commands.calibrate import Output, Recording, Texts
 from ffnskip_cli.commands.calibrate_files import Files, output_paths
 from ffnskip_cli.commands.calibrate_output import announce, warn_of_shortfall, write
 from ffnskip_cli.commands.options import Format, ModelOptions
-from ffnskip_cli.text.named import check_names
+from ffnskip_cli.report.forecast import print_forecast
+from ffnskip_cli.report.plot import plot_profile
+from ffnskip_cli.sources.models import LoadedModel
+from ffnskip_cli.text.corpus import Corpus
+from ffnskip_cli.text.named import check_names, text_names
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ffnskip.profiles.profile import Profile
-    from ffnskip_cli.calibration.lab import Step
-    from ffnskip_cli.calibration.pipeline import Pipeline
-    from ffnskip_cli.calibration.recording.collect import Share
-    from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics
-    from ffnskip_cli.calibration.recording.ranks import Ranks
-    from ffnskip_cli.calibration.settings import Settings
-    from ffnskip_cli.sources.models import LoadedModel
-    from ffnskip_cli.text.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,6 @@ class Run:
 
     def start(self, recorded: Statistics | None, share: Share, ranks: Ranks, format: Format) -> None:
         """Record, or take what was recorded, then solve and write, as far as this process is to go."""
-        from ffnskip_cli.calibration.lab import Lab, Sizes
-        from ffnskip_cli.calibration.pipeline import Pipeline
-        from ffnskip_cli.calibration.recording.collect import source_of
-        from ffnskip_cli.calibration.recording.file import refuse_difference
-
         source = source_of(self.loaded)
         self.settings.refuse_region(source.model.n_layers)
         if recorded is not None:
@@ -81,15 +77,6 @@ class Run:
 
     def _texts(self, source: Source, recorded: Statistics | None) -> tuple[Identity, Tensor, Corpus, Corpus | None]:
         """The calibration text with its identity, the held-out text, and the text to fit to if there is a fit."""
-        from ffnskip_cli.calibration.recording.collect import identity_of
-        from ffnskip_cli.calibration.texts import (
-            held_out_of,
-            refuse_other_texts,
-            text_to_fit,
-            text_to_record,
-        )
-        from ffnskip_cli.text.named import text_names
-
         loaded, settings, offline, datasets = self.loaded, self.settings, self.offline, self.datasets
         fit_text = None
         with console.busy("Preparing text"):
@@ -117,9 +104,6 @@ class Run:
         return identity, tokens, held_out, fit_text
 
     def _forecast(self, steps: list[Step], tokens: Tensor, format: Format) -> None:
-        from ffnskip_cli.calibration.forecast import memory_bytes, seconds
-        from ffnskip_cli.report.forecast import print_forecast
-
         with console.busy("Timing a few forward passes"):
             times = seconds(self.loaded.model, tokens, steps)
         memory = memory_bytes(self.loaded.model, self.settings)
@@ -133,9 +117,6 @@ class Run:
     def _solve(
         self, pipeline: Pipeline, statistics: Statistics, held_out: Corpus, fit_text: Corpus | None, format: Format
     ) -> None:
-        from ffnskip.errors import FfnskipError
-        from ffnskip_cli.calibration.lab import Lab
-
         if statistics.missing:
             raise FfnskipError(
                 f"The recording lacks {statistics.missing} of {len(statistics.done)} sequences: name the files of the "
@@ -157,16 +138,12 @@ class Run:
             raise FfnskipError(" ".join(result.refused))
 
     def _refuse_to_replace_another(self, path: Path, statistics: Statistics) -> None:
-        from ffnskip_cli.calibration.recording.file import load_statistics, refuse_difference
-
         if path.exists():
             found = load_statistics([path]).identity.facts()
             refuse_difference(statistics.identity.facts(), found, "--stats-in", str(path))
 
     def _plot(self, profile: Profile) -> None:
         if self.files.plot is not None:
-            from ffnskip_cli.report.plot import plot_profile
-
             plot_profile(profile, self.files.plot)
             console.talk.print(f"Wrote {self.files.plot}.", markup=False)
 

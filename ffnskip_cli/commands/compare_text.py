@@ -5,21 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ffnskip_cli import console
-from ffnskip_cli.calibration.goals import Goal
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Free, Kind, On, Rule, Settings, count_option
-from ffnskip_cli.commands import options
-from ffnskip_cli.commands.calibrate_files import refuse_unwritable
-from ffnskip_cli.commands.calibrate_output import announce, warn_of_shortfall
-from ffnskip_cli.commands.options import Format, ModelName, ModelOptions, PrintFormat
+from ffnskip_cli.commands.options import ModelName, ModelOptions, PrintFormat, named_options
 from ffnskip_cli.commands.signature import from_options
-
-if TYPE_CHECKING:
-    from ffnskip_cli.sources.models import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -86,56 +79,7 @@ def command(
     text: a matrix of ratios and one of KL. All by the paper's rule, in the region that each text's curve proposes,
     unless the options say otherwise. No profile is written.
     """
-    names = dataset or []
-    if plot is not None:
-        _check_plot(plot)
     with console.busy("Starting"):
-        from ffnskip_cli.calibration.compare import check_texts
-    chosen = _settings(target, settings, "warm_up" in options.named_options(context))
-    check_texts(names, model_options.offline)
-    loaded = options.load(model, model_options)
-    options.refuse_longer(loaded.model, chosen.sequence_length, "lower --sequence-length")
-    _run(loaded, names, chosen, model_options.offline, plot, format)
+        from ffnskip_cli.commands.compare_text_run import run
 
-
-def _check_plot(plot: Path) -> None:
-    from ffnskip_cli.report.heat_map import heat_map_kind
-
-    heat_map_kind(plot)
-    refuse_unwritable(plot, "--plot")
-
-
-def _settings(target: float, choices: partial[PaperSettings], has_warm_up: bool) -> Settings:
-    """With the paper's warm-up where none was asked for: searching one for each text would blur the comparison."""
-    goals = (Goal("target_ratio", target),)
-    if has_warm_up:
-        return choices(goals=goals)
-    return choices(goals=goals, warm_up=min(DEFAULT_WARM_UP, choices.keywords["sequence_length"] // 4))
-
-
-def _run(
-    loaded: LoadedModel, names: list[str], settings: Settings, offline: bool, plot: Path | None, format: Format
-) -> None:
-    from ffnskip_cli.calibration.compare import budget, build_texts, compare
-    from ffnskip_cli.calibration.recording.collect import source_of
-    from ffnskip_cli.report.compare_text import print_comparison
-
-    with console.busy("Preparing text"):
-        texts = build_texts(loaded, names, settings, offline)
-    for text in texts:
-        warn_of_shortfall("calibration", text.calibration)
-        warn_of_shortfall("evaluation", text.held_out)
-    announce(budget(texts, settings))
-    comparison = compare(loaded.model, source_of(loaded), texts, settings, console.track)
-    facts = {
-        "model": loaded.id,
-        "device": loaded.placement,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "seed": settings.seed,
-    }
-    print_comparison(comparison, facts, format)
-    if plot is not None:
-        from ffnskip_cli.report.heat_map import plot_comparison
-
-        plot_comparison(comparison, loaded.id, plot)
-        console.talk.print(f"Wrote {plot}.", markup=False)
+    run(model, dataset or [], target, settings, plot, format, model_options, named_options(context))

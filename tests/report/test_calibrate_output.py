@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ffnskip_cli.calibration.calibrate import Calibrated
 from support.factories import TEXT, make_compensated, make_profile
 
 from ffnskip.profiles.profile import Profile, load_profile
+from ffnskip_cli.calibration.assemble import Calibrated
 from ffnskip_cli.calibration.settings import Goal
-from ffnskip_cli.commands.calibrate_output import Format, write
+from ffnskip_cli.commands.calibrate_output import write
+from ffnskip_cli.commands.options import Format
 
 GOAL = Goal("target_ratio", 0.25)
 MEASURED = {
