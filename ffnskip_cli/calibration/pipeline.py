@@ -12,7 +12,7 @@ from ffnskip_cli.calibration.recording.collect import RecordStage
 from ffnskip_cli.calibration.recording.file import Statistics
 from ffnskip_cli.calibration.rules import compiler_of
 from ffnskip_cli.calibration.settings import Settings
-from ffnskip_cli.calibration.threshold.goals import HeldOut, MeasureStage, SolveStage
+from ffnskip_cli.calibration.threshold.goals import CURVE_POINTS, HeldOut, MeasureStage, SolveStage
 from ffnskip_cli.measure.quality import check_size
 from ffnskip_cli.text.corpus import Corpus
 
@@ -20,12 +20,12 @@ from ffnskip_cli.text.corpus import Corpus
 class Pipeline:
     """One calibration, from the recording to profiles; `record` runs before `compile` and may have run elsewhere."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, curve_points: int = CURVE_POINTS) -> None:
         self.settings = settings
         self.record = RecordStage(settings)
         self.choose = compiler_of(settings)
         self.solve = SolveStage(settings)
-        self.measure = MeasureStage(settings)
+        self.measure = MeasureStage(settings, curve_points)
 
     def compile(
         self, lab: Lab, statistics: Statistics, held_out: Corpus, fit_text: Corpus | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from ffnskip_cli import console
 from ffnskip_cli.calibration.compare import budget, build_texts, check_texts, compare
 from ffnskip_cli.calibration.goals import Goal
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.collect import source_of
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP
 from ffnskip_cli.commands import options
@@ -45,7 +46,7 @@ def run(
         warn_of_shortfall("calibration", text.calibration)
         warn_of_shortfall("evaluation", text.held_out)
     announce(budget(texts, settings))
-    comparison = compare(loaded.model, source_of(loaded), texts, settings, console.track)
+    comparison = compare(Lab(loaded.model, console.track), source_of(loaded), texts, settings)
     facts = {
         "model": loaded.id,
         "device": loaded.placement,

@@ -1,21 +1,23 @@
-"""A comparison of calibration texts as tables, lines and JSON."""
+"""A comparison of calibration texts as two matrices, lines and JSON, and the answer in words."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import permutations
 from typing import TYPE_CHECKING, Any, Literal
 
-from ffnskip_cli.calibration.assemble import evaluation_text
-from ffnskip_cli.report.compare_words import answer
+from ffnskip_cli.budget import NOISE
 from ffnskip_cli.report.tables import Column, print_json, render
 
 if TYPE_CHECKING:
     from ffnskip_cli.calibration.compare import Comparison
     from ffnskip_cli.measure.quality import Estimate, Quality
 
-SCHEMA = "ffnskip-compare-text/v1"
 _FIGURES = ("skip_ratio", "kl", "perplexity_dense", "perplexity", "top1_agreement")
-_ERROR = "_standard_error"
-
+_TITLES = {
+    "skip_ratio": "Skip ratio, calibrated on (rows) and measured on (columns)",
+    "kl": "KL in nats per token, likewise",
+}
 _PROFILES = [
     Column("calibrated_on", "calibrated on"),
     Column("region", "skip region"),
@@ -25,19 +27,12 @@ _PROFILES = [
     Column("threshold", "threshold", ".6f"),
     Column("calibration_ratio", "ratio (calibration)", ".3f"),
 ]
+_SKIP = ("cold_s", "cold_e", "window", "refresh_every", "warm_up", "threshold")
 _LINES = [
-    Column("calibrated_on", ""),
-    Column("measured_on", ""),
-    *(Column(name, "") for figure in _FIGURES for name in (figure, figure + _ERROR)),
-    Column("tokens", ""),
-    *(Column(name, "") for name in ("cold_s", "cold_e", "window", "refresh_every", "warm_up", "threshold")),
-    Column("calibration_ratio", ""),
+    *(Column(name, "") for name in ("calibrated_on", "measured_on")),
+    *(Column(name, "") for figure in _FIGURES for name in (figure, f"{figure}_standard_error")),
+    *(Column(name, "") for name in ("tokens", *_SKIP, "calibration_ratio")),
 ]
-_TITLES = {
-    "skip_ratio": "Skip ratio, calibrated on (rows) and measured on (columns)",
-    "kl": "KL in nats per token, likewise",
-    "perplexity": "Perplexity, likewise",
-}
 
 
 def print_comparison(
@@ -52,51 +47,66 @@ def print_comparison(
     """
     match format:
         case "json":
-            print_json({"schema": SCHEMA, **facts, **_document(comparison)})
+            print_json(facts | _document(comparison))
         case "csv":
-            profiles = _profiles(comparison)
-            render([_flat(cell) | profiles[cell["row"]] for cell in _cells(comparison)], _LINES, "csv")
+            profiles = {profile["calibrated_on"]: profile for profile in _profiles(comparison)}
+            render([_flat(cell) | profiles[cell["calibrated_on"]] for cell in _cells(comparison)], _LINES, "csv")
         case _:
             _print_page(comparison, format)
 
 
+def answer(comparison: Comparison) -> list[str]:
+    """Three sentences: how far the ratio moves from text to text, what that does to the KL, and why."""
+    calibrated, measured = comparison.calibrated, comparison.measured
+    foreign = list(permutations(range(len(measured)), 2))
+    own_kind = _range([measured[index][index].skip_ratio.mean for index in range(len(measured))])
+    elsewhere = _range([measured[row][column].skip_ratio.mean for row, column in foreign])
+    differences = {cell: comparison.kl_difference(*cell) for cell in foreign}
+    beyond = sum(abs(difference.mean) > NOISE * difference.standard_error for difference in differences.values())
+    row, column = max(foreign, key=lambda cell: abs(differences[cell].mean))
+    here, there = (_cost(comparison.names[index], measured[index][column]) for index in (row, column))
+    rules = {each.profile.with_threshold(0.0).skip for each in calibrated}
+    return [
+        f"Calibrated for a ratio of {calibrated[0].goal.value:g}, the profiles skip {own_kind} of the FFNs on unseen "
+        f"text of their own kind, and {elsewhere} on the other texts.",
+        f"Their KL differs from that of the text's own profile beyond two standard errors in {beyond or 'none'} of "
+        f"{len(foreign)} cases: at most, on {comparison.names[column]}, {here} and {there}.",
+        "All profiles have the same rule and differ in the threshold alone: moving it turns one into the other."
+        if len(rules) == 1
+        else "The texts led to different rules, so what differs in KL does not come from the ratio alone.",
+    ]
+
+
+def _cost(name: str, quality: Quality) -> str:
+    return f"that of {name} costs {_plus_minus(quality.kl)} nats per token at ratio {_plus_minus(quality.skip_ratio)}"
+
+
 def _print_page(comparison: Comparison, format: Literal["table", "md"]) -> None:
-    render(_profiles(comparison), _PROFILES, format, f"Profiles for a ratio of {comparison.target:g}")
-    names = [text.name for text in comparison.texts]
+    names, target = comparison.names, comparison.calibrated[0].goal.value
+    regions = [row | {"region": f"[{row['cold_s']}, {row['cold_e']})"} for row in _profiles(comparison)]
+    render(regions, _PROFILES, format, f"Profiles for a ratio of {target:g}")
     columns = [Column("", "calibrated on"), *(Column(f"on {name}", name, ">") for name in names)]
     for figure, title in _TITLES.items():
-        digits = 2 if figure == "perplexity" else 3
-        rows: list[dict[str, object]] = []
-        if figure == "perplexity":
-            dense = [quality.perplexity_dense for quality in comparison.measured[0]]
-            rows.append({"": "(dense)"} | _line(names, dense, digits))
-        for name, qualities in zip(names, comparison.measured, strict=True):
-            rows.append({"": name} | _line(names, [getattr(quality, figure) for quality in qualities], digits))
+        texts = [[_plus_minus(getattr(quality, figure)) for quality in row] for row in comparison.measured]
+        keys = [column.key for column in columns]
+        rows = [dict(zip(keys, [name, *row], strict=True)) for name, row in zip(names, texts, strict=True)]
         render(rows, columns, format, title)
     for sentence in answer(comparison):
         print(f"- {sentence}" if format == "md" else sentence)
 
 
-def _line(names: list[str], estimates: list[Estimate], digits: int) -> dict[str, object]:
-    return {
-        f"on {name}": f"{estimate.mean:.{digits}f} ± {estimate.standard_error:.{digits}f}"
-        for name, estimate in zip(names, estimates, strict=True)
-    }
-
-
 def _document(comparison: Comparison) -> dict[str, Any]:
+    parts = {"calibration": "calibration", "held_out": "evaluation"}
+    profiles = [each.profile.model_dump(mode="json") for each in comparison.calibrated]
     return {
-        "target_ratio": comparison.target,
+        "schema": "ffnskip-compare-text/v1",
+        "target_ratio": comparison.calibrated[0].goal.value,
         "texts": [
-            {
-                "name": text.name,
-                "calibration": evaluation_text(text.calibration).model_dump(mode="json"),
-                "held_out": evaluation_text(text.held_out).model_dump(mode="json"),
-            }
-            for text in comparison.texts
+            {"name": name, **{part: profile[section] for part, section in parts.items()}}
+            for name, profile in zip(comparison.names, profiles, strict=True)
         ],
-        "profiles": [{name: value for name, value in row.items() if name != "region"} for row in _profiles(comparison)],
-        "cells": [{name: value for name, value in cell.items() if name != "row"} for cell in _cells(comparison)],
+        "profiles": _profiles(comparison),
+        "cells": _cells(comparison),
         "answer": answer(comparison),
     }
 
@@ -104,55 +114,37 @@ def _document(comparison: Comparison) -> dict[str, Any]:
 def _profiles(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
-            "calibrated_on": text.name,
-            "region": f"[{profile.skip.cold_s}, {profile.skip.cold_e})",
-            **profile.skip.model_dump(exclude={"rule"}),
-            "calibration_ratio": ratio,
+            "calibrated_on": name,
+            **each.profile.skip.model_dump(include=set(_SKIP)),
+            "calibration_ratio": each.calibration_ratio,
         }
-        for text, profile, ratio in zip(
-            comparison.texts, comparison.profiles, comparison.calibration_ratios, strict=True
-        )
+        for name, each in zip(comparison.names, comparison.calibrated, strict=True)
     ]
 
 
 def _cells(comparison: Comparison) -> list[dict[str, Any]]:
-    """One per profile and text; on its own text a profile differs from nothing."""
-    places = range(len(comparison.texts))
+    """One per profile and text."""
     return [
         {
-            "row": row,
-            "calibrated_on": comparison.texts[row].name,
-            "measured_on": comparison.texts[column].name,
-            **_figures(comparison.measured[row][column]),
-            "difference": None if row == column else _differences(comparison, row, column),
+            "calibrated_on": row,
+            "measured_on": column,
+            **{figure: getattr(quality, figure).mean for figure in _FIGURES},
+            "tokens": quality.tokens,
+            "standard_error": {figure: getattr(quality, figure).standard_error for figure in _FIGURES},
         }
-        for row in places
-        for column in places
+        for row, qualities in zip(comparison.names, comparison.measured, strict=True)
+        for column, quality in zip(comparison.names, qualities, strict=True)
     ]
 
 
-def _figures(quality: Quality) -> dict[str, Any]:
-    estimates: dict[str, Estimate] = {figure: getattr(quality, figure) for figure in _FIGURES}
-    return {
-        **{figure: estimate.mean for figure, estimate in estimates.items()},
-        "tokens": quality.tokens,
-        "standard_error": {figure: estimate.standard_error for figure, estimate in estimates.items()},
-    }
-
-
-def _differences(comparison: Comparison, row: int, column: int) -> dict[str, Any]:
-    """From the text's own profile; those in KL are paired by sequence."""
-    in_kl = {
-        "kl": comparison.kl_difference(row, column),
-        "kl_at_equal_ratio": comparison.kl_difference_at_equal_ratio(row, column),
-    }
-    return {
-        "same_rule": comparison.same_rule(row, column),
-        "skip_ratio": comparison.ratio_difference(row, column),
-        **{name: found and found.mean for name, found in in_kl.items()},
-        "standard_error": {name: found and found.standard_error for name, found in in_kl.items()},
-    }
-
-
 def _flat(cell: dict[str, Any]) -> dict[str, Any]:
-    return cell | {figure + _ERROR: error for figure, error in cell["standard_error"].items()}
+    return cell | {f"{figure}_standard_error": error for figure, error in cell["standard_error"].items()}
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _plus_minus(estimate: Estimate) -> str:
+    return f"{estimate.mean:.3f} ± {estimate.standard_error:.3f}"

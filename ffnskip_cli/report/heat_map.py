@@ -43,7 +43,7 @@ def plot_comparison(comparison: Comparison, title: str, path: Path) -> None:
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    names = [text.name for text in comparison.texts]
+    names = comparison.names
     data = io.BytesIO()
     with style.context(STYLE):
         figure = Figure(figsize=(4 + 1.9 * len(names), 2.2 + 0.75 * len(names)), layout="constrained")

@@ -81,18 +81,20 @@ class MeasureStage:
     """Measure the solved thresholds, and a curve of others to move along later, on the held-out text."""
 
     settings: Settings
+    curve_points: int = CURVE_POINTS
 
     def run(self, record: Record, held_out: HeldOut, solved: Solved) -> None:
         """Fill in `held_out.qualities`; measures nothing where no goal was reached."""
         if solved.reached:
             solutions = solved.reached.values()
-            curve = _curve(record, held_out.draft, max(solution.ratio for solution in solutions))
+            largest = max(solution.ratio for solution in solutions)
+            curve = _curve(record, held_out.draft, largest, self.curve_points)
             held_out.measure({*curve, *(solution.threshold for solution in solutions)})
 
     def cost(self, sizes: Sizes) -> list[Step]:
         """The dense model, the curve and the goals; a limit is measured whenever it is adjusted."""
         limits = sum(goal.kind != "target_ratio" for goal in self.settings.goals)
-        thresholds = CURVE_POINTS + len(self.settings.goals) + 1 + 2 * ADJUSTMENTS * limits
+        thresholds = self.curve_points + len(self.settings.goals) + 1 + 2 * ADJUSTMENTS * limits
         return [Step("measure quality", thresholds * sizes.held_out)]
 
 
@@ -115,8 +117,8 @@ def _reach(lab: Lab, record: Record, goal: Goal, held_out: HeldOut) -> Verified:
     return best
 
 
-def _curve(record: Record, draft: Profile, largest: float) -> set[float]:
+def _curve(record: Record, draft: Profile, largest: float, points: int) -> set[float]:
     """Thresholds at even steps of the ratio, well beyond the largest one that was solved for."""
     reach = min(highest_ratio(record, draft.skip), max(CURVE_REACH, 2 * largest))
-    ratios = [reach * step / CURVE_POINTS for step in range(1, CURVE_POINTS + 1)]
+    ratios = [reach * step / points for step in range(1, points + 1)]
     return {solve_threshold(record, draft.skip, ratio) for ratio in ratios}
