@@ -17,9 +17,10 @@ from ffnskip_cli.calibration.recording.collect import Share, identity_of
 from ffnskip_cli.calibration.recording.file import Source
 from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.settings import Settings
+from ffnskip_cli.calibration.texts import text_to_record
 from ffnskip_cli.measure.quality import Estimate, Quality, check_size, paired_difference
 from ffnskip_cli.text.corpus import Corpus
-from ffnskip_cli.text.named import check_names, evaluation_text, text_to_record
+from ffnskip_cli.text.named import check_names, evaluation_text
 from ffnskip_cli.text.sources import open_text
 
 if TYPE_CHECKING:

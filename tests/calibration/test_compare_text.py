@@ -21,7 +21,7 @@ from support.sentences import numbers
 
 from ffnskip import FfnskipError
 from ffnskip.profiles.profile import Profile
-from ffnskip_cli.calibration.compare import ComparedText, Comparison, build_texts, check_texts, compare
+from ffnskip_cli.calibration.compare import ComparedText, Comparison, build_texts, compare
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.rules.cosine.compiler import CosineCompiler
 from ffnskip_cli.calibration.settings import Goal
@@ -67,19 +67,15 @@ def comparison(texts: list[ComparedText]) -> Comparison:
     return compare(Lab(model), pico_source(model), texts, SETTINGS)
 
 
-def test_each_profile_is_calibrates_for_the_target_on_its_own_text(comparison: Comparison) -> None:
-    for each, name in zip(comparison.calibrated, ("text-4", "text-90"), strict=True):
-        assert each.calibration_ratio == pytest.approx(TARGET, abs=GOOD_ENOUGH)
-        assert each.profile.calibration
-        assert each.profile.calibration.dataset == name
-
-
-def test_the_diagonal_is_what_calibrate_writes_into_a_profile(comparison: Comparison) -> None:
+def test_the_diagonal_is_what_calibrate_writes_into_a_profile_for_the_text(comparison: Comparison) -> None:
     for index, each in enumerate(comparison.calibrated):
-        quality, measured = comparison.measured[index][index], each.profile.measured
-        assert measured
+        assert each.calibration_ratio == pytest.approx(TARGET, abs=GOOD_ENOUGH)
+        quality, profile = comparison.measured[index][index], each.profile
+        assert profile.calibration
+        assert profile.calibration.dataset == ("text-4", "text-90")[index]
+        assert profile.measured
         for figure in ("skip_ratio", "kl", "perplexity_dense", "perplexity"):
-            assert getattr(quality, figure).mean == pytest.approx(getattr(measured, figure), rel=1e-4)
+            assert getattr(quality, figure).mean == pytest.approx(getattr(profile.measured, figure), rel=1e-4)
 
 
 def test_off_the_diagonal_a_profile_is_measured_on_the_other_text(
@@ -243,12 +239,12 @@ def test_the_matrices_are_drawn_in_shades_of_grey_and_the_same_each_time(
     assert (picture[..., :1] == picture[..., :3]).all()
     drawn = (tmp_path / "first.svg").read_text()
     figures = [quality for row in comparison.measured for quality in row]
-    numbers = [f"{figure.mean:.3f}" for quality in figures for figure in (quality.skip_ratio, quality.kl)]
-    for label in ("calibrated on", "measured on", "of 4", "of 90", "org/pico $1", *numbers):
+    cells = [f"{figure.mean:.3f}" for quality in figures for figure in (quality.skip_ratio, quality.kl)]
+    for label in ("calibrated on", "measured on", "of 4", "of 90", "org/pico $1", *cells):
         assert f">{label}<" in drawn
 
 
-def test_help_speaks_of_no_option_that_the_command_lacks() -> None:
+def test_the_rule_is_the_papers_and_no_option() -> None:
     assert "--rule" not in succeed("compare-text", "--help").stdout
 
 
@@ -261,26 +257,22 @@ def test_a_plot_that_cannot_be_drawn_is_refused_before_the_model_is_looked_at(tm
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        ([], "A comparison needs at least two texts: name each with a --dataset of its own."),
         (["self"], "A comparison needs at least two texts: name each with a --dataset of its own."),
         (["self", "demo=3"], "Texts are compared one by one, not mixed: leave the weight of demo out."),
         (["self", "none.txt"], "no such file: none.txt"),
+        (["log.txt", "log.txt"], "the text log.txt is named twice: name it once, with the sum of both weights"),
+        (["log.txt", "other/log.txt"], "Two of the texts are called log.txt: rename one of the files."),
     ],
 )
 def test_texts_that_cannot_be_compared_are_refused_before_the_model_is_looked_at(
-    tmp_path: Path, names: list[str], sentence: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], sentence: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    for path in ("log.txt", "other/log.txt"):
+        (tmp_path / path).write_text("words")
     options = [part for name in names for part in ("--dataset", name)]
-    assert mistake("compare-text", tmp_path / "none", *options, "--offline") == sentence
-
-
-def test_a_text_named_twice_or_like_another_is_refused(text_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(FfnskipError, match="named twice"):
-        check_texts([str(text_file), str(text_file)], offline=True)
-    twin = tmp_path / text_file.name
-    twin.write_text("other words")
-    with pytest.raises(FfnskipError, match=r"^Two of the texts are called log\.txt: rename one of the files\.$"):
-        check_texts([str(text_file), str(twin)], offline=True)
+    assert mistake("compare-text", "none", *options, "--offline") == sentence
 
 
 @pytest.mark.parametrize(("length", "warm_up"), [(64, 16), (128, 25)])
