@@ -47,7 +47,7 @@ def print_comparison(
     """
     match format:
         case "json":
-            print_json(facts | _document(comparison))
+            print_json({"schema": "ffnskip-compare-text/v1", **facts, **_document(comparison)})
         case "csv":
             profiles = {profile["calibrated_on"]: profile for profile in _profiles(comparison)}
             render([_flat(cell) | profiles[cell["calibrated_on"]] for cell in _cells(comparison)], _LINES, "csv")
@@ -73,7 +73,7 @@ def answer(comparison: Comparison) -> list[str]:
         f"{len(foreign)} cases: at most, on {comparison.names[column]}, {here} and {there}.",
         "All profiles have the same rule and differ in the threshold alone: moving it turns one into the other."
         if len(rules) == 1
-        else "The texts led to different rules, so what differs in KL does not come from the ratio alone.",
+        else "The texts led to different rules, so a difference in KL need not come from the ratio alone.",
     ]
 
 
@@ -99,7 +99,6 @@ def _document(comparison: Comparison) -> dict[str, Any]:
     parts = {"calibration": "calibration", "held_out": "evaluation"}
     profiles = [each.profile.model_dump(mode="json") for each in comparison.calibrated]
     return {
-        "schema": "ffnskip-compare-text/v1",
         "target_ratio": comparison.calibrated[0].goal.value,
         "texts": [
             {"name": name, **{part: profile[section] for part, section in parts.items()}}
