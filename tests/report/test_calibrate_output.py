@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.factories import TEXT, make_compensated, make_profile
+from support import factories
+from support.factories import CALIBRATION, TEXT, make_compensated, make_profile
 
 from ffnskip.profiles.profile import Profile, load_profile
 from ffnskip_cli.calibration.assemble import Calibrated
@@ -16,22 +17,9 @@ from ffnskip_cli.commands.calibrate_output import write
 from ffnskip_cli.commands.options import Format
 
 GOAL = Goal("target_ratio", 0.25)
-MEASURED = {
-    "target_ratio": 0.25,
-    "skip_ratio": 0.24,
-    "flops_saved": 0.1,
-    "never_skip_fraction": 0.0,
-    "perplexity_dense": 7.0,
-    "perplexity": 7.2,
-    "kl": 0.05,
-    "top1_agreement": 0.9,
-    "tokens": 800,
-    "standard_error": {"skip_ratio": 0.02},
-    "verdict": "within the quality budget",
-    "within_budget": True,
-}
+MEASURED = {**factories.MEASURED, "target_ratio": 0.25, "skip_ratio": 0.24, "standard_error": {"skip_ratio": 0.02}}
 SECTIONS = {
-    "calibration": {**TEXT, "seed": 0, "dtype": "bfloat16", "on": "text"},
+    "calibration": CALIBRATION,
     "evaluation": {**TEXT, "dataset": "c4"},
     "measured": MEASURED,
 }

@@ -6,28 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import factories
 from support.cli import mistake, run, succeed
-from support.factories import TEXT, make_compensated, make_profile
+from support.factories import CALIBRATION, TEXT, make_compensated, make_profile
 from support.sentences import numbers
 
 from ffnskip.profiles.profile import Profile, load_profile, save_profile
 from ffnskip_cli.report.diff import changes, headlines
 
-CALIBRATION = {**TEXT, "seed": 0, "dtype": "bfloat16", "on": "text"}
-MEASURED = {
-    "target_ratio": 0.1,
-    "skip_ratio": 0.1,
-    "flops_saved": 0.05,
-    "never_skip_fraction": 0.4,
-    "perplexity_dense": 7.0,
-    "perplexity": 9.0,
-    "kl": 0.2,
-    "top1_agreement": 0.9,
-    "tokens": 800,
-    "standard_error": {"kl": 0.03, "skip_ratio": 0.003},
-    "verdict": "within the quality budget",
-    "within_budget": True,
-}
+MEASURED = {**factories.MEASURED, "standard_error": {"kl": 0.03, "skip_ratio": 0.003}}
 FULL = {
     "calibration": CALIBRATION,
     "evaluation": TEXT,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import factories
 from support.factories import make_compensated, make_profile
 from typer.testing import CliRunner, Result
 
@@ -12,30 +13,16 @@ from ffnskip.profiles.profile import load_profile, parse_profile, save_profile
 from ffnskip_cli.app import app
 from ffnskip_cli.report.words import explain
 
-TEXT = {
-    "dataset": "wikitext",
-    "config": "wikitext-2-raw-v1",
-    "split": "train",
-    "revision": "ab" * 20,
-    "text_sha256": "0123456789abcdef" * 4,
-    "tokens_requested": 2048,
-    "tokens_used": 2048,
-    "sequence_length": 256,
-}
+TEXT = {**factories.TEXT, "config": "wikitext-2-raw-v1", "revision": "ab" * 20}
 CALIBRATION = {**TEXT, "seed": 7, "dtype": "bfloat16", "on": "text"}
 MEASURED = {
+    **factories.MEASURED,
     "target_ratio": 0.25,
     "skip_ratio": 0.2513,
-    "flops_saved": 0.148,
-    "never_skip_fraction": 0.004,
-    "perplexity_dense": 7.04,
     "perplexity": 7.31,
-    "kl": 0.041,
-    "top1_agreement": 0.93,
     "tokens": 8192,
     "standard_error": {"perplexity": 0.052},
     "verdict": "Worth it | mostly.",
-    "within_budget": True,
 }
 FULL = {
     "calibration": CALIBRATION,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from support import factories
 from support.factories import make_compensated, make_profile
 
 from ffnskip.errors import FfnskipError
@@ -34,18 +35,10 @@ def damage_profile(**overrides: Any) -> Profile:
 
 
 MEASURED = {
-    "target_ratio": 0.25,
+    **factories.MEASURED,
     "skip_ratio": 0.24,
-    "flops_saved": 0.1,
-    "never_skip_fraction": 0.4,
-    "perplexity_dense": 7.0,
-    "perplexity": 9.0,
-    "kl": 0.2,
-    "top1_agreement": 0.9,
-    "tokens": 800,
     "standard_error": {"kl": 0.01, "skip_ratio": 0.02},
     "verdict": "within the quality budget <of all>",
-    "within_budget": True,
     "first_skipped": [0.0, 0.0, 0.1, 0.3, 0.2, 0.0],
 }
 CURVE = [[0.95, 0.3, 0.5], [0.97, 0.1, 0.1]]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from support import factories
 from support.factories import TEXT, Kind, make_compensated, make_profile
 from support.sentences import numbers
 
@@ -11,22 +12,9 @@ from ffnskip.profiles.profile import Profile
 from ffnskip_cli.budget import MAX_KL
 from ffnskip_cli.report.words import explain
 
-CALIBRATION = {**TEXT, "tokens_used": 4096, "seed": 0, "dtype": "bfloat16", "on": "text"}
+CALIBRATION = {**factories.CALIBRATION, "tokens_used": 4096}
 UNSEEN = {**TEXT, "split": "test", "text_sha256": "b" * 64, "tokens_used": 2048}
-MEASURED = {
-    "target_ratio": 0.1,
-    "skip_ratio": 0.1014,
-    "flops_saved": 0.0523,
-    "never_skip_fraction": 0.4,
-    "perplexity_dense": 7.0,
-    "perplexity": 9.1,
-    "kl": 0.2,
-    "top1_agreement": 0.9,
-    "tokens": 1840,
-    "standard_error": {},
-    "verdict": "within the quality budget",
-    "within_budget": True,
-}
+MEASURED = {**factories.MEASURED, "skip_ratio": 0.1014, "tokens": 1840}
 ERRORS = {"skip_ratio": 0.0036, "kl": 0.0125, "perplexity": 0.52, "top1_agreement": 0.012}
 FIT = {"tokens": 98304, "text_sha256": "c" * 64, "gradient_tokens": 24576, "ridge": 0.001, "ratio": 0.25}
 

@@ -23,6 +23,23 @@ TEXT = {
     "tokens_used": 2048,
     "sequence_length": 256,
 }
+CALIBRATION = {**TEXT, "seed": 0, "dtype": "bfloat16", "on": "text"}
+
+# What a profile says of its cost.
+MEASURED = {
+    "target_ratio": 0.1,
+    "skip_ratio": 0.1,
+    "flops_saved": 0.0523,
+    "never_skip_fraction": 0.4,
+    "perplexity_dense": 7.0,
+    "perplexity": 9.1,
+    "kl": 0.2,
+    "top1_agreement": 0.9,
+    "tokens": 800,
+    "standard_error": {},
+    "verdict": "within the quality budget",
+    "within_budget": True,
+}
 
 
 def make_profile(**overrides: Any) -> Profile:
