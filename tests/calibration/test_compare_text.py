@@ -104,6 +104,7 @@ def test_profiles_with_different_warm_ups_are_measured_at_the_same_positions(
     for (one, other), text in zip(zip(*found.measured, strict=True), texts, strict=True):
         assert one.nll_dense == other.nll_dense
         assert one.tokens == len(text.held_out.tokens) * (LENGTH - 1 - 7)
+    assert "different rules" in answer(found)[-1]
 
 
 def test_a_text_that_cannot_be_calibrated_on_is_named(texts: list[ComparedText]) -> None:
@@ -121,7 +122,8 @@ def test_kl_is_compared_with_the_text_s_own_profile_sequence_by_sequence(compari
 
 
 def test_the_answer_states_the_ratios_and_the_largest_difference_in_kl(comparison: Comparison) -> None:
-    ratios, kl, _ = answer(comparison)
+    ratios, kl, rule = answer(comparison)
+    assert "same rule" in rule
     table = [[quality.skip_ratio.mean for quality in row] for row in comparison.measured]
     own_kind, elsewhere = sorted((table[0][0], table[1][1])), sorted((table[0][1], table[1][0]))
     assert [float(number) for number in numbers(ratios)] == pytest.approx([TARGET, *own_kind, *elsewhere], abs=5e-4)
