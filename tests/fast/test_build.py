@@ -2,12 +2,14 @@
 
 import shutil
 from collections.abc import Iterator
+from ctypes import Structure
 from pathlib import Path
 
 import pytest
 from support.compiler import needs_compiler
 
 from ffnskip import UnsupportedModelError
+from ffnskip.fast import structs
 from ffnskip.fast.build import _load, step_library
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or "c++"
@@ -36,6 +38,19 @@ def test_it_is_compiled_once_and_kept(tmp_path: Path, own_cache: Path, monkeypat
     lines = log.read_text().splitlines()
     assert [line for line in lines if "step.cpp" in line] == [next(line for line in lines if "-shared" in line)]
     assert [path.name for path in own_cache.glob("native/*/*")] == ["step.so"]
+
+
+@needs_compiler
+def test_a_struct_of_another_size_than_the_librarys_is_refused_by_name() -> None:
+    class Layer(Structure):
+        _fields_ = structs.Layer._fields_[:-1]
+
+    structs.declare(step_library())
+    for wrong in (Layer, type("Unknown", (Structure,), {})):
+        with pytest.raises(
+            UnsupportedModelError, match=rf"struct {wrong.__name__} has -?\d+ bytes, where ffnskip expects"
+        ):
+            structs.declare(step_library(), [structs.Matrix, wrong])
 
 
 @needs_compiler

@@ -98,13 +98,18 @@ def counts_of(step: CudaStep) -> SkipStats:
     return stats
 
 
-def same_counts(step: CudaStep, stats: SkipStats | None) -> None:
+def does_as_the_runtime(model: PreTrainedModel, profile: Profile, warm_up: int = 0) -> SkipStats:
+    """Asserts that a step gives the same logits with the same skips; what was skipped."""
+    logits, stats = expected(model, profile)
+    step = step_of(model, profile)
+    near(run(step, model, warm_up), logits)
     assert stats is not None
     assert replace(counts_of(step), tokens=stats.tokens, warm_up_tokens=stats.warm_up_tokens) == stats
+    return stats
 
 
-def near(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
-    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+def near(logits: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(logits, wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -117,33 +122,20 @@ def test_without_a_profile_it_is_the_model(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_with_a_profile_it_skips_what_the_runtime_skips(family: str, rule: str) -> None:
     model = model_of(family)
-    profile = profile_of(model, rule)
-    logits, stats = expected(model, profile)
-    step = step_of(model, profile)
-    near(run(step, model), logits)
-    same_counts(step, stats)
-    assert stats is not None
+    stats = does_as_the_runtime(model, profile_of(model, rule))
     assert 0 < sum(stats.skipped) < LAYERS * BATCH * NEW
 
 
 @pytest.mark.parametrize("kind", ["none", "mean", "linear"])
 def test_every_kind_of_compensation_stands_in_for_an_ffn(kind: str) -> None:
     model = model_of()
-    profile = profile_of(model, "predicted-damage", kind)
-    logits, stats = expected(model, profile)
-    step = step_of(model, profile)
-    near(run(step, model), logits)
-    same_counts(step, stats)
+    does_as_the_runtime(model, profile_of(model, "predicted-damage", kind))
 
 
 def test_a_warm_up_and_a_region_inside_the_model_run_dense() -> None:
     model = model_of()
     profile = profile_of(model, "cosine", "none", warm_up=1, cold_s=1, threshold=-1.0)
-    logits, stats = expected(model, profile)
-    step = step_of(model, profile)
-    near(run(step, model, warm_up=1), logits)
-    same_counts(step, stats)
-    assert stats is not None
+    stats = does_as_the_runtime(model, profile, warm_up=1)
     assert stats.skipped == [0, 0, BATCH * (NEW - 1)]
 
 

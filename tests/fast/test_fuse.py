@@ -111,16 +111,11 @@ def test_packing_rounds_every_matrix_once_and_frees_the_old_ones(tied: bool) -> 
     assert fused.layers[0].gate.format == fused.head.format == "int8"
 
 
-def test_a_model_without_plain_matrices_cannot_be_packed() -> None:
+def test_a_packed_model_cannot_be_packed_again_or_saved(tmp_path: Path) -> None:
     model = pico_model()
     pack_weights(model, "int8")
     with pytest.raises(FfnskipError, match="is packed or quantized already"):
         pack_weights(model, "int8")
-
-
-def test_packed_weights_cannot_be_saved(tmp_path: Path) -> None:
-    model = pico_model()
-    pack_weights(model, "int8")
     with pytest.raises(FfnskipError, match="save the model before they are packed"):
         model.save_pretrained(tmp_path)
 

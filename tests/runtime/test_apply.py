@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import pytest
 import torch
 from support.pico import (
@@ -175,11 +174,6 @@ def test_a_profile_can_be_moved_along_its_curve(llama: PreTrainedModel) -> None:
     assert less.skip_ratio < applied.stats.skip_ratio < more.skip_ratio
 
 
-def test_a_threshold_and_a_target_are_too_much(llama: PreTrainedModel) -> None:
-    with pytest.raises(ffnskip.FfnskipError, match="a threshold or a target, not both"):
-        ffnskip.apply(llama, pico_profile(llama), threshold=0.9, target=0.2)
-
-
 def test_mode_can_change_between_passes_and_counts_can_start_anew(llama: PreTrainedModel) -> None:
     with ffnskip.apply(llama, pico_profile(llama, threshold=-1.0)) as applied:
         logits(llama)
@@ -268,43 +262,22 @@ def test_a_model_saved_while_a_profile_is_on_is_complete(name: str, tmp_path: Pa
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_skipping_keeps_the_models_dtype(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.float16, False), (torch.bfloat16, False), (torch.float64, False), (torch.float32, True)],
+)
+def test_skipping_keeps_the_models_dtype_and_works_under_autocast(dtype: torch.dtype, autocast: bool) -> None:
     model = pico_model(dtype=dtype)
     profile = pico_profile(model, threshold=middle_threshold(model, TEXT))
-    with ffnskip.apply(model, profile, mode="score") as applied:
-        assert logits(model).dtype == dtype
+    with ffnskip.apply(model, profile, mode="score") as applied, torch.autocast("cpu", torch.bfloat16, autocast):
+        assert logits(model).dtype == (torch.bfloat16 if autocast else dtype)
     assert 0 < applied.stats.skip_ratio < 0.5
 
 
-def test_skipping_works_under_autocast(llama: PreTrainedModel) -> None:
-    profile = pico_profile(llama, threshold=middle_threshold(llama, TEXT))
-    with ffnskip.apply(llama, profile, mode="score") as applied, torch.autocast("cpu", torch.bfloat16):
-        logits(llama)
-    assert 0 < applied.stats.skip_ratio < 0.5
-
-
-OFFLOADED: dict[str, Callable[[PreTrainedModel, Path], object]] = {
-    "all": lambda model, folder: accelerate.cpu_offload(model),
-    "layers": lambda model, folder: accelerate.dispatch_model(
-        model, {"model": "cpu", "lm_head": "cpu", "model.layers.3": "disk"}, "cpu", offload_dir=folder, force_hooks=True
-    ),
-}
-
-
-@pytest.mark.parametrize("offload", OFFLOADED.values(), ids=OFFLOADED)
-def test_a_model_dispatched_by_accelerate_skips_all_the_same(
-    llama: PreTrainedModel, tmp_path: Path, offload: Callable[[PreTrainedModel, Path], object]
-) -> None:
-    profile = pico_profile(llama, threshold=middle_threshold(llama, TEXT))
-    with ffnskip.apply(llama, profile, mode="score") as whole:
-        expected = logits(llama)
-    offload(llama, tmp_path)
-    with ffnskip.apply(llama, profile, mode="score") as applied:
-        assert torch.equal(logits(llama), expected)
-    assert applied.stats == whole.stats
-
-
-def test_an_unknown_mode_is_refused(llama: PreTrainedModel) -> None:
-    with pytest.raises(ffnskip.FfnskipError, match="decode, score"):
-        ffnskip.apply(llama, pico_profile(llama), mode="typo")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"threshold": 0.9, "target": 0.2}, "a threshold or a target, not both"), ({"mode": "typo"}, "decode, score")],
+)
+def test_options_that_mean_nothing_are_refused(llama: PreTrainedModel, options: Any, message: str) -> None:
+    with pytest.raises(ffnskip.FfnskipError, match=message):
+        ffnskip.apply(llama, pico_profile(llama), **options)

@@ -9,9 +9,9 @@ from support.naive import NaiveRun, naive_forward
 from support.pico import (
     HIDDEN,
     N_LAYERS,
-    VOCABULARY,
     decisions,
     feed,
+    ffn_calls,
     middle_threshold,
     pico_model,
     pico_profile,
@@ -21,9 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 import ffnskip
-from ffnskip import Sampling
 from ffnskip.decode import GeneralPath, generate_tokens
-from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import Profile
 
 PROMPT, NEW = 7, 10
@@ -69,18 +67,10 @@ def test_prompt_and_warm_up_run_dense_and_then_tokens_skip(run: Runner) -> None:
 
 
 def test_an_ffn_that_every_row_skips_is_not_called() -> None:
-    model, calls = model_of(), [0] * N_LAYERS
-    ffns = [site.layer.get_submodule("mlp") for site in ffn_sites(model)]
-    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=3)):
-        hooks = [ffn.register_forward_hook(lambda module, *_: add_one(calls, ffns.index(module))) for ffn in ffns]
+    model = model_of()
+    with ffn_calls(model) as calls, ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=3)):
         with_decode(model, TEXT)
-    for hook in hooks:
-        hook.remove()
     assert calls == [NEW, NEW, 4, 4, 4, NEW]
-
-
-def add_one(counts: list[int], index: int) -> None:
-    counts[index] += 1
 
 
 @both_runners
@@ -232,54 +222,6 @@ def test_a_pass_that_fails_half_way_leaves_the_next_prompt_dense() -> None:
         hook.remove()
         feed(model, TEXT, PROMPT - 1)
     assert [bool(tokens.any()) for tokens in passes] == [False, True, True, False, True]
-
-
-def sampled(**options: float) -> Tensor:
-    """``[3, NEW]`` tokens of the dense model."""
-    return with_decode(model_of(), TEXT, sampling=Sampling(**options))
-
-
-def test_sampling_depends_on_its_seed_and_on_nothing_else() -> None:
-    state = torch.get_rng_state()
-    once = sampled(temperature=1.0, seed=1)
-    torch.manual_seed(5)
-    assert torch.equal(sampled(temperature=1.0, seed=1), once)
-    assert not torch.equal(sampled(temperature=1.0, seed=2), once)
-    torch.set_rng_state(state)
-    sampled(temperature=1.0, seed=1)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_cold_or_narrow_sample_is_the_greedy_one() -> None:
-    greedy = with_decode(model_of(), TEXT)
-    assert torch.equal(sampled(temperature=1e-4), greedy)
-    assert torch.equal(sampled(temperature=1, top_p=1e-9), greedy)
-    assert not torch.equal(sampled(temperature=1.0), greedy)
-
-
-def test_samples_come_from_the_nucleus_and_grow_wilder_with_temperature() -> None:
-    model, prompt = model_of(), TEXT[:1].expand(2000, -1)
-    with torch.inference_mode():
-        logits = model(TEXT[:1]).logits[0, -1]
-
-    def frequencies(**options: float) -> Tensor:
-        (tokens,) = generate_tokens(GeneralPath(model), prompt, max_new_tokens=1, sampling=Sampling(**options))
-        return tokens.bincount(minlength=VOCABULARY) / len(tokens)
-
-    for temperature in (0.5, 2.0):
-        expected = (logits / temperature).softmax(dim=-1)
-        assert torch.allclose(frequencies(temperature=temperature).double(), expected, atol=0.05)
-    likely = logits.softmax(dim=-1).sort(descending=True)
-    size = int((likely.values.cumsum(0) < 0.5).sum()) + 1
-    assert set(frequencies(temperature=1.0, top_p=0.5).nonzero().flatten().tolist()) == set(
-        likely.indices[:size].tolist()
-    )
-
-
-@pytest.mark.parametrize("options", [{"temperature": -0.5}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 2}])
-def test_impossible_sampling_is_refused_in_one_sentence(options: dict[str, float]) -> None:
-    with pytest.raises(ffnskip.FfnskipError, match=r"^[^\n]+ must be [^\n]+\.$"):
-        Sampling(**options)
 
 
 def test_a_row_ends_with_its_stop_token_and_the_loop_with_the_last_row() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.compiler import needs_compiler
-from support.factories import Kind, make_compensated, make_profile
+from support.factories import KINDS, Kind, make_compensated, make_profile
 from support.pico import middle_threshold, pico_model, pico_profile, pico_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,6 +28,15 @@ def tokens(decoder: Decoder, prompts: Tensor = PROMPTS, new: int = NEW, **option
     return [step.tolist() for step in decoder.decode(prompts, max_new_tokens=new, **options)]  # type: ignore[arg-type]
 
 
+def decide_alike(model: PreTrainedModel, profile: Profile, **options: object) -> ffnskip.SkipStats:
+    """Asserts that both paths give the same tokens with the same skips; what they skipped."""
+    fused, general = both(model, profile)
+    assert tokens(fused, **options) == tokens(general, **options)  # type: ignore[arg-type]
+    assert fused.stats == general.stats
+    assert 0.05 < fused.stats.skip_ratio < 0.95
+    return fused.stats
+
+
 @needs_compiler
 @pytest.mark.parametrize("name", FAMILIES)
 def test_greedy_tokens_are_those_of_the_general_path(name: str) -> None:
@@ -41,35 +50,22 @@ def test_greedy_tokens_are_those_of_the_general_path(name: str) -> None:
 @pytest.mark.parametrize("window", [None, 1])
 def test_the_rule_cosine_decides_alike(name: str, window: int | None) -> None:
     model = pico_model(name)
-    fused, general = both(model, pico_profile(model, threshold=middle_threshold(model, PROMPTS), window=window))
-    for decoder in (fused, general):
-        tokens(decoder, attention_mask=PADDED, stop_tokens=range(3, 20))
-    assert 0.05 < fused.stats.skip_ratio < 0.95
-    assert fused.stats == general.stats
-
-
-COMPENSATIONS: list[tuple[Kind, int | None, int]] = [
-    ("none", None, 0),
-    ("mean", None, 0),
-    ("linear", None, 0),
-    ("linear", None, 5),
-    ("low-rank", 3, 0),
-    ("low-rank", 3, 8),
-]
+    profile = pico_profile(model, threshold=middle_threshold(model, PROMPTS), window=window)
+    decide_alike(model, profile, attention_mask=PADDED, stop_tokens=range(3, 20))
 
 
 @needs_compiler
 @pytest.mark.parametrize("rule", ["cosine", "predicted-damage"])
-@pytest.mark.parametrize(("kind", "rank", "neurons"), COMPENSATIONS)
+@pytest.mark.parametrize(
+    ("kind", "rank", "neurons"),
+    [*KINDS, ("low-rank", 40, 8), ("low-rank", 3, 48)],  # a rank above the hidden size; all neurons
+)
 def test_every_compensation_adds_alike(rule: str, kind: Kind, rank: int | None, neurons: int) -> None:
     model = pico_model("qwen2")
     info = pico_profile(model).model.model_dump()
     threshold = 1.0 if rule == "predicted-damage" else middle_threshold(model, PROMPTS)
     profile = make_compensated(kind, rule=rule, rank=rank, neurons=neurons, threshold=threshold, **info)
-    fused, general = both(model, profile)
-    assert tokens(fused, attention_mask=PADDED) == tokens(general, attention_mask=PADDED)
-    assert 0.05 < fused.stats.skip_ratio < 0.95
-    assert fused.stats == general.stats
+    decide_alike(model, profile, attention_mask=PADDED)
 
 
 @needs_compiler
@@ -80,19 +76,14 @@ def test_predicted_damage_decides_alike_in_every_family(name: str) -> None:
     neurons = 0 if name == "phi3" else 8  # whose gate and up projection are one matrix, so neurons are not told apart
     rank_and_neurons = {"rank": 3, "neurons": neurons}
     profile = make_compensated("low-rank", rule="predicted-damage", threshold=1.0, **rank_and_neurons, **info)
-    fused, general = both(model, profile)
-    assert tokens(fused, attention_mask=PADDED) == tokens(general, attention_mask=PADDED)
-    assert 0.05 < fused.stats.skip_ratio < 0.95
-    assert fused.stats == general.stats
+    decide_alike(model, profile, attention_mask=PADDED)
 
 
 @needs_compiler
 def test_a_refresh_runs_dense_in_between() -> None:
     model = pico_model()
-    fused, general = both(model, pico_profile(model, threshold=-1.0, refresh_every=3))
-    assert tokens(fused) == tokens(general)
-    assert fused.stats == general.stats
-    assert fused.stats.never_skipped > 0
+    stats = decide_alike(model, pico_profile(model, threshold=-1.0, refresh_every=3))
+    assert stats.never_skipped > 0
 
 
 @needs_compiler
@@ -143,10 +134,7 @@ def test_bfloat16_is_nearer_to_float32_than_the_models_own_loop() -> None:
 def test_packed_weights_are_read_as_they_unpack(format: str, tied: bool) -> None:
     model = pico_model(intermediate_size=64, tie_word_embeddings=tied)
     ffnskip.pack_weights(model, format)  # type: ignore[arg-type]
-    profile = pico_profile(model, threshold=middle_threshold(model, PROMPTS))
-    fused, general = both(model, profile)
-    assert tokens(fused) == tokens(general)
-    assert fused.stats == general.stats
+    decide_alike(model, pico_profile(model, threshold=middle_threshold(model, PROMPTS)))
 
 
 @needs_compiler
@@ -239,18 +227,6 @@ def test_a_decoder_refuses_what_apply_refuses() -> None:
 
 
 @needs_compiler
-def test_rows_that_have_ended_cost_no_ffn() -> None:
-    """They would have every FFN read for nothing while the other rows skip."""
-    model = pico_model()
-    profile = pico_profile(model, threshold=-1.0, cold_s=0, cold_e=6, warm_up=0)
-    fused, general = both(model, profile)
-    stop = {tokens(general)[3][0]}
-    general.reset_stats()
-    assert tokens(fused, stop_tokens=stop) == tokens(general, stop_tokens=stop)
-    assert fused.stats == general.stats
-
-
-@needs_compiler
 def test_only_the_latest_decode_goes_on() -> None:
     model = pico_model()
     decoder = Decoder(model, path="fused")
@@ -280,16 +256,6 @@ def test_the_default_dtype_does_not_matter() -> None:
         assert tokens(Decoder(model, path="fused")) == expected
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-@needs_compiler
-@pytest.mark.parametrize(("rank", "neurons"), [(40, 8), (3, 48)])
-def test_compensations_of_any_size_fit(rank: int, neurons: int) -> None:
-    model = pico_model()
-    info = pico_profile(model).model.model_dump()
-    options = {"rule": "predicted-damage", "threshold": 1.0, "rank": rank, "neurons": neurons}
-    fused, general = both(model, make_compensated("low-rank", **options, **info))
-    assert tokens(fused) == tokens(general)
 
 
 @needs_compiler

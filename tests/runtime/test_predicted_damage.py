@@ -7,21 +7,21 @@ from functools import cache
 
 import pytest
 import torch
-from support.factories import Kind, make_compensated
-from support.naive import NaiveToken
+from support.factories import Kind, each_kind, make_compensated
+from support.naive import naive_forward, tensors_of_layer
 from support.pico import (
-    HIDDEN,
     N_LAYERS,
     PARALLEL,
     SUPPORTED,
     feed,
+    ffn_calls,
     middle_threshold,
     pico_model,
     pico_profile,
     pico_tokens,
 )
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 import ffnskip
 from ffnskip.general.wrap import SkippableFFN
@@ -31,15 +31,6 @@ from ffnskip.profiles.schema import Skip
 from ffnskip.rules import may_skip
 
 TEXT = pico_tokens(12, batch=2)
-KINDS: list[tuple[Kind, int | None, int]] = [
-    ("none", None, 0),
-    ("mean", None, 0),
-    ("linear", None, 0),
-    ("linear", None, 4),
-    ("low-rank", 3, 0),
-    ("low-rank", 3, 4),
-]
-each_kind = pytest.mark.parametrize(("kind", "rank", "neurons"), KINDS, ids=str)
 
 
 @cache
@@ -80,68 +71,6 @@ def decisions(model: PreTrainedModel) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-class NaiveDamage(NaiveToken):
-    """A token under the rule `predicted-damage`; what is not written here is as under `cosine`."""
-
-    def predicts(self, layer: int, score: float) -> bool:
-        in_region = self.skip.cold_s <= layer < self.skip.cold_e
-        self.skipped.append(in_region and not self.dense and score < math.log(self.skip.threshold))
-        return self.skipped[-1]
-
-
-@torch.inference_mode()
-def naive_forward(model: PreTrainedModel, text: Tensor, profile: Profile, prompt: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits ``[tokens, vocabulary]`` and decisions ``[tokens, n_layers]`` of an unwrapped Llama in float64."""
-    body, cache, logits, tokens = model.model, DynamicCache(config=model.config), [], []
-    for position in range(len(text)):
-        token = NaiveDamage(profile.skip, position - prompt)
-        stream = body.embed_tokens(text[None, position : position + 1])
-        rotation = body.rotary_emb(stream, torch.tensor([[position]]))
-        for index, layer in enumerate(body.layers):
-            attended, _ = layer.self_attn(
-                layer.input_layernorm(stream), position_embeddings=rotation, attention_mask=None, past_key_values=cache
-            )
-            h = stream + attended
-            x = layer.post_attention_layernorm(h)
-            if naive_decision(profile, token, index, x[0, 0]):
-                stream = h + naive_g(profile, index, layer.mlp, x[0, 0])
-            else:
-                stream = h + layer.mlp(x)
-                if profile.skip.rule == "cosine":
-                    token.ran(index, float((h * stream).sum() / (h.norm() * stream.norm())))
-        tokens.append(token)
-        logits.append(model.lm_head(body.norm(stream))[0, 0])
-    return torch.stack(logits), torch.tensor([token.skipped for token in tokens])
-
-
-def own_tensors(profile: Profile, layer: int) -> dict[str, Tensor]:
-    in_region = profile.weights is not None and profile.skip.cold_s <= layer < profile.skip.cold_e
-    tensors = profile.weights.tensors if in_region and profile.weights else {}
-    return {name: tensor[layer - profile.skip.cold_s].double() for name, tensor in tensors.items()}
-
-
-def naive_decision(profile: Profile, token: NaiveDamage, layer: int, x: Tensor) -> bool:
-    if profile.skip.rule == "cosine":
-        return token.skips(layer)
-    own = own_tensors(profile, layer)
-    return token.predicts(layer, float(x @ own["probe.weight"] + own["probe.bias"]) if own else math.inf)
-
-
-def naive_g(profile: Profile, layer: int, ffn: nn.Module, x: Tensor) -> Tensor:
-    """For one token, ``x [hidden]``."""
-    own = own_tensors(profile, layer)
-    g = own.get("bias", torch.zeros(HIDDEN, dtype=torch.float64))
-    if profile.compensation.kind == "linear":
-        g = g + own["linear"] @ x
-    if profile.compensation.kind == "low-rank":
-        g = g + own["low_rank.second"] @ (own["low_rank.first"] @ x)
-    for column in range(profile.compensation.neurons):
-        neuron = int(own["neurons.index"][column])
-        gate, up = (ffn.get_parameter(f"{name}.weight")[neuron] for name in ("gate_proj", "up_proj"))
-        g = g + own["neurons.down"][:, column] * nn.functional.silu(gate @ x) * (up @ x)
-    return g
-
-
 SETTINGS: list[dict[str, int | None]] = [
     {"cold_s": 1, "cold_e": 5, "warm_up": 2},
     {"cold_s": 0, "cold_e": N_LAYERS, "warm_up": 0, "refresh_every": 3},
@@ -160,53 +89,29 @@ def test_a_model_in_score_mode_does_as_the_formulas_say(
     with applied, decisions(llama()) as passes, torch.inference_mode():
         logits = llama()(TEXT).logits
     for row in (0, 1):
-        expected, skipped = naive_forward(llama(), TEXT[row], profile)
-        assert torch.equal(passes[0][row], skipped)
-        assert torch.allclose(logits[row], expected, atol=1e-5)
+        naive = naive_forward(llama(), TEXT[row], profile.skip, weights=profile.weights)
+        assert torch.equal(passes[0][row], naive.skipped)
+        assert torch.allclose(logits[row], naive.logits, atol=1e-5)
     assert 0.1 < applied.stats.skip_ratio < 0.7
     assert applied.stats.skipped == passes[0].sum(dim=(0, 1)).tolist()
 
 
 @pytest.mark.parametrize("refresh_every", [None, 3])
+@pytest.mark.parametrize("rule", ["predicted-damage", "cosine"])
 @each_kind
 def test_a_model_in_decode_mode_does_as_the_formulas_say(
-    kind: Kind, rank: int | None, neurons: int, refresh_every: int | None
+    kind: Kind, rank: int | None, neurons: int, rule: str, refresh_every: int | None
 ) -> None:
-    profile = profile_of(llama(), kind, rank=rank, neurons=neurons, refresh_every=refresh_every)
+    settings = {"rule": rule, "threshold": threshold_of(rule), "refresh_every": refresh_every}
+    profile = profile_of(llama(), kind, rank=rank, neurons=neurons, **settings)
     with ffnskip.apply(llama(), profile, check=False), decisions(llama()) as passes:
         logits = feed(llama(), TEXT, prompt=4)
     for row in (0, 1):
-        expected, skipped = naive_forward(llama(), TEXT[row], profile, prompt=4)
-        assert torch.equal(torch.cat(passes, dim=1)[row], skipped)
-        assert torch.allclose(logits[row], expected, atol=1e-5)
-        assert not skipped[:6].any()  # prompt and warm-up
-        assert skipped[6:].any()
-
-
-@pytest.mark.parametrize("rule", ["predicted-damage", "cosine"])
-@each_kind
-def test_both_modes_decide_alike_on_the_same_tokens(kind: Kind, rank: int | None, neurons: int, rule: str) -> None:
-    threshold = threshold_of(rule)
-    settings = {"rank": rank, "neurons": neurons, "rule": rule, "threshold": threshold}
-    decoding, scoring = (profile_of(llama(), kind, warm_up=warm_up, **settings) for warm_up in (1, 5))
-    with ffnskip.apply(llama(), decoding), decisions(llama()) as steps:
-        one_by_one = feed(llama(), TEXT, prompt=4)
-    with ffnskip.apply(llama(), scoring, mode="score"), decisions(llama()) as passes, torch.inference_mode():
-        at_once = llama()(TEXT).logits
-    assert torch.equal(torch.cat(steps, dim=1), passes[0])
-    assert torch.allclose(one_by_one, at_once, atol=1e-5)
-    assert passes[0][:, 5:].any()
-
-
-def test_rows_of_a_batch_decide_alone() -> None:
-    profile = profile_of(llama(), "low-rank", rank=3, neurons=4)
-    with ffnskip.apply(llama(), profile, mode="score", check=False), torch.inference_mode():
-        together = llama()(TEXT).logits
-        alone = torch.cat([llama()(row[None]).logits for row in TEXT])
-        with decisions(llama()) as passes:
-            llama()(TEXT)
-    assert torch.allclose(together, alone, atol=1e-9)
-    assert not torch.equal(passes[0][0], passes[0][1])
+        naive = naive_forward(llama(), TEXT[row], profile.skip, 4, profile.weights)
+        assert torch.equal(torch.cat(passes, dim=1)[row], naive.skipped)
+        assert torch.allclose(logits[row], naive.logits, atol=1e-5)
+        assert not naive.skipped[:6].any()  # prompt and warm-up
+        assert naive.skipped[6:].any()
 
 
 def test_padding_skips_nothing_and_changes_no_decision() -> None:
@@ -242,21 +147,14 @@ def test_at_zero_nats_nothing_is_skipped_and_every_logit_is_the_models_own(
 
 
 def test_at_very_many_nats_the_whole_region_is_skipped_and_its_ffns_are_never_called() -> None:
-    model, calls = llama(), [0] * N_LAYERS
-    ffns = [layer.mlp for layer in model.model.layers]
-    hooks = [ffn.register_forward_pre_hook(lambda module, _: add_one(calls, ffns.index(module))) for ffn in ffns]
-    with ffnskip.apply(model, profile_of(model, threshold=1e300, warm_up=1), check=False) as applied:
+    model = llama()
+    profile = profile_of(model, threshold=1e300, warm_up=1)
+    with ffn_calls(model) as calls, ffnskip.apply(model, profile, check=False) as applied:
         feed(model, TEXT, prompt=4)
-    for hook in hooks:
-        hook.remove()
     assert calls == [9, 2, 2, 2, 2, 9]
     assert applied.stats.skipped == applied.stats.checked == [0, 14, 14, 14, 14, 0]
     assert applied.stats.first_skipped == [0, 14, 0, 0, 0, 0]
     assert applied.stats.never_skipped == 0
-
-
-def add_one(counts: list[int], index: int) -> None:
-    counts[index] += 1
 
 
 def test_every_token_that_may_skip_counts_as_checked_in_every_layer_of_the_region() -> None:
@@ -280,7 +178,7 @@ def test_what_is_added_reaches_the_residual_stream_as_the_ffns_output_would(name
     """In one layer, where all tokens skip: with sandwich norms, parallel attention, scaled residuals, and experts."""
     model = pico_model(name)
     profile = profile_of(model, cold_s=2, cold_e=3, warm_up=0, threshold=1e9)
-    own, seen = {name: tensor.float() for name, tensor in own_tensors(profile, 2).items()}, list[Tensor]()
+    tensors, seen = tensors_of_layer(profile.skip, profile.weights, 2), list[Tensor]()
     with ffnskip.apply(model, profile, mode="score") as applied, torch.inference_mode():
         site = ffn_sites(model)[2]
         wrapper = site.layer.get_submodule("mlp")
@@ -291,7 +189,7 @@ def test_what_is_added_reaches_the_residual_stream_as_the_ffns_output_would(name
         without = leaving(model, site.layer)
         silence.remove()
     assert applied.stats.skipped == [0, 0, 48, 0, 0, 0]
-    added = (seen[0] @ own["linear"].T + own["bias"]) * (0.22 if name == "granite" else 1.0)
+    added = (seen[0].double() @ tensors["linear"].T + tensors["bias"]).float() * (0.22 if name == "granite" else 1.0)
     assert torch.allclose(with_g - without, added, atol=1e-4)
 
 
@@ -343,31 +241,3 @@ def test_gradients_flow_after_a_pass_in_inference_mode() -> None:
     model(TEXT).logits.sum().backward()
     assert model.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
     applied.remove()
-
-
-@each_kind
-def test_remove_restores_the_very_same_modules(kind: Kind, rank: int | None, neurons: int) -> None:
-    model = pico_model("gemma2")
-    before = list(model.named_modules())
-    keys = model.state_dict().keys()
-    with ffnskip.apply(model, profile_of(model, kind, rank=rank, neurons=neurons)) as applied:
-        assert model.state_dict().keys() == keys
-    applied.remove()
-    after = list(model.named_modules())
-    assert [name for name, _ in after] == [name for name, _ in before]
-    assert all(now is then for (_, now), (_, then) in zip(after, before, strict=True))
-    assert not any(module._forward_hooks or module._forward_pre_hooks for _, module in after)
-
-
-def test_another_threshold_keeps_the_compensation() -> None:
-    profile = profile_of(llama(), threshold=0.0)
-    with ffnskip.apply(llama(), profile, mode="score", threshold=1.0) as applied, torch.inference_mode():
-        moved = llama()(TEXT).logits
-    assert applied.profile.weights is profile.weights
-    with ffnskip.apply(llama(), profile_of(llama()), mode="score"), torch.inference_mode():
-        assert torch.equal(llama()(TEXT).logits, moved)
-
-
-def test_a_threshold_below_zero_nats_is_refused() -> None:
-    with pytest.raises(ffnskip.FfnskipError, match="a number of nats and not -1"):
-        ffnskip.apply(llama(), profile_of(llama()), threshold=-1.0)

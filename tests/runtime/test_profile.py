@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.factories import make_compensated, make_profile
+from support.factories import TEXT, make_compensated, make_profile
 
 from ffnskip.errors import ProfileError
 from ffnskip.profiles import strict_yaml
@@ -31,16 +31,6 @@ from ffnskip.profiles.evidence import (
 from ffnskip.profiles.profile import Profile, dump_profile, json_schema, load_profile, parse_profile, save_profile
 
 SCHEMA_FILE = Path(__file__).parents[2] / "profiles" / "schema.json"
-TEXT = {
-    "dataset": "Salesforce/wikitext",
-    "config": "wikitext-2-raw-v1",
-    "split": "train",
-    "revision": None,
-    "text_sha256": "0123" * 16,
-    "tokens_requested": 4096,
-    "tokens_used": 4000,
-    "sequence_length": 256,
-}
 
 
 def full_profile(**overrides: object) -> Profile:
@@ -157,48 +147,20 @@ def test_hashes_are_always_quoted() -> None:
     assert not re.search(r"[^\"0-9a-f][0-9a-f]{40}", text)
 
 
-@pytest.mark.parametrize(
-    ("written", "meaning"),
-    [
-        ("1e-3", 0.001),
-        ("1E+3", 1000.0),
-        (".5", 0.5),
-        ("5.", 5.0),
-        ("-0", 0),
-        ("+12", 12),
-        ("0123456", 123456),
-        ("089", 89),
-        ("0o17", 15),
-        ("0x1F", 31),
-        ("-.Inf", float("-inf")),
-        ("0b11", "0b11"),
-        ("1_000", "1_000"),
-        ("12:30", "12:30"),
-        ("2020-01-01", "2020-01-01"),
-        ("yes", "yes"),
-        ("No", "No"),
-        ("on", "on"),
-        ("off", "off"),
-        ("tRUE", "tRUE"),
-        ("=", "="),
-        ("True", True),
-        ("FALSE", False),
-        ("~", None),
-        ("Null", None),
-        ("", None),
-        ("'1'", "1"),
-        ('"null"', "null"),
-        ("|\n  1", "1"),
-    ],
-)
+NUMBERS = "1e-3=0.001 1E+3=1000.0 .5=0.5 5.=5.0 -0=0 +12=12 0123456=123456 089=89 0o17=15 0x1F=31"
+SCALARS: list[tuple[str, object]] = [
+    *((written, json.loads(meaning)) for written, meaning in (pair.split("=") for pair in NUMBERS.split())),
+    *((text, text) for text in ["0b11", "1_000", "12:30", "2020-01-01", "yes", "No", "on", "off", "tRUE", "="]),
+    *((written, written.lower() == "true") for written in ("True", "FALSE")),
+    *((written, None) for written in ("~", "Null", "")),
+    *(("'1'", "1"), ('"null"', "null"), ("|\n  1", "1"), ("-.Inf", float("-inf")), (".NaN", float("nan"))),
+]
+
+
+@pytest.mark.parametrize(("written", "meaning"), SCALARS)
 def test_scalars_are_read_as_yaml_1_2_reads_them(written: str, meaning: object) -> None:
     value = strict_yaml.load(f"key: {written}".encode(), "p.yaml")["key"]
-    assert value == meaning
-    assert type(value) is type(meaning)
-
-
-def test_nan_is_read_as_nan() -> None:
-    assert repr(strict_yaml.load(b".NaN", "p.yaml")) == "nan"
+    assert repr(value) == repr(meaning)
 
 
 def test_whole_numbers_are_fine_where_a_float_is_asked() -> None:
@@ -252,7 +214,10 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["0.25.yaml"]
 
 
-def test_a_save_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("profile", [full_profile(), make_compensated("mean")], ids=["alone", "with-weights"])
+def test_a_save_that_fails_leaves_the_old_file_and_no_litter(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "p.yaml"
     save_profile(make_profile(), path)
 
@@ -261,7 +226,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path, mon
 
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(ProfileError, match=r"p\.yaml: cannot be written \(No space left on device\)$"):
-        save_profile(full_profile(), path)
+        save_profile(profile, path)
     assert load_profile(path) == make_profile()
     assert os.listdir(tmp_path) == ["p.yaml"]
 

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import pytest
 import torch
 
 from ffnskip.compensation.kinds import NEURONS
@@ -81,3 +82,29 @@ def make_compensated(
     skip = plain.skip.model_copy(update={"rule": rule})
     profile = plain.model_copy(update={"skip": skip, "compensation": compensation})
     return profile.with_weights(make_weights(profile)) if profile.weight_shapes else profile
+
+
+KINDS: list[tuple[Kind, int | None, int]] = [  # with rank and neurons
+    *(("none", None, 0), ("mean", None, 0), ("linear", None, 0)),
+    *(("linear", None, 4), ("low-rank", 3, 0), ("low-rank", 3, 4)),
+]
+each_kind = pytest.mark.parametrize(("kind", "rank", "neurons"), KINDS, ids=str)
+COMBINATIONS = [
+    make_compensated(kind, rule=rule, rank=rank, neurons=neurons)
+    for rule in ("cosine", "predicted-damage")
+    for kind, rank, neurons in KINDS
+    if (rule, kind) != ("cosine", "none")
+]
+each_combination = pytest.mark.parametrize(
+    "profile", COMBINATIONS, ids=lambda p: f"{p.skip.rule}-{p.compensation.kind}-{p.compensation.neurons}"
+)
+
+
+def full() -> Profile:
+    """A profile with every tensor that there is beside a low-rank map."""
+    return make_compensated("low-rank", rule="predicted-damage", rank=3, neurons=4)
+
+
+def tensors_of(profile: Profile) -> dict[str, torch.Tensor]:
+    assert profile.weights
+    return dict(profile.weights.tensors)

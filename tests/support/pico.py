@@ -118,6 +118,22 @@ def feed(model: PreTrainedModel, text: Tensor, prompt: int, past: DynamicCache |
 
 
 @contextmanager
+def ffn_calls(model: PreTrainedModel) -> Iterator[list[int]]:
+    """Counts how often each layer's FFN is called; enter it before a profile is applied."""
+    ffns, calls = [site.layer.get_submodule("mlp") for site in ffn_sites(model)], [0] * N_LAYERS
+
+    def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        calls[ffns.index(module)] += 1
+
+    hooks = [ffn.register_forward_pre_hook(count) for ffn in ffns]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def decisions(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """Collects one bool tensor ``[batch, sequence, n_layers]`` per forward pass: whose FFN added exactly nothing."""
     passes: list[Tensor] = []
