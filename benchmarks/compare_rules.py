@@ -135,8 +135,10 @@ def _draw(points: list[dict[str, Any]], dense: float, title: str, path: Path) ->
         left, right = figure.subplots(1, 2)
         for axes, name, label in ((left, "kl", "KL from dense, nats per token"), (right, "perplexity", "perplexity")):
             for way, marker in zip(LABELS, "sDx^o", strict=True):
-                own = sorted((p["skip_ratio"], p[name]) for p in points if p["way"] == way)
-                axes.plot(*zip(*own, strict=True), marker=marker, label=LABELS[way], lw=2.5 if way == "profile" else 1)
+                pairs = sorted((p["skip_ratio"], p[name]) for p in points if p["way"] == way)
+                axes.plot(
+                    *zip(*pairs, strict=True), marker=marker, label=LABELS[way], lw=2.5 if way == "profile" else 1
+                )
             axes.set(xlabel="skip ratio", ylabel=label, yscale="log")
             axes.grid(alpha=0.3)
         right.axhline(dense, color="black", linestyle=":", label="dense")

@@ -36,10 +36,10 @@ def main(gguf: str, format: str, threads: str, context: str) -> None:
             str(path), n_ctx=int(context), n_threads=int(threads), n_threads_batch=int(threads), verbose=False
         )
         for line in sys.stdin:
-            asked = json.loads(line)
+            request = json.loads(line)
             model.reset()
-            tokens = model.generate(asked["prompt"], temp=0.0, repeat_penalty=1.0)
-            times = [(next(tokens), time.perf_counter())[1] for _ in range(asked["new_tokens"])]
+            tokens = model.generate(request["prompt"], temp=0.0, repeat_penalty=1.0)
+            times = [(next(tokens), time.perf_counter())[1] for _ in range(request["new_tokens"])]
             print(json.dumps(times), flush=True)
 
 

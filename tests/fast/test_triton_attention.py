@@ -56,9 +56,9 @@ def test_attention_sees_what_it_should_and_nothing_else(
         query, key, value = (
             qkv[row].double().view(-1, head_dim).split([heads, kv_heads, kv_heads])  # type: ignore[no-untyped-call]
         )
-        place = last - int(starts[row])
-        query = rotated(normed(query, q_norm), cos[place].double(), sin[place].double())
-        key = rotated(normed(key, k_norm), cos[place].double(), sin[place].double())
+        index = last - int(starts[row])
+        query = rotated(normed(query, q_norm), cos[index].double(), sin[index].double())
+        key = rotated(normed(key, k_norm), cos[index].double(), sin[index].double())
         near(keys[row, :, last], key)
         near(values[row, :, last], value)
         seen = slice(first[row], last + 1)

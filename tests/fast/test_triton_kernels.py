@@ -91,8 +91,8 @@ def test_activate_reads_only_what_some_row_needs(format: Format, batch: int, ski
     if not any(skip):
         z.fill_(UNTOUCHED)
         b.fill_(UNTOUCHED)
-    own = FusedCompensation(None, 0.0, first, None, neurons.int(), None, draw(HIDDEN))
-    kernels.activate(gate_up, "silu", x, a, kernels.Skipping(flags(skip), own, z, b))
+    added = FusedCompensation(None, 0.0, first, None, neurons.int(), None, draw(HIDDEN))
+    kernels.activate(gate_up, "silu", x, a, kernels.Skipping(flags(skip), added, z, b))
     if all(skip):
         assert (a == UNTOUCHED).all()
     else:
@@ -116,16 +116,18 @@ def test_contract_gives_each_row_its_ffn_or_its_compensation(format: Format, bat
         draw.matrix(HIDDEN, OWN),
         draw(batch, OWN),
     )
-    own = FusedCompensation(None, 0.0, None, second, None, neurons_down, draw(HIDDEN))
+    added = FusedCompensation(None, 0.0, None, second, None, neurons_down, draw(HIDDEN))
     skipping = flags(skip)
-    expected = torch.where(skipping[:, None] != 0, times(second, z) + times(neurons_down, b) + own.bias, times(down, a))
+    expected = torch.where(
+        skipping[:, None] != 0, times(second, z) + times(neurons_down, b) + added.bias, times(down, a)
+    )
     if all(skip):
         down, a = poisoned(down), blank(*a.shape)
     if not any(skip):
-        own = replace(own, second=poisoned(second), down=poisoned(neurons_down), bias=blank(HIDDEN))
+        added = replace(added, second=poisoned(second), down=poisoned(neurons_down), bias=blank(HIDDEN))
         z, b = blank(*z.shape), blank(*b.shape)
     y = blank(batch, HIDDEN)
-    kernels.contract(down, a, y, kernels.Skipping(skipping, own, z, b))
+    kernels.contract(down, a, y, kernels.Skipping(skipping, added, z, b))
     near(y, expected)
 
 
@@ -155,12 +157,12 @@ def test_weights_that_no_row_needs_are_never_read(read: Callable[[Matrix], bool]
     gate_up, down, first = draw.matrix(2 * INTERMEDIATE, HIDDEN), draw.matrix(HIDDEN, 96), draw.matrix(RANK, HIDDEN)
     second, neurons_down = draw.matrix(HIDDEN, RANK), draw.matrix(HIDDEN, OWN)
     neurons = torch.zeros(OWN, dtype=torch.int32)
-    own = FusedCompensation(None, 0.0, first, second, neurons, neurons_down, draw(HIDDEN))
+    added = FusedCompensation(None, 0.0, first, second, neurons, neurons_down, draw(HIDDEN))
     z, b = draw(batch, RANK), draw(batch, OWN)
     kernels.activate(
-        gate_up, "silu", draw(batch, HIDDEN), blank(batch, INTERMEDIATE), kernels.Skipping(flags(skip), own, z, b)
+        gate_up, "silu", draw(batch, HIDDEN), blank(batch, INTERMEDIATE), kernels.Skipping(flags(skip), added, z, b)
     )
-    kernels.contract(down, draw(batch, 96), blank(batch, HIDDEN), kernels.Skipping(flags(skip), own, z, b))
+    kernels.contract(down, draw(batch, 96), blank(batch, HIDDEN), kernels.Skipping(flags(skip), added, z, b))
     ffn = [gate_up[1:INTERMEDIATE], down]  # the neuron of row 0 runs for the compensation, too
     assert [read(matrix) for matrix in ffn] == [not all(skip)] * 2
     assert [read(matrix) for matrix in (first, second, neurons_down)] == [any(skip)] * 3
@@ -171,10 +173,12 @@ def test_contract_adds_up_what_a_compensation_has(of: str) -> None:
     draw = Draw()
     second = draw.matrix(HIDDEN, HIDDEN, "bfloat16") if of == "second" else None
     neurons_down = draw.matrix(HIDDEN, OWN, "bfloat16") if of == "neurons" else None
-    own = FusedCompensation(None, 0.0, None, second, None, neurons_down, draw(HIDDEN))
+    added = FusedCompensation(None, 0.0, None, second, None, neurons_down, draw(HIDDEN))
     x, b, y = draw(3, HIDDEN), draw(3, OWN), blank(3, HIDDEN)
-    kernels.contract(poisoned(draw.matrix(HIDDEN, 96)), blank(3, 96), y, kernels.Skipping(flags([1, 1, 1]), own, x, b))
-    near(y, (times(second, x) + times(neurons_down, b) + own.bias).expand(3, HIDDEN))
+    kernels.contract(
+        poisoned(draw.matrix(HIDDEN, 96)), blank(3, 96), y, kernels.Skipping(flags([1, 1, 1]), added, x, b)
+    )
+    near(y, (times(second, x) + times(neurons_down, b) + added.bias).expand(3, HIDDEN))
 
 
 @pytest.mark.parametrize("damage", ["some", "none"])

@@ -149,9 +149,9 @@ def test_rows_that_stop_repeat_their_stop_token_until_all_have() -> None:
     fused, general = both(pico_model())
     stop = {step[0] for step in tokens(general)[4:5]} | {step[1] for step in tokens(general)[9:10]}
     stop |= {step[2] for step in tokens(general)[7:8]}
-    found = tokens(fused, stop_tokens=stop)
-    assert found == tokens(general, stop_tokens=stop)
-    assert len(found) < NEW
+    stopped = tokens(fused, stop_tokens=stop)
+    assert stopped == tokens(general, stop_tokens=stop)
+    assert len(stopped) < NEW
 
 
 @needs_compiler

@@ -84,17 +84,17 @@ def test_an_ffn_that_was_quantized_or_adapted_has_none() -> None:
 
 
 @pytest.mark.parametrize("neuron", [-1, 48])
-@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize("index", [0, 3])
 @pytest.mark.parametrize("check", [True, False])
 def test_a_neuron_that_does_not_exist_is_refused_and_the_model_stays_as_it_was(
-    neuron: int, place: int, check: bool
+    neuron: int, index: int, check: bool
 ) -> None:
     model = pico_model()
     before = list(model.modules())
     profile = make_compensated("linear", neurons=4, **pico_profile(model).model.model_dump())
     assert profile.weights
     tensors = {name: tensor.clone() for name, tensor in profile.weights.tensors.items()}
-    tensors[NEURONS][place, 2] = neuron
+    tensors[NEURONS][index, 2] = neuron
     with pytest.raises(ProfileError, match=r"neurons that the model's FFNs do not have as plain"):
         ffnskip.apply(model, profile.with_weights(Weights(tensors)), check=check)
     assert_untouched(model, before)
