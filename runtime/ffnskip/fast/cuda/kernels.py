@@ -65,24 +65,10 @@ def activate(gate_up: Matrix, activation: Activation, x: Tensor, a: Tensor, skip
     intermediate, per_program = gate_up.rows // 2, tile["ROWS"] // 2
     grid = (triton.cdiv(rank, tile["ROWS"]) + triton.cdiv(n, per_program) + triton.cdiv(intermediate, per_program),)
     _activate_kernel[grid](
-        gate_up=gate_up.data,
-        scale=gate_up.scale,
-        bias=gate_up.bias,
-        a=a,
-        intermediate=intermediate,
-        first=first and first.data,
-        z=skipping and skipping.z,
-        rank=rank,
-        neurons=neurons,
-        b=skipping and skipping.a,
-        n=n,
-        x=x,
-        skip=skipping and skipping.rows,
-        hidden=gate_up.columns,
-        batch=len(x),
-        ACTIVATION=activation,
-        **tile,
-    )
+        gate_up.data, gate_up.scale, gate_up.bias, a, intermediate,
+        first and first.data, skipping and skipping.z, rank, neurons, skipping and skipping.a, n,
+        x, skipping and skipping.rows, gate_up.columns, len(x), ACTIVATION=activation, **tile,
+    )  # fmt: skip
 
 
 def contract(down: Matrix, a: Tensor, y: Tensor, skipping: Skipping | None = None) -> None:
@@ -98,24 +84,11 @@ def contract(down: Matrix, a: Tensor, y: Tensor, skipping: Skipping | None = Non
     second = skipping.compensation.second if skipping else None
     neurons_down = skipping.compensation.down if skipping else None
     _contract_kernel[(triton.cdiv(down.rows, tile["ROWS"]),)](
-        down=down.data,
-        scale=down.scale,
-        down_bias=down.bias,
-        a=a,
-        intermediate=down.columns,
-        second=second and second.data,
-        z=skipping and skipping.z,
-        rank=second.columns if second else 0,
-        neurons_down=neurons_down and neurons_down.data,
-        b=skipping and skipping.a,
-        n=neurons_down.columns if neurons_down else 0,
-        bias=skipping and skipping.compensation.bias,
-        skip=skipping and skipping.rows,
-        y=y,
-        hidden=down.rows,
-        batch=len(a),
-        **tile,
-    )
+        down.data, down.scale, down.bias, a, down.columns,
+        second and second.data, skipping and skipping.z, second.columns if second else 0,
+        neurons_down and neurons_down.data, skipping and skipping.a, neurons_down.columns if neurons_down else 0,
+        skipping and skipping.compensation.bias, skipping and skipping.rows, y, down.rows, len(a), **tile,
+    )  # fmt: skip
 
 
 def _tile(matrix: Matrix, batch: int, rows: int = 8) -> dict[str, int]:

@@ -67,22 +67,9 @@ def rotate(
     batch, heads, head_dim = q.shape
     kv_heads, capacity = cache.keys.shape[1:3]
     _rotate_kernel[(batch, kv_heads)](
-        qkv=qkv,
-        q=q,
-        keys=cache.keys,
-        values=cache.values,
-        position=cache.position,
-        starts=cache.starts,
-        cos=cos,
-        sin=sin,
-        q_norm=q_norm,
-        k_norm=k_norm,
-        eps=eps,
-        scale=scale,
-        capacity=capacity,
-        ROTARY=cos.shape[1],
-        **_shape(heads, kv_heads, head_dim),
-    )
+        qkv, q, cache.keys, cache.values, cache.position, cache.starts, cos, sin, q_norm, k_norm, eps, scale, capacity,
+        ROTARY=cos.shape[1], **_shape(heads, kv_heads, head_dim),
+    )  # fmt: skip
 
 
 def attend(
@@ -101,37 +88,18 @@ def attend(
     batch, heads, head_dim = q.shape
     kv_heads, capacity = cache.keys.shape[1:3]
     shape = _shape(heads, kv_heads, head_dim)
+    slots = max(1, _ELEMENTS // (shape["GROUP"] * shape["WIDTH"]))
     _attend_kernel[(batch, kv_heads, partial.shape[2])](
-        q=q,
-        keys=cache.keys,
-        values=cache.values,
-        position=cache.position,
-        starts=cache.starts,
-        partial=partial,
-        tops=weight[0],
-        sums=weight[1],
-        capacity=capacity,
-        span=_span(capacity),
-        WINDOW=window,
-        CAP=cap,
-        SLOTS=max(1, _ELEMENTS // (shape["GROUP"] * shape["WIDTH"])),
-        **shape,
-    )
+        q, cache.keys, cache.values, cache.position, cache.starts, partial, weight[0], weight[1],
+        capacity, _span(capacity), WINDOW=window, CAP=cap, SLOTS=slots, **shape,
+    )  # fmt: skip
 
 
 def merge(partial: Tensor, weight: Tensor, attended: Tensor) -> None:
     """Merge what `attend` left into ``attended [batch, heads * head_dim]`` float32."""
     batch, heads, n_splits, head_dim = partial.shape
-    _merge_kernel[(batch * heads,)](
-        partial=partial,
-        tops=weight[0],
-        sums=weight[1],
-        attended=attended,
-        n_splits=n_splits,
-        head_dim=head_dim,
-        SPLITS=triton.next_power_of_2(n_splits),
-        WIDTH=triton.next_power_of_2(head_dim),
-    )
+    sizes = {"SPLITS": triton.next_power_of_2(n_splits), "WIDTH": triton.next_power_of_2(head_dim)}
+    _merge_kernel[(batch * heads,)](partial, weight[0], weight[1], attended, n_splits, head_dim, **sizes)
 
 
 def _span(capacity: int) -> int:

@@ -47,22 +47,9 @@ def enter_ffn(
         remaining: ``[batch]`` int32, how many FFNs each row still skips; counted down. Used without a probe.
     """
     batch, hidden = h.shape
+    options = {"HIDDEN": triton.next_power_of_2(hidden), "num_warps": 8}
     _enter_kernel[(batch,)](
-        h=h,
-        y=y,
-        after=after,
-        norm=norm,
-        x=x,
-        skip=skip,
-        allowed=allowed,
-        probe=probe,
-        remaining=remaining,
-        probe_bias=probe_bias,
-        threshold=threshold,
-        eps=eps,
-        hidden=hidden,
-        HIDDEN=triton.next_power_of_2(hidden),
-        num_warps=8,
+        h, y, after, norm, x, skip, allowed, probe, remaining, probe_bias, threshold, eps, hidden, **options
     )
 
 
@@ -96,22 +83,8 @@ def leave_ffn(
         remaining: ``[batch]`` int32, how many each row still skips, set for the rows that ran; None: do not compare.
     """
     batch, hidden = h.shape
-    _leave_kernel[(batch,)](
-        h=h,
-        y=y,
-        after=after,
-        norm=norm,
-        x=x,
-        skip=skip,
-        allowed=allowed,
-        remaining=remaining,
-        threshold=threshold,
-        reach=reach,
-        eps=eps,
-        hidden=hidden,
-        HIDDEN=triton.next_power_of_2(hidden),
-        num_warps=8,
-    )
+    options = {"HIDDEN": triton.next_power_of_2(hidden), "num_warps": 8}
+    _leave_kernel[(batch,)](h, y, after, norm, x, skip, allowed, remaining, threshold, reach, eps, hidden, **options)
 
 
 def count(
@@ -129,19 +102,9 @@ def count(
         by_probe: whether it is looked at before the FFN, so that rows that skip are checked too.
     """
     n_layers, batch = skip.shape
+    options = {"BY_PROBE": by_probe, "LAYERS": triton.next_power_of_2(n_layers), "num_warps": 1}
     _count_kernel[(batch,)](
-        skip=skip,
-        counted=counted,
-        allowed=allowed,
-        per_layer=per_layer,
-        never=never,
-        first_checked=checked.start,
-        end_checked=checked.stop,
-        n_layers=n_layers,
-        batch=batch,
-        BY_PROBE=by_probe,
-        LAYERS=triton.next_power_of_2(n_layers),
-        num_warps=1,
+        skip, counted, allowed, per_layer, never, checked.start, checked.stop, n_layers, batch, **options
     )
 
 
