@@ -45,7 +45,7 @@ test: lint
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 schema: .venv/installed
-	$(BIN)/python -W ignore::RuntimeWarning -m ffnskip.profiles.profile > profiles/schema.json
+	$(BIN)/python -m ffnskip.profiles > profiles/schema.json
 
 clean:
 	rm -rf .venv $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

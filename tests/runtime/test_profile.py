@@ -261,7 +261,7 @@ def test_the_checked_in_schema_is_the_schema_of_the_models() -> None:
 
 
 def test_the_module_prints_the_schema() -> None:
-    command = [sys.executable, "-m", "ffnskip.profiles.profile"]
+    command = [sys.executable, "-m", "ffnskip.profiles"]
     printed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     assert printed == SCHEMA_FILE.read_text(encoding="utf-8")
 

@@ -1,9 +1,8 @@
 """The skip profile, schema `ffnskip/v1`: these models are the file format, `profiles/schema.json` is made from them.
 
-`python -m ffnskip.profiles.profile` prints that schema.
+`python -m ffnskip.profiles` prints that schema.
 """
 
-import json
 import math
 import os
 from bisect import bisect_left
@@ -278,9 +277,3 @@ def json_schema() -> dict[str, Any]:
 
 def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or "not a file name"
-
-
-if __name__ == "__main__":
-    from ffnskip.profiles import profile  # pydantic finds the docstrings of imported modules only
-
-    print(json.dumps(profile.json_schema(), indent=2, ensure_ascii=False))
