@@ -7,22 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from support.cli import mistake, run, succeed, talk
+from support.cli import PAPER, SMALL, mistake, run, succeed, talk
 
 from ffnskip.profiles.profile import load_profile, parse_profile
 
 NULLS = ["max_kl", "max_perplexity_increase", "window", "refresh_every"]  # for a target, by the paper's rule
-PAPER = ("--rule", "cosine", "--compensate", "none")
-SMALL = (
-    *("--tokens", 1024, "--eval-tokens", 512, "--sequence-length", 64, "--warm-up", 4, "--candidates", 0),
-    *PAPER,
-)
-
-
-@pytest.fixture
-def calibrate(plateau_folder: Path, text_file: Path) -> tuple[object, ...]:
-    """The start of a command line."""
-    return ("calibrate", plateau_folder, "--dataset", text_file, *SMALL)
 
 
 def test_a_profile_is_written_that_holds_everything(

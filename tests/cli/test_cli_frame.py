@@ -5,12 +5,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import typer
 from support.cli import mistake
-from support.factories import make_profile
+from support.factories import make_compensated, make_profile
 from support.sentences import OUT_OF_MEMORY
 from typer.testing import CliRunner, Result
 
@@ -18,6 +19,7 @@ from ffnskip.errors import FfnskipError
 from ffnskip.profiles.profile import save_profile
 from ffnskip_cli import console
 from ffnskip_cli.app import Frame, app
+from ffnskip_cli.calibration.settings import Settings
 
 COMMANDS = ["calibrate", "apply", "generate", "bench", "compare-text", "inspect", "validate", "diff"]
 
@@ -70,17 +72,62 @@ def test_version() -> None:
     assert (result.exit_code, result.stdout) == (0, "ffnskip 0.1.0\n")
 
 
-def test_help_of_the_program_and_its_commands_does_not_wait_for_torch() -> None:
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a profile that has no weights and one that has."""
+    folder = tmp_path_factory.mktemp("profiles")
+    save_profile(make_profile(), folder / "plain.yaml")
+    save_profile(make_compensated("mean", rule="predicted-damage", threshold=0.01), folder / "weights.yaml")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command_lines",
+    [
+        [[], ["--version"], *([command, "--help"] for command in COMMANDS)],
+        [["validate", "plain.yaml"]],
+        [["inspect", "plain.yaml"], ["inspect", "weights.yaml"]],
+        [["diff", "plain.yaml", "plain.yaml"], ["diff", "plain.yaml", "weights.yaml"]],
+    ],
+    ids=["help", "validate", "inspect", "diff"],
+)
+def test_what_looks_at_no_weights_does_not_wait_for_torch(
+    command_lines: list[list[str]], on_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(on_disk)
     code = f"""
 import sys
 from typer.testing import CliRunner
 from ffnskip_cli.app import app
-for arguments in [[], ["--version"], *([command, "--help"] for command in {COMMANDS})]:
+for arguments in {command_lines}:
     assert CliRunner().invoke(app, arguments).exit_code == 0, arguments
 print([name for name in ("torch", "transformers", "datasets", "matplotlib") if name in sys.modules])
 """
     result = python("-c", code)
     assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+def test_a_command_imports_no_other_command() -> None:
+    code = """
+import sys
+from ffnskip_cli.app import app
+try:
+    app(["bench", "--help"])
+finally:
+    print([name for name in sys.modules if name.startswith("ffnskip_cli.commands.")], file=sys.stderr)
+"""
+    assert "calibrate" not in (seen := python("-c", code).stderr)
+    assert "ffnskip_cli.commands.bench" in seen
+
+
+def test_settings_in_python_are_those_of_the_command_line() -> None:
+    help = run("calibrate", "--help").stdout
+    options = [field for field in fields(Settings) if field.name not in ("goals", "on")]
+    for field in options:
+        shown = re.search(rf"--{field.name.replace('_', '-')} .*?\[default: ([^;\]\s]*)", help, re.DOTALL)
+        if field.default is not None:
+            assert shown
+            assert shown.group(1) == str(field.default)
 
 
 def test_the_package_runs_as_a_module() -> None:

@@ -49,13 +49,25 @@ def test_without_a_profile_the_model_runs_dense(plateau_folder: Path) -> None:
     assert "skip_ratio" not in result.stderr
 
 
-def test_an_unreachable_threshold_gives_the_dense_text_and_a_low_one_does_not(
-    plateau_folder: Path, plateau_profiles: Path
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--profile", "OWN", "--threshold", 2),  # which nothing reaches
+        ("--raw",),  # the model has no template
+        ("--temperature", 1, "--top-p", 1e-9),  # the likeliest token alone
+    ],
+    ids=["threshold", "raw", "top-p"],
+)
+def test_options_that_leave_the_dense_text_as_it_is(
+    plateau_folder: Path, plateau_profiles: Path, options: tuple[object, ...]
 ) -> None:
-    dense = generated(plateau_folder, PROMPT)
-    profile = ("--profile", plateau_profiles / "0.05.yaml")
-    assert generated(plateau_folder, PROMPT, *profile, "--threshold", 2) == dense
-    assert generated(plateau_folder, PROMPT, *profile, "--threshold", -1) != dense
+    arguments = [plateau_profiles / "0.05.yaml" if option == "OWN" else option for option in options]
+    assert generated(plateau_folder, PROMPT, *arguments) == generated(plateau_folder, PROMPT)
+
+
+def test_a_low_threshold_changes_the_text(plateau_folder: Path, plateau_profiles: Path) -> None:
+    options = ("--profile", plateau_profiles / "0.05.yaml", "--threshold", -1)
+    assert generated(plateau_folder, PROMPT, *options) != generated(plateau_folder, PROMPT)
 
 
 def test_packed_weights_decode_with_a_profile_and_without(plateau_folder: Path, plateau_profiles: Path) -> None:
@@ -97,19 +109,10 @@ def test_a_chat_model_gets_its_template_unless_raw(chat_folder: Path) -> None:
     assert chat != raw
 
 
-def test_raw_changes_nothing_where_there_is_no_template(plateau_folder: Path) -> None:
-    assert generated(plateau_folder, PROMPT, "--raw") == generated(plateau_folder, PROMPT)
-
-
 def test_a_seed_repeats_a_sample(plateau_folder: Path, plateau_profiles: Path) -> None:
     sampled = (plateau_folder, PROMPT, "--temperature", 1, "--profile", plateau_profiles / "0.05.yaml", "--seed")
     assert generated(*sampled, 1) == generated(*sampled, 1)
     assert generated(*sampled, 1) != generated(*sampled, 2)
-
-
-def test_the_likeliest_token_alone_is_greedy(plateau_folder: Path) -> None:
-    sampled = generated(plateau_folder, PROMPT, "--temperature", 1, "--top-p", 1e-9)
-    assert sampled == generated(plateau_folder, PROMPT)
 
 
 def test_a_text_that_ends_in_its_warm_up_says_that_nothing_could_skip(

@@ -4,23 +4,11 @@ import html
 from pathlib import Path
 
 import pytest
-from support.cli import mistake, succeed, talk
+from support.cli import SMALL, mistake, succeed, talk
 
 from ffnskip.profiles.profile import load_profile
 from ffnskip_cli.report.panels import TITLES
 from ffnskip_cli.report.words import explain
-
-PAPER = ("--rule", "cosine", "--compensate", "none")
-SMALL = (
-    *("--tokens", 1024, "--eval-tokens", 512, "--sequence-length", 64, "--warm-up", 4, "--candidates", 0),
-    *PAPER,
-)
-
-
-@pytest.fixture
-def calibrate(plateau_folder: Path, text_file: Path) -> tuple[object, ...]:
-    """The start of a command line."""
-    return ("calibrate", plateau_folder, "--dataset", text_file, *SMALL)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ from typer.testing import CliRunner, Result
 
 from ffnskip_cli.app import app
 
+PAPER = ("--rule", "cosine", "--compensate", "none")
+SIZES = ("--tokens", 1024, "--eval-tokens", 512, "--sequence-length", 64, "--warm-up", 4)
+SMALL = (*SIZES, "--candidates", 0, *PAPER)  # a calibration that takes little time
 PROGRESS = re.compile(r".* …|.*: \d+/\d+(, .* left)?|Forward passes at most: .*")
 
 
