@@ -1,5 +1,8 @@
 """`ffnskip apply`."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +13,19 @@ from ffnskip_cli.commands.options import ModelName, ModelOptions, Move, PrintFor
 from ffnskip_cli.commands.signature import from_options
 
 
+@dataclass(frozen=True, kw_only=True)
+class ApplyOptions:
+    """The options of `ffnskip apply`."""
+
+    model: ModelName
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The skip profile.")]
+    move: Move
+    format: PrintFormat = "table"
+    model_options: ModelOptions
+
+
 @from_options
-def command(
-    *,
-    model: ModelName,
-    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The skip profile.")],
-    move: Move,
-    format: PrintFormat = "table",
-    model_options: ModelOptions,
-) -> None:
+def command(options: ApplyOptions) -> None:
     """Prove that a profile works on its model.
 
     The self-check compares the wrapped model with the untouched one, bit by bit, with skipping disabled. Then a
@@ -27,4 +34,4 @@ def command(
     with console.busy("Starting"):
         from ffnskip_cli.commands.apply_run import run
 
-    run(model, profile, move, model_options, format)
+    run(options)

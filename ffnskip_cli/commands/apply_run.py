@@ -10,8 +10,9 @@ from ffnskip.general.apply import apply
 from ffnskip.general.wrap import Applied
 from ffnskip.model.sites import input_device
 from ffnskip_cli import console
-from ffnskip_cli.commands import options
-from ffnskip_cli.commands.options import Format, ModelOptions, Move
+from ffnskip_cli.commands import common
+from ffnskip_cli.commands.apply import ApplyOptions
+from ffnskip_cli.commands.options import Format
 from ffnskip_cli.report.tables import Column, print_json, render
 
 # What is scored when no text is named; any ordinary prose will do, as long as it is longer than a warm-up.
@@ -26,11 +27,12 @@ SAMPLE = (
 )
 
 
-def run(model: str, profile: Path, move: Move, model_options: ModelOptions, format: Format) -> None:
+def run(options: ApplyOptions) -> None:
     """Check the profile on its model, then score the sample and print what is skipped."""
+    model, profile, move = options.model, options.profile, options.move
     _refuse_swapped(model, profile)
-    skip_profile = move.of(profile)
-    loaded = options.load(model, model_options)
+    skip_profile = common.load_moved(profile, move)
+    loaded = common.load(model, options.model_options)
     with apply(loaded.model, skip_profile, mode="score") as applied:
         tokens = loaded.tokenizer(SAMPLE, return_tensors="pt")["input_ids"].to(input_device(loaded.model))
         with torch.inference_mode():
@@ -39,11 +41,11 @@ def run(model: str, profile: Path, move: Move, model_options: ModelOptions, form
     if applied.stats.tokens == 0:
         warm_up = applied.profile.skip.warm_up
         raise FfnskipError(f"The sample ends before the warm-up of {warm_up} tokens does: nothing to report.")
-    _report(applied, format)
-    options.say_expected_cost(skip_profile, move)
+    _report(applied, options.format)
+    common.say_expected_cost(skip_profile, move)
     moved = [("--threshold", move.threshold), ("--target", move.target)]
     same = [word for option, value in moved if value is not None for word in (option, value)]
-    options.hint_command("generate", model, "Once upon a time", "--profile", profile, *same)
+    common.hint_command("generate", model, "Once upon a time", "--profile", profile, *same)
 
 
 def _refuse_swapped(model: str, profile: Path) -> None:

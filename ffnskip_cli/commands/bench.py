@@ -14,10 +14,13 @@ from ffnskip_cli.commands.options import ModelName, Move, PackedModelOptions, Pr
 from ffnskip_cli.commands.signature import from_options
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """What is measured, on what, and how often."""
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """The options of `ffnskip bench`."""
 
+    model: ModelName
+    profile: Annotated[Path, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile.")]
+    move: Move
     measure: Annotated[
         str, typer.Option(metavar="PART[,PART…]", help="What to measure: quality, baselines, speed, worst-case.")
     ] = "quality,baselines,speed,worst-case"
@@ -35,19 +38,13 @@ class Measurement:
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts of the worst-case part.")] = 16
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", metavar="N", min=1, help="Timed runs per row.")] = 5
     seed: Annotated[int | None, seed_option("Order of the text; default: the calibration's.")] = None
+    format: PrintFormat = "table"
+    breakdown: Annotated[bool, typer.Option("--breakdown", help="Show where the time of a token goes.")] = False
+    model_options: PackedModelOptions
 
 
 @from_options
-def command(
-    *,
-    model: ModelName,
-    profile: Annotated[Path, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile.")],
-    move: Move,
-    measurement: Measurement,
-    format: PrintFormat = "table",
-    breakdown: Annotated[bool, typer.Option("--breakdown", help="Show where the time of a token goes.")] = False,
-    model_options: PackedModelOptions,
-) -> None:
+def command(options: BenchOptions) -> None:
     """Measure what a profile saves and what it costs.
 
     Quality is perplexity, KL and top-1 agreement with the dense model on held-out text. The baselines skip as many
@@ -60,4 +57,4 @@ def command(
     with console.busy("Starting"):
         from ffnskip_cli.commands.bench_run import run
 
-    run(model, profile, move, measurement, format, breakdown, model_options)
+    run(options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffnskip.decoder import Decoder
@@ -11,9 +10,9 @@ from ffnskip.errors import FfnskipError
 from ffnskip.model.packed import pack_weights
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
-from ffnskip_cli.commands import options
-from ffnskip_cli.commands.bench import Measurement
-from ffnskip_cli.commands.options import Format, Move, PackedModelOptions, Weights
+from ffnskip_cli.commands import common
+from ffnskip_cli.commands.bench import BenchOptions
+from ffnskip_cli.commands.options import Format, Weights
 from ffnskip_cli.measure.suite import PARTS, Plan, run_suite
 from ffnskip_cli.report.tables import Column, print_json, render, turned
 from ffnskip_cli.sources.models import LoadedModel
@@ -26,74 +25,60 @@ if TYPE_CHECKING:
 NOISY = 0.25  # of the median; beyond it a difference of a few per cent between rows cannot be seen
 
 
-def run(
-    model: str,
-    path: Path,
-    move: Move,
-    measurement: Measurement,
-    format: Format,
-    breakdown: bool,
-    model_options: PackedModelOptions,
-) -> None:
+def run(options: BenchOptions) -> None:
     """Measure the profile in one process and print a row for each way to run the model."""
-    profile = move.of(path)
-    plan = Plan(
-        _parse_parts(measurement.measure),
-        measurement.prompt_tokens,
-        measurement.new_tokens,
-        measurement.repetitions,
-        measurement.prompts,
-    )
-    names = measurement.eval_dataset or _measured_on(profile)
-    check_names(names, model_options.offline)
-    loaded = options.load(model, model_options)
-    measured, original = _packed(loaded.model, model_options.weights)
+    profile = common.load_moved(options.profile, options.move)
+    parts, prompt_tokens, new_tokens = _parse_parts(options.measure), options.prompt_tokens, options.new_tokens
+    names = options.eval_dataset or _measured_on(profile)
+    weights, offline = options.model_options.weights, options.model_options.offline
+    check_names(names, offline)
+    loaded = common.load(options.model, options.model_options)
+    measured, original = _packed(loaded.model, weights)
     decoder = Decoder(measured, profile)  # checks both before the long part
-    options.say_path(decoder)
-    text = _text(loaded, profile, names, measurement, plan, model_options.offline)
-    options.say_expected_cost(profile, move)
-    _warn_if_text_changed(profile, text, measurement)
+    common.say_path(decoder)
+    length = _sequence_length(profile, prompt_tokens)
+    decoded = prompt_tokens + new_tokens if parts & {"speed", "worst-case"} else 0
+    common.refuse_longer(loaded.model, max(length, decoded), "lower --prompt-tokens and --new-tokens")
+    text = _text(loaded, profile, names, options)
+    common.say_expected_cost(profile, options.move)
+    _warn_if_text_changed(profile, text, options)
+    plan = Plan(parts, prompt_tokens, new_tokens, options.repetitions, options.prompts)
     document: dict[str, Any] = {
         "schema": "ffnskip-bench/v1",
         "model": loaded.id,
-        "profile": str(path),
+        "profile": str(options.profile),
         "threshold": profile.skip.threshold,
         "device": loaded.placement,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "weights": model_options.weights,
+        "weights": weights,
         "path": decoder.path,
         "eval_dataset": " + ".join(names),
         "eval_tokens": text.tokens_used,
-        "prompt_tokens": measurement.prompt_tokens,
-        "new_tokens": measurement.new_tokens,
-        "prompts": min(measurement.prompts, len(text.tokens)),
-        "repetitions": measurement.repetitions,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "prompts": min(options.prompts, len(text.tokens)),
+        "repetitions": options.repetitions,
         "rows": run_suite(measured, profile, text.tokens, plan, console.track, original=original),
     }
-    _print(document, format)
-    if breakdown:
-        _print_breakdown(document["rows"], format)
+    _print(document, options.format)
+    if options.breakdown:
+        _print_breakdown(document["rows"], options.format)
     _warn_if_noisy(document["rows"])
 
 
-def _text(
-    loaded: LoadedModel, profile: Profile, names: list[str], measurement: Measurement, plan: Plan, offline: bool
-) -> Corpus:
+def _text(loaded: LoadedModel, profile: Profile, names: list[str], options: BenchOptions) -> Corpus:
     """The text to measure on, apart from what was calibrated on."""
     calibration = profile.calibration
-    sequence_length = _sequence_length(profile, measurement.prompt_tokens)
-    decoded = measurement.prompt_tokens + measurement.new_tokens if plan.parts & {"speed", "worst-case"} else 0
-    options.refuse_longer(loaded.model, max(sequence_length, decoded), "lower --prompt-tokens and --new-tokens")
     usual_seed = calibration.seed if calibration else 0
     with console.busy("Preparing text"):
         return evaluation_text(
             loaded,
             names,
             calibrated_on=dataset_names(calibration) if calibration else (),
-            tokens=measurement.eval_tokens,
-            sequence_length=sequence_length,
-            seed=usual_seed if measurement.seed is None else measurement.seed,
-            offline=offline,
+            tokens=options.eval_tokens,
+            sequence_length=_sequence_length(profile, options.prompt_tokens),
+            seed=usual_seed if options.seed is None else options.seed,
+            offline=options.model_options.offline,
         )
 
 
@@ -119,10 +104,10 @@ def _warn_if_noisy(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _warn_if_text_changed(profile: Profile, text: Corpus, measurement: Measurement) -> None:
+def _warn_if_text_changed(profile: Profile, text: Corpus, options: BenchOptions) -> None:
     """Point out that a dataset has moved on since the profile was measured on it."""
     then = profile.evaluation
-    if then is None or measurement.seed is not None or measurement.eval_dataset:
+    if then is None or options.seed is not None or options.eval_dataset:
         return
     same_size = (then.tokens_requested, then.sequence_length) == (text.tokens_requested, text.tokens.shape[1])
     if not same_size:

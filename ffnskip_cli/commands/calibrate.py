@@ -11,16 +11,27 @@ import typer
 
 from ffnskip.errors import FfnskipError
 from ffnskip_cli import console
-from ffnskip_cli.calibration.goals import GoalOptions
+from ffnskip_cli.calibration.goals import Goal, GoalOptions
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.commands.options import ModelName, ModelOptions, PrintFormat, named_options
+from ffnskip_cli.commands.paths import output_paths
 from ffnskip_cli.commands.signature import from_options
 
 
-@dataclass(frozen=True)
-class Texts:
-    """What is calibrated and measured on."""
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/8` is the second of eight: index 1, from 0, and count 8."""
+    part, _, count = text.partition("/")
+    if not (part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count)):
+        raise FfnskipError(f"--shard {text} is not I/N with I from 1 to N, such as 2/8.")
+    return int(part) - 1, int(count)
 
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions:
+    """The options of `ffnskip calibrate`."""
+
+    model: ModelName
+    goals: GoalOptions
     dataset: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,12 +45,6 @@ class Texts:
         list[str] | None,
         typer.Option(metavar="TEXT", help="Text to measure quality on; default: a held-out part of --dataset."),
     ] = None
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where the profiles go."""
-
     output: Annotated[
         Path | None,
         typer.Option(
@@ -56,20 +61,7 @@ class Output:
             help="Draw the profile to a .png, .svg, .pdf or .html file; the .html page explains it, too.",
         ),
     ] = None
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """`2/8` is the second of eight: index 1, from 0, and count 8."""
-    part, _, count = text.partition("/")
-    if not (part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count)):
-        raise FfnskipError(f"--shard {text} is not I/N with I from 1 to N, such as 2/8.")
-    return int(part) - 1, int(count)
-
-
-@dataclass(frozen=True)
-class Recording:
-    """Where the recording is kept, and how much of the calibration is carried out."""
-
+    settings: partial[Settings]
     stats_out: Annotated[
         Path | None,
         typer.Option(
@@ -100,28 +92,28 @@ class Recording:
         bool,
         typer.Option("--dry-run", help="Only print what would run at most: forward passes, tokens, memory and time."),
     ] = False
+    format: PrintFormat = "table"
+    model_options: ModelOptions
+
+    def parse_goals(self) -> tuple[Goal, ...]:
+        """What to compile profiles for; a shard only records."""
+        if self.shard is None:
+            return self.goals.parse()
+        if self.goals != GoalOptions():
+            raise FfnskipError("--shard only records: give the target when you solve, with --stats-in of all parts.")
+        return ()
 
 
 @from_options
-def command(
-    context: typer.Context,
-    *,
-    model: ModelName,
-    goals: GoalOptions,
-    texts: Texts,
-    output: Output,
-    settings: partial[Settings],
-    recording: Recording,
-    format: PrintFormat = "table",
-    model_options: ModelOptions,
-) -> None:
+def command(context: typer.Context, options: CalibrateOptions) -> None:
     """Measure a model on text and write a skip profile.
 
     Fits what predicts the damage of skipping each layer's feed-forward block (FFN) and what is added in its place (or,
     with --rule cosine, searches region and window), chooses the warm-up, solves the threshold for the target, verifies
     it in the running model, and measures what it costs on held-out text.
     """
+    paths = output_paths(options.output, options.model, options.parse_goals())
     with console.busy("Starting"):
         from ffnskip_cli.commands.calibrate_run import run
 
-    run(model, goals, texts, output, settings, recording, format, model_options, named_options(context))
+    run(options, paths, named_options(context))

@@ -12,7 +12,7 @@ from ffnskip_cli.calibration.assemble import Calibrated, evaluation_text
 from ffnskip_cli.calibration.lab import Step
 from ffnskip_cli.calibration.settings import Goal
 from ffnskip_cli.calibration.threshold.verify import PROMISED
-from ffnskip_cli.commands import options
+from ffnskip_cli.commands import common
 from ffnskip_cli.commands.options import Format
 from ffnskip_cli.report.tables import Column, print_json, render, turned
 from ffnskip_cli.report.words import explain, kinds_of, text_name, threshold_title
@@ -53,7 +53,7 @@ def write(finished: list[Calibrated], path_of: dict[Goal, Path], format: Format)
         _explain(finished[0].profile, format)
     for calibrated, path in zip(finished, paths, strict=True):
         _say_if_off_target(calibrated, path)
-        options.warn_if_over_budget(calibrated.profile, path)
+        common.warn_if_over_budget(calibrated.profile, path)
     return paths
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from ffnskip.errors import FfnskipError
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
 from ffnskip_cli.calibration.forecast import memory_bytes, seconds
-from ffnskip_cli.calibration.goals import Goal, GoalOptions
+from ffnskip_cli.calibration.goals import Goal
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.pipeline import Pipeline
 from ffnskip_cli.calibration.recording.collect import Share, identity_of, source_of
@@ -21,11 +20,11 @@ from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics,
 from ffnskip_cli.calibration.recording.ranks import Ranks, join_ranks
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.calibration.texts import held_out_of, refuse_other_texts, text_to_fit, text_to_record
-from ffnskip_cli.commands import options
-from ffnskip_cli.commands.calibrate import Output, Recording, Texts
-from ffnskip_cli.commands.calibrate_files import Files, output_paths
+from ffnskip_cli.commands import common
+from ffnskip_cli.commands.calibrate import CalibrateOptions
+from ffnskip_cli.commands.calibrate_files import Files
 from ffnskip_cli.commands.calibrate_output import announce, warn_of_shortfall, write
-from ffnskip_cli.commands.options import Format, ModelOptions
+from ffnskip_cli.commands.options import Format
 from ffnskip_cli.report.forecast import print_forecast
 from ffnskip_cli.report.plot import plot_profile
 from ffnskip_cli.sources.models import LoadedModel
@@ -132,7 +131,7 @@ class Run:
         if result.finished:
             written = write(result.finished, self.files.profiles, format)
             self._plot(result.finished[0].profile)
-            options.hint_command("bench", self.name, "--profile", written[0])
+            common.hint_command("bench", self.name, "--profile", written[0])
         journal.discard()
         if result.refused:
             raise FfnskipError(" ".join(result.refused))
@@ -148,51 +147,34 @@ class Run:
             console.talk.print(f"Wrote {self.files.plot}.", markup=False)
 
 
-def run(
-    model: str,
-    goal_options: GoalOptions,
-    texts: Texts,
-    output: Output,
-    choices: partial[Settings],
-    recording: Recording,
-    format: Format,
-    model_options: ModelOptions,
-    named: Set[str],
-) -> None:
-    """Check the options, load the model and calibrate; `named` are the options that the command line names."""
-    goals = _goals(goal_options, recording)
+def run(options: CalibrateOptions, paths: dict[Goal, Path], named: Set[str]) -> None:
+    """Check the options, load the model and write a profile to each path; `named` are the options not left out."""
+    name, choices, offline = options.model, options.settings.keywords, options.model_options.offline
     files = Files(
-        output_paths(output.output, model, goals),
-        output.plot,
-        recording.stats_out,
-        recording.stats_in or [],
-        recording.resume,
-        recording.dry_run,
-        recording.shard,
+        paths,
+        options.plot,
+        options.stats_out,
+        options.stats_in or [],
+        options.resume,
+        options.dry_run,
+        options.shard,
     )
-    if "candidates" in named and choices.keywords["candidates"] and choices.keywords["rule"] != "cosine":
+    if "candidates" in named and choices["candidates"] and choices["rule"] != "cosine":
         raise FfnskipError("--candidates belongs to --rule cosine: with predicted-damage there is no region to search.")
     files.check()
     statistics = load_statistics(files.stats_in) if files.stats_in else None
-    settings = choices(goals=goals, **_as_recorded(statistics, choices.keywords, named))
-    default = [] if statistics else ["demo" if model == "demo" else "wikitext"]
-    for names in ((datasets := texts.dataset or default), texts.eval_dataset or []):
-        check_names(names, model_options.offline)
+    settings = options.settings(goals=(*paths,), **_as_recorded(statistics, choices, named))
+    usual = [] if statistics else ["demo" if name == "demo" else "wikitext"]
+    datasets, eval_datasets = options.dataset or usual, options.eval_dataset or []
+    for names in (datasets, eval_datasets):
+        check_names(names, offline)
     with join_ranks() as ranks:
         if ranks.rank > 0:
             console.mute()
-        loaded = options.load(model, model_options)
-        options.refuse_longer(loaded.model, settings.sequence_length, "lower --sequence-length")
-        calibration = Run(model, loaded, settings, files, datasets, texts.eval_dataset or [], model_options.offline)
-        calibration.start(statistics, files.share(), ranks, format)
-
-
-def _goals(goal_options: GoalOptions, recording: Recording) -> tuple[Goal, ...]:
-    if recording.shard is None:
-        return goal_options.parse()
-    if goal_options != GoalOptions():
-        raise FfnskipError("--shard only records: give the target when you solve, with --stats-in of all parts.")
-    return ()
+        loaded = common.load(name, options.model_options)
+        common.refuse_longer(loaded.model, settings.sequence_length, "lower --sequence-length")
+        calibration = Run(name, loaded, settings, files, datasets, eval_datasets, offline)
+        calibration.start(statistics, files.share(), ranks, options.format)
 
 
 def _as_recorded(statistics: Statistics | None, choices: dict[str, Any], named: Set[str]) -> dict[str, Any]:

@@ -53,26 +53,29 @@ class PaperSettings(Settings):
     ] = 0
 
 
-@from_options
-def command(
-    context: typer.Context,
-    *,
-    model: ModelName,
+@dataclass(frozen=True, kw_only=True)
+class CompareTextOptions:
+    """The options of `ffnskip compare-text`."""
+
+    model: ModelName
     dataset: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TEXT",
             help="A text to compare, as `calibrate` knows them; give at least two, each with a --dataset of its own.",
         ),
-    ] = None,
-    target: Annotated[float, typer.Option(metavar="RATIO", help="Share of all FFNs to skip on each text.")] = 0.10,
-    settings: partial[PaperSettings],
+    ] = None
+    target: Annotated[float, typer.Option(metavar="RATIO", help="Share of all FFNs to skip on each text.")] = 0.10
+    settings: partial[PaperSettings]
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw both matrices to a .png, .svg or .pdf file.")
-    ] = None,
-    format: PrintFormat = "table",
-    model_options: ModelOptions,
-) -> None:
+    ] = None
+    format: PrintFormat = "table"
+    model_options: ModelOptions
+
+
+@from_options
+def command(context: typer.Context, options: CompareTextOptions) -> None:
     """Say whether the calibration text matters.
 
     Calibrates a profile on each text, all for the same ratio, and measures every profile on the held-out part of every
@@ -82,4 +85,4 @@ def command(
     with console.busy("Starting"):
         from ffnskip_cli.commands.compare_text_run import run
 
-    run(model, dataset or [], target, settings, plot, format, model_options, named_options(context))
+    run(options, named_options(context))

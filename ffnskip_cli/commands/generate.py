@@ -15,45 +15,44 @@ from ffnskip_cli.commands.options import ModelName, Move, PackedModelOptions
 from ffnskip_cli.commands.signature import from_options
 
 
-@dataclass(frozen=True)
-class Sample:
-    """How tokens are drawn, and how many."""
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """The options of `ffnskip generate`."""
 
+    model: ModelName
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to continue or answer; - reads it from stdin.")]
+    profile: Annotated[
+        Path | None, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile; none: dense.")
+    ] = None
+    move: Move
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to generate at most.")] = 128
     temperature: Annotated[float, typer.Option(metavar="X", min=0.0, help="0 is greedy.")] = 0.0
     top_p: Annotated[
         float, typer.Option(metavar="X", min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")
     ] = 1.0
     seed: Annotated[int, seed_option("Seed of everything that is drawn at random.")] = 0
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, no chat template.")] = False
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show the dense model's answer next to it, from the same --weights.")
+    ] = False
+    model_options: PackedModelOptions
+
+    def __post_init__(self) -> None:
+        if self.profile is None and self.compare:
+            raise FfnskipError("--compare needs a --profile to compare with the dense model.")
+        if self.profile is None and self.move.threshold is not None:
+            raise FfnskipError("--threshold needs a --profile whose threshold it replaces.")
+        if self.profile is None and self.move.target is not None:
+            raise FfnskipError("--target needs a --profile along whose curve it moves.")
 
 
 @from_options
-def command(
-    *,
-    model: ModelName,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to continue or answer; - reads it from stdin.")],
-    profile: Annotated[
-        Path | None, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile; none: dense.")
-    ] = None,
-    move: Move,
-    sample: Sample,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, no chat template.")] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Show the dense model's answer next to it, from the same --weights.")
-    ] = False,
-    model_options: PackedModelOptions,
-) -> None:
+def command(options: GenerateOptions) -> None:
     """Generate text with a skip profile on, token by token.
 
     The text goes to stdout; tokens per second, skip_ratio and never_skip_fraction go to stderr.
     """
-    if profile is None and compare:
-        raise FfnskipError("--compare needs a --profile to compare with the dense model.")
-    if profile is None and move.threshold is not None:
-        raise FfnskipError("--threshold needs a --profile whose threshold it replaces.")
-    if profile is None and move.target is not None:
-        raise FfnskipError("--target needs a --profile along whose curve it moves.")
     with console.busy("Starting"):
         from ffnskip_cli.commands.generate_run import run
 
-    run(model, prompt, move, sample, model_options, profile, raw, compare)
+    run(options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -20,41 +19,31 @@ from ffnskip.model.sites import input_device
 from ffnskip.sampling import Sampling
 from ffnskip.stats import SkipStats
 from ffnskip_cli import console
-from ffnskip_cli.commands import options
-from ffnskip_cli.commands.generate import Sample
-from ffnskip_cli.commands.options import Move, PackedModelOptions
+from ffnskip_cli.commands import common
+from ffnskip_cli.commands.generate import GenerateOptions
 from ffnskip_cli.sources.models import LoadedModel
 
 
-def run(
-    model: str,
-    prompt: str,
-    move: Move,
-    sample: Sample,
-    model_options: PackedModelOptions,
-    profile: Path | None,
-    raw: bool,
-    compare: bool,
-) -> None:
+def run(options: GenerateOptions) -> None:
     """Answer the prompt, as a stream or beside the dense model's answer."""
-    skip_profile = None if profile is None else move.of(profile)
-    text = _prompt_text(prompt)
-    sampling = Sampling(sample.temperature, sample.top_p, sample.seed)
-    loaded = options.load(model, model_options)
-    tokens = _prompt_tokens(loaded, text, raw)
-    length = tokens.shape[1] + sample.max_new_tokens
-    options.refuse_longer(loaded.model, length, "shorten the prompt or --max-new-tokens")
-    weights = model_options.weights
+    profile = None if options.profile is None else common.load_moved(options.profile, options.move)
+    text = _prompt_text(options.prompt)
+    sampling = Sampling(options.temperature, options.top_p, options.seed)
+    loaded = common.load(options.model, options.model_options)
+    tokens = _prompt_tokens(loaded, text, options.raw)
+    length = tokens.shape[1] + options.max_new_tokens
+    common.refuse_longer(loaded.model, length, "shorten the prompt or --max-new-tokens")
+    weights = options.model_options.weights
     if weights != "auto":
         with console.busy(f"Packing weights to {weights}"):
             pack_weights(loaded.model, weights)
-    decoder = Decoder(loaded.model, skip_profile)
-    options.say_path(decoder)
-    if skip_profile is not None:
-        options.say_expected_cost(skip_profile, move)
-    writer = _Writer(loaded, tokens, sample.max_new_tokens, sampling)
-    answer = writer.write(None if compare else _stream(loaded), decoder)
-    if compare:
+    decoder = Decoder(loaded.model, profile)
+    common.say_path(decoder)
+    if profile is not None:
+        common.say_expected_cost(profile, options.move)
+    writer = _Writer(loaded, tokens, options.max_new_tokens, sampling)
+    answer = writer.write(None if options.compare else _stream(loaded), decoder)
+    if options.compare:
         _side_by_side(writer.write(None, Decoder(loaded.model, check=False)), answer)
 
 

@@ -5,52 +5,64 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial, wraps
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from typer.models import OptionInfo
+from typer.models import ParameterInfo
 
 
 def from_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a parameter that is a dataclass stand for its options, which are the fields annotated with a `typer.Option`.
+    """Let a parameter or a field that is a dataclass stand for its options, the fields annotated with Typer's.
 
-    A parameter `partial[Settings]` is handed a `functools.partial` of the dataclass, for the command to complete.
+    A field `partial[Settings]` is handed a `functools.partial` of the dataclass, for the command to complete.
     """
-    flat: list[Parameter] = []
-    groups: dict[str, tuple[Callable[..., Any], list[str]]] = {}
     hints = get_type_hints(command, include_extras=True)
-    for name, parameter in signature(command).parameters.items():
-        is_partial = get_origin(hints[name]) is partial
-        group: Any = get_args(hints[name])[0] if is_partial else hints[name]
-        make: Callable[..., Any] = partial(partial, group) if is_partial else group
-        if is_dataclass(group):
-            options = list(_options(group))
-            flat += options
-            groups[name] = (make, [option.name for option in options])
-        else:
-            flat.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name]))
+    hints.pop("return")
 
     @wraps(command)
     def grouped(**values: Any) -> None:
-        for name, (make, names) in groups.items():
-            values[name] = make(**{option: values.pop(option) for option in names})
-        command(**values)
+        command(**{name: _gather(name, hint, values) for name, hint in hints.items()})
 
+    flat = [option for name, hint in hints.items() for option in _flatten(name, hint, Parameter.empty)]
     grouped.__signature__ = Signature(flat)  # type: ignore[attr-defined]
     grouped.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
     return grouped
 
 
-def _options(group: Any) -> Iterator[Parameter]:
+def _group(hint: Any) -> Any:
+    """The dataclass behind a hint; None if there is none."""
+    group = get_args(hint)[0] if get_origin(hint) is partial else hint
+    return group if is_dataclass(group) else None
+
+
+def _members(group: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name, hint and default of each field."""
     hints = get_type_hints(group, include_extras=True)
     for field in fields(group):
-        hint = hints[field.name]
-        info = next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, OptionInfo)), None)
-        if info is None:
-            continue
-        default = Parameter.empty if field.default is MISSING else field.default
-        if info.parser is not None:  # Typer knows no unions, and parses the default, too
-            hint = Annotated[str, info]
-            if default is not None or info.show_default:
-                default = str(default).lower()
-        yield Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+        yield field.name, hints[field.name], Parameter.empty if field.default is MISSING else field.default
+
+
+def _flatten(name: str, hint: Any, default: Any) -> Iterator[Parameter]:
+    if group := _group(hint):
+        for member in _members(group):
+            yield from _flatten(*member)
+        return
+    info = next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, ParameterInfo)), None)
+    if info is None and default is not Parameter.empty:
+        return  # a field that is no option
+    if info is not None and info.parser is not None:  # Typer knows no unions, and parses the default, too
+        hint = Annotated[str, info]
+        if default is not None or info.show_default:
+            default = str(default).lower()
+    yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def _gather(name: str, hint: Any, values: dict[str, Any]) -> Any:
+    if not (group := _group(hint)):
+        return values[name]
+    made = {
+        member: _gather(member, inner, values)
+        for member, inner, _ in _members(group)
+        if member in values or _group(inner)
+    }
+    return partial(group, **made) if get_origin(hint) is partial else group(**made)

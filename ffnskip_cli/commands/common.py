@@ -1,0 +1,88 @@
+"""Steps that several commands share."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ffnskip.decoder import Decoder
+from ffnskip.errors import FfnskipError
+from ffnskip.profiles.profile import Profile, load_profile
+from ffnskip_cli import console
+from ffnskip_cli.budget import MAX_KL
+from ffnskip_cli.commands.options import ModelOptions, Move
+from ffnskip_cli.sources.models import LoadedModel, load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_moved(profile: Path, move: Move) -> Profile:
+    """The profile of that file, with the threshold asked for."""
+    return load_profile(profile).moved(threshold=move.threshold, target=move.target)
+
+
+def load(name: str, model_options: ModelOptions) -> LoadedModel:
+    """Load the model that the options name, saying so."""
+    with console.busy(f"Loading {name}"):
+        loaded = load_model(
+            name,
+            dtype=model_options.dtype,
+            device=model_options.device,
+            device_map=model_options.device_map,
+            revision=model_options.revision,
+            trust_remote_code=model_options.trust_remote_code,
+            offline=model_options.offline,
+        )
+    if model_options.device_map is not None:
+        console.talk.print(f"The model lies on {loaded.placement}.")
+    return loaded
+
+
+def say_path(decoder: Decoder) -> None:
+    """Say when decoding is slower than it could be, and why."""
+    if decoder.why_general is not None:
+        console.talk.print(f"Decoding by the general path: {decoder.why_general}", highlight=False)
+
+
+def refuse_longer(model: PreTrainedModel, tokens: int, remedy: str) -> None:
+    """Raise FfnskipError for sequences beyond the model's positions: an index error in some models, noise in others."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise FfnskipError(f"The model takes at most {most} tokens, but this needs {tokens}: {remedy}.")
+
+
+def warn_if_over_budget(profile: Profile, name: object = "This profile") -> None:
+    """Repeat the verdict of a profile that costs more quality than it should."""
+    if profile.measured is not None and not profile.measured.within_budget:
+        console.warn(f"{name} is {profile.measured.verdict}.")
+
+
+def say_expected_cost(profile: Profile, move: Move) -> None:
+    """Warn of a profile that costs too much, as far as it knows what it costs at the threshold or target asked for."""
+    if move.target is not None:
+        _say_cost_at(profile, move.target)
+    elif move.threshold is None:
+        warn_if_over_budget(profile)
+
+
+def _say_cost_at(profile: Profile, target: float) -> None:
+    kl = profile.point_at(target).kl
+    if kl > MAX_KL:
+        console.warn(
+            f"At ratio {target:g} this profile is over the quality budget: by its curve KL {kl:.3f} is over "
+            f"{MAX_KL:.3f} nats per token; expect visibly worse text."
+        )
+        return
+    console.talk.print(
+        f"At ratio {target:g} the profile should cost KL {kl:.3f} nats per token, by its curve, which knows KL alone."
+    )
+    # The curve knows KL alone; the verdict may rest on top-1 agreement, and skipping more does not mend that.
+    if profile.measured is not None and target >= profile.measured.skip_ratio:
+        warn_if_over_budget(profile, f"Already at ratio {profile.measured.skip_ratio:g} this profile")
+
+
+def hint_command(*arguments: object) -> None:
+    """Name the next command, ready to be pasted into a shell."""
+    console.hint(shlex.join(["ffnskip", *map(str, arguments)]))
