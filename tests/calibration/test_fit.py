@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.calibrations import quality_of
 from support.factories import Kind
 from support.pico import pico_model, pico_profile, pico_tokens
 from torch import Tensor
@@ -25,8 +26,6 @@ from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import record_text
 from ffnskip_cli.calibration.threshold.solve import solve_threshold
 from ffnskip_cli.journal import Journal
-from ffnskip_cli.measure.quality import measure_quality
-from ffnskip_cli.track import silently
 
 LENGTH, RATIO, SEED = 32, 0.3, 0
 TEXT, UNSEEN = pico_tokens(LENGTH, batch=80), pico_tokens(LENGTH, batch=24, seed=1)
@@ -61,25 +60,23 @@ def kl_at_ratio(profile: Profile, text: Tensor = UNSEEN) -> float:
     else:
         record = record_scores(Lab(llama()), profile, text, 0)
     threshold = solve_threshold(record, profile.skip, RATIO)
-    (quality,) = measure_quality(llama(), [profile.with_threshold(threshold)], text, silently)
+    quality = quality_of(llama(), profile.with_threshold(threshold), text)
     assert quality.skip_ratio.mean == pytest.approx(RATIO, abs=0.03)
     return quality.kl.mean
 
 
 @pytest.mark.parametrize("rule", ["cosine", "predicted-damage"])
 def test_a_richer_compensation_costs_less_at_the_same_ratio(rule: str) -> None:
-    kinds: list[tuple[Any, ...]] = [("none",), ("mean",), ("linear",)]
-    costs = [kl_at_ratio(fitted(kind, rule, *size)) for kind, *size in kinds if (kind, rule) != ("none", "cosine")]
-    if rule == "cosine":
-        costs.insert(0, kl_at_ratio(draft_of("none", "cosine")))
-    nothing, mean, linear = costs
+    nothing, mean, linear = (
+        kl_at_ratio(draft_of("none", rule) if (kind, rule) == ("none", "cosine") else fitted(kind, rule))
+        for kind in ("none", "mean", "linear")
+    )
     assert mean < nothing
     assert linear < 0.9 * mean
 
 
 def test_the_fitted_profile_says_what_it_went_through() -> None:
     profile = low_rank()
-    assert profile.fit
     assert (profile.fit.tokens, profile.fit.text_sha256, profile.fit.ratio) == (TEXT.numel(), "ab" * 32, RATIO)
     assert profile.fit.gradient_tokens == len(TEXT) // 2 * LENGTH
     assert 2 <= len(profile.fit.kl) <= 1 + MAX_REFITS
@@ -96,7 +93,6 @@ def test_the_fitted_profile_says_what_it_went_through() -> None:
 def test_the_probes_beat_those_that_tell_no_token_from_another() -> None:
     """The same compensation with a probe that says the average of each layer's predictions for every token."""
     profile = low_rank()
-    assert profile.weights
     scores = record_scores(Lab(llama()), profile, TEXT[:16], 0).values[:, 2:, 1:5]
     means = scores.flatten(0, 1).mean(dim=0)
     shuffled = profile.weights.tensors[PROBE][:, torch.randperm(32, generator=torch.Generator().manual_seed(0))]
@@ -132,29 +128,17 @@ def test_a_refit_that_does_not_help_is_the_last_and_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, costs: list[float], stages_run: int, kept: int
 ) -> None:
     profile, stages = with_costs(monkeypatch, costs)
-    assert profile.fit
     assert profile.fit.kl == pytest.approx(costs)
     assert len(stages) == stages_run
     assert profile.weights == fitter.stored(stages[kept])
     assert all(profile.weights != fitter.stored(stage) for place, stage in enumerate(stages) if place != kept)
 
 
-def test_twice_the_same_fit_gives_the_same_bytes_and_another_seed_others() -> None:
-    first, again, other = (
-        fitted("low-rank", "predicted-damage", 4, 8, text=TEXT[:24], seed=seed) for seed in (0, 0, 1)
-    )
-    assert first.weights
-    assert again.weights
-    assert first.weights.data == again.weights.data
-    assert first == again
-    assert first.weights != other.weights
-
-
 class KilledError(Exception):
     pass
 
 
-def test_a_fit_that_was_killed_goes_on_where_it_stopped_with_the_same_bytes(
+def test_a_fit_that_was_killed_goes_on_where_it_stopped_with_the_same_bytes_and_another_seed_gives_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choices = ("low-rank", "predicted-damage", 4, 8)
@@ -185,23 +169,19 @@ def test_a_fit_that_was_killed_goes_on_where_it_stopped_with_the_same_bytes(
     monkeypatch.setattr(fitter, "take_gradients", no_gradients)
     journal = Journal(path, "own", resume=True)
     resumed = fitted(*choices, text=TEXT[:24], journal=journal)
-    assert resumed.weights
-    assert whole.weights
     assert resumed.weights.data == whole.weights.data
     assert resumed == whole
-    assert not any(what.startswith("fitting") for what in ran)
     assert ran.count("refit 1") == 1
+    assert not any(what.startswith("fitting") for what in ran)
     journal.discard()
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert fitted(*choices, text=TEXT[:24], seed=1).weights != whole.weights
 
 
-@pytest.mark.parametrize("sequences", [1, 2])
-def test_too_little_text_is_refused_in_one_sentence(sequences: int) -> None:
-    with pytest.raises(FfnskipError, match=r"^[^\n]+ too few to fit to, which takes 96: [^\n]+\.$"):
-        fitted("mean", text=TEXT[:sequences])
-
-
-def test_the_smallest_text_that_is_not_refused_can_be_fitted_to() -> None:
+def test_too_little_text_is_refused_in_one_sentence_and_the_smallest_that_is_not_can_be_fitted_to() -> None:
+    for sequences in (1, 2):
+        with pytest.raises(FfnskipError, match=r"^[^\n]+ too few to fit to, which takes 96: [^\n]+\.$"):
+            fitted("mean", text=TEXT[:sequences])
     profile = fitted("linear", text=TEXT[:3])
-    assert profile.fit
     assert profile.fit.gradient_tokens == LENGTH

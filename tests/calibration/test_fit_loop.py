@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import partial
 
 import pytest
 import torch
 from support.factories import make_compensated
-from support.pico import HIDDEN, N_LAYERS, middle_threshold, pico_model, pico_profile, pico_tokens
+from support.pico import HIDDEN, N_LAYERS, float64_model, middle_threshold, pico_profile, pico_tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,24 +26,19 @@ TEXT, WARM_UP = pico_tokens(14, batch=6), 3  # more sequences than one batch has
 REGION = range(1, 5)
 
 
-@cache
-def model_of(name: str) -> PreTrainedModel:
-    return pico_model(name, torch.float64)
-
-
 def llama() -> PreTrainedModel:
-    return model_of("llama")
+    return float64_model()
 
 
 def profile_of(rule: str, threshold: float, name: str = "llama") -> Profile:
-    info = pico_profile(model_of(name)).model.model_dump()
+    info = pico_profile(float64_model(name)).model.model_dump()
     choices = {"rule": rule, "rank": 3, "threshold": threshold, "warm_up": WARM_UP}
     return make_compensated("low-rank", **info | choices)
 
 
 def seen_by_run(profile: Profile, name: str = "llama") -> dict[int, list[Seen]]:
     found: dict[int, list[Seen]] = {place: [] for place in range(len(REGION))}
-    observe(Lab(model_of(name)), profile, TEXT, lambda seen: found[seen.place].append(seen), "looking")
+    observe(Lab(float64_model(name)), profile, TEXT, lambda seen: found[seen.place].append(seen), "looking")
     return found
 
 
@@ -51,15 +46,12 @@ def seen_by_run(profile: Profile, name: str = "llama") -> dict[int, list[Seen]]:
 def watched(name: str = "llama") -> Iterator[dict[int, list[tuple[Tensor, Tensor]]]]:
     """Inputs and outputs of the FFN modules of the region, whatever they are, by layer."""
     found: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in REGION}
-    sites = ffn_sites(model_of(name))
+    sites = ffn_sites(float64_model(name))
 
-    def keeper(layer: int):  # type: ignore[no-untyped-def]
-        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            found[layer].append((args[0], output))
+    def keep(layer: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        found[layer].append((args[0], output))
 
-        return keep
-
-    hooks = [sites[layer].layer.get_submodule("mlp").register_forward_hook(keeper(layer)) for layer in REGION]
+    hooks = [sites[layer].layer.get_submodule("mlp").register_forward_hook(partial(keep, layer)) for layer in REGION]
     try:
         yield found
     finally:
@@ -67,12 +59,18 @@ def watched(name: str = "llama") -> Iterator[dict[int, list[tuple[Tensor, Tensor
             hook.remove()
 
 
+@torch.inference_mode()
+def dense_states() -> dict[int, list[tuple[Tensor, Tensor]]]:
+    with watched() as found:
+        for batch in TEXT.split(4):
+            llama()(batch, use_cache=False)
+    return found
+
+
 @pytest.mark.parametrize(("rule", "never"), [("cosine", 2.0), ("predicted-damage", 0.0)])
 def test_a_profile_that_never_skips_shows_the_states_of_the_untouched_model(rule: str, never: float) -> None:
     shown = seen_by_run(profile_of(rule, never))
-    with watched() as found, torch.inference_mode():
-        for batch in TEXT.split(4):
-            llama()(batch, use_cache=False)
+    found = dense_states()
     for place, layer in enumerate(REGION):
         for seen, (x, f) in zip(shown[place], found[layer], strict=True):
             assert torch.equal(seen.x, x[:, WARM_UP:].flatten(0, 1))
@@ -111,7 +109,7 @@ def test_behind_a_norm_or_a_multiplier_f_is_what_the_wrapped_ffn_returns(name: s
     shown = seen_by_run(profile, name)
     assert any(bool(seen.skipped.any()) for seen in shown[0])
     for place, layer in enumerate(REGION):
-        site = ffn_sites(model_of(name))[layer]
+        site = ffn_sites(float64_model(name))[layer]
         norm_after = site.child(site.norm_after)
         for seen in shown[place]:
             with torch.inference_mode():
@@ -139,10 +137,7 @@ def test_scores_lie_where_their_tokens_and_layers_are(prompt: int) -> None:
     assert bool((record.values[:, :WARM_UP] == math.inf).all())
     cold = [layer for layer in range(N_LAYERS) if layer not in REGION]
     assert bool((record.values[:, :, cold] == math.inf).all())
-    assert profile.weights is not None
-    with watched() as found, torch.inference_mode():
-        for batch in TEXT.split(4):
-            llama()(batch, use_cache=False)
+    found = dense_states()
     for place, layer in enumerate(REGION):
         x = torch.cat([some for some, _ in found[layer]])[:, prompt + WARM_UP :]
         probe, bias = (profile.weights.tensors[name][place].double() for name in (PROBE, PROBE_BIAS))

@@ -14,11 +14,15 @@ def never() -> int:
     raise AssertionError("was computed again")
 
 
-def test_a_value_is_computed_once_for_each_key() -> None:
+def test_a_value_is_computed_once_for_each_key_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     journal = Journal()
+    assert journal.remember_tensors("key", lambda: {"a": torch.ones(1)})["a"].tolist() == [1]
     assert journal.remember(["a", 1], lambda: 7) == 7
     assert journal.remember(["a", 1], never) == 7
     assert journal.remember(["a", 2], lambda: 8) == 8
+    journal.discard()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_finished_before_a_kill_is_there_after_it_to_the_last_bit(tmp_path: Path) -> None:
@@ -44,10 +48,14 @@ def test_a_line_that_a_kill_cut_short_is_computed_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("subject", "resume"), [("another", True), ("subject", False)])
-def test_another_run_begins_anew(tmp_path: Path, subject: str, resume: bool) -> None:
+def test_another_calibration_begins_anew(tmp_path: Path, subject: str, resume: bool) -> None:
     path = tmp_path / "journal"
-    Journal(path, "subject").remember("key", lambda: 1)
-    assert Journal(path, subject, resume=resume).remember("key", lambda: 2) == 2
+    old = Journal(path, "subject")
+    old.remember("key", lambda: 1)
+    old.remember_tensors("key", lambda: {"a": torch.zeros(1)})
+    new = Journal(path, subject, resume=resume)
+    assert new.remember("key", lambda: 2) == 2
+    assert new.remember_tensors("key", lambda: {"a": torch.ones(1)})["a"].tolist() == [1]
     assert Journal(path, subject, resume=True).remember("key", never) == 2
 
 
@@ -73,7 +81,6 @@ def test_a_finished_run_leaves_no_journal(tmp_path: Path) -> None:
     journal.remember("key", lambda: 1)
     journal.discard()
     journal.discard()
-    Journal().discard()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -99,32 +106,16 @@ def test_tensors_are_there_after_a_kill_to_the_last_bit_and_gone_when_the_run_is
     assert [file.name for file in tmp_path.iterdir()] == ["own1.journal.0.safetensors"]
 
 
-@pytest.mark.parametrize(("subject", "resume"), [("another", True), ("subject", False)])
-def test_tensors_of_another_run_are_computed_anew(tmp_path: Path, subject: str, resume: bool) -> None:
-    path = tmp_path / "journal"
-    Journal(path, "subject").remember_tensors("key", lambda: {"a": torch.zeros(1)})
-    found = Journal(path, subject, resume=resume).remember_tensors("key", lambda: {"a": torch.ones(1)})
-    assert found["a"].tolist() == [1]
-
-
-def test_without_a_file_tensors_are_only_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert Journal().remember_tensors("key", lambda: {"a": torch.ones(1)})["a"].tolist() == [1]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_tensors_that_cannot_be_written_or_read_are_one_sentence(tmp_path: Path) -> None:
+def test_what_cannot_be_written_or_read_is_one_sentence(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal", "subject")
     journal.remember_tensors("key", lambda: {"a": torch.ones(1)})
     (file,) = tmp_path.glob("journal.*")
     file.write_bytes(b"no tensors")
-    with pytest.raises(FfnskipError, match=r"^[^\n]+ cannot be used: [^\n]+\.$"):
-        Journal(tmp_path / "journal", "subject", resume=True).remember_tensors("key", never_tensors)
-
-
-def test_a_journal_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(FfnskipError, match=r"^[^\n]+ cannot be used: [^\n]+\.$"):
-        Journal(tmp_path / "file" / "journal", "subject")
-    with pytest.raises(FfnskipError, match=r"^[^\n]+ cannot be used: [^\n]+\.$"):
-        Journal(tmp_path, "subject", resume=True)
+    for use in (
+        lambda: Journal(tmp_path / "journal", "subject", resume=True).remember_tensors("key", never_tensors),
+        lambda: Journal(tmp_path / "file" / "journal", "subject"),
+        lambda: Journal(tmp_path, "subject", resume=True),
+    ):
+        with pytest.raises(FfnskipError, match=r"^[^\n]+ cannot be used: [^\n]+\.$"):
+            use()

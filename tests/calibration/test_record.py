@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from support.pico import N_LAYERS, pico_model, pico_tokens
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
@@ -13,24 +13,18 @@ from ffnskip_cli.calibration.recording.record import Record, record_generated, r
 PROMPT, NEW = 6, 12
 
 
+@torch.inference_mode()
 def by_hand(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """cos(h, h + f) of one sequence ``[length]`` in a Llama model, ``[length, n_layers]``, by hooks of its own."""
     h: list[Tensor] = []
     f: list[Tensor] = []
     hooks = []
-
-    def keep_h(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        h.append(args[0][0].double())
-
-    def keep_f(mlp: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        f.append(output[0].double())
-
     body: Any = model.model
     for layer in body.layers:
-        hooks.append(layer.post_attention_layernorm.register_forward_pre_hook(keep_h))
-        hooks.append(layer.mlp.register_forward_hook(keep_f))
-    with torch.inference_mode():
-        model(tokens[None])
+        norm = layer.post_attention_layernorm
+        hooks.append(norm.register_forward_pre_hook(lambda module, args: h.append(args[0][0].double())))
+        hooks.append(layer.mlp.register_forward_hook(lambda module, args, output: f.append(output[0].double())))
+    model(tokens[None])
     for hook in hooks:
         hook.remove()
     columns = [(a * (a + b)).sum(-1) / (a.norm(dim=-1) * (a + b).norm(dim=-1)) for a, b in zip(h, f, strict=True)]

@@ -2,32 +2,28 @@
 
 import itertools
 from collections.abc import Callable, Iterable
-from functools import cache
 from typing import Any, cast
 
 import pytest
 import torch
-from support import calibrations
-from support.calibrations import paper_settings
-from support.pico import N_LAYERS, pico_model, pico_profile, pico_tokens
+from support.calibrations import WARM_UP, calibrated_on, paper_settings, quality_of
+from support.pico import N_LAYERS, float64_model, pico_profile, pico_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ffnskip import FfnskipError, Profile
-from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import dump_profile
 from ffnskip.profiles.schema import Skip
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
 from ffnskip_cli.calibration.rules.cosine import search as module
 from ffnskip_cli.calibration.rules.cosine.search import Scored, Scorer, search
-from ffnskip_cli.calibration.settings import Goal, Settings
+from ffnskip_cli.calibration.settings import Goal
 from ffnskip_cli.calibration.threshold.solve import solve_threshold
 from ffnskip_cli.calibration.threshold.verify import measure_ratio
-from ffnskip_cli.measure.quality import Quality, measure_quality
-from ffnskip_cli.track import silently
+from ffnskip_cli.measure.quality import Quality
 
-LENGTH, WARM_UP = 32, 3
+LENGTH = 32
 TEXT = pico_tokens(LENGTH, batch=16)
 GOAL = Goal("target_ratio", 0.2)
 DEEP = 30  # layers of the model that the fake scorer pretends to have
@@ -54,12 +50,9 @@ def start(**options: Any) -> Skip:
     return Skip.model_validate({"rule": "cosine", "cold_s": 5, "cold_e": 25, "threshold": 1.0, "warm_up": 3, **options})
 
 
-def settings(**choices: Any) -> Settings:
-    return paper_settings(GOAL, **{"sequence_length": LENGTH, "tokens": TEXT.numel(), "warm_up": WARM_UP, **choices})
-
-
 def searched(scorer: FakeScorer, skip: Skip | None = None, **choices: Any) -> list[Scored]:
-    return search(cast(Scorer, scorer), start() if skip is None else skip, settings(**choices))
+    sizes = {"sequence_length": LENGTH, "tokens": TEXT.numel(), "warm_up": WARM_UP}
+    return search(cast(Scorer, scorer), start() if skip is None else skip, paper_settings(GOAL, **sizes, **choices))
 
 
 def flat(cost: float) -> list[float]:
@@ -83,10 +76,7 @@ def test_what_is_equal_within_noise_takes_nothing_from_the_papers_rule() -> None
     assert {skip.window for skip in scorer.asked} == {None, 1, 2, 4}
     assert {skip.refresh_every for skip in scorer.asked} == {None, 6}
     assert len({(skip.cold_s, skip.cold_e) for skip in scorer.asked}) > 1
-
-
-def test_what_costs_exactly_the_same_takes_nothing_either() -> None:
-    assert searched(FakeScorer(lambda skip: flat(1.0)))[0].skip == start()
+    assert searched(FakeScorer(lambda skip: papers))[0].skip == start()  # nor what costs exactly the same
 
 
 def test_the_best_window_wins_and_stays_while_the_rest_is_sought() -> None:
@@ -122,14 +112,14 @@ def test_what_is_pinned_is_never_moved(pins: dict[str, Any]) -> None:
         assert tried == {pins[name]} if name in pins else len(tried) > 1
 
 
-@pytest.mark.parametrize("candidates", range(1, 30))
-def test_no_more_candidates_are_scored_than_allowed_and_none_twice(candidates: int) -> None:
-    scorer = FakeScorer(bowl(12, 19))
-    found = searched(scorer, candidates=candidates)
-    tried = [tuple(without_threshold(skip).values()) for skip in scorer.asked]
-    assert len(tried) == len(set(tried)) <= candidates
-    assert len(tried) == candidates or found[0].skip == start(cold_s=12, cold_e=19)
-    assert {tuple(without_threshold(scored.skip).values()) for scored in found} == set(tried)
+def test_no_more_candidates_are_scored_than_allowed_and_none_twice() -> None:
+    for candidates in range(1, 30):
+        scorer = FakeScorer(bowl(12, 19))
+        found = searched(scorer, candidates=candidates)
+        tried = [tuple(without_threshold(skip).values()) for skip in scorer.asked]
+        assert len(tried) == len(set(tried)) <= candidates
+        assert len(tried) == candidates or found[0].skip == start(cold_s=12, cold_e=19)
+        assert {tuple(without_threshold(scored.skip).values()) for scored in found} == set(tried)
 
 
 def test_the_chosen_one_comes_first_and_nothing_tried_is_better() -> None:
@@ -173,17 +163,6 @@ def test_better_beyond_noise_is_three_standard_errors_of_the_paired_difference(g
     assert not champion.beats(challenger)
 
 
-@cache
-def model_of(name: str = "llama", scales: tuple[float, ...] = (1.0,) * N_LAYERS) -> PreTrainedModel:
-    """In float64, so that no similarity lies within rounding of a threshold. `scales` make FFNs small or large."""
-    model = pico_model(name, torch.float64)
-    with torch.no_grad():
-        for site, scale in zip(ffn_sites(model), scales, strict=True):
-            for weight in site.layer.get_submodule("mlp").parameters():
-                weight *= scale ** (1 / 3)  # three matrices one after the other
-    return model
-
-
 def rule(model: PreTrainedModel, **options: Any) -> Profile:
     return pico_profile(model, **{"warm_up": WARM_UP, "cold_s": 1, "cold_e": 5, **options})
 
@@ -192,42 +171,43 @@ def scorer_of(model: PreTrainedModel, record: Record, ratio: float) -> Scorer:
     return Scorer(Lab(model), rule(model), record, ratio)
 
 
-def quality_of(model: PreTrainedModel, skip: Skip, tokens: Tensor) -> Quality:
-    (quality,) = measure_quality(model, [rule(model).model_copy(update={"skip": skip})], tokens, silently)
-    return quality
+def quality_at(model: PreTrainedModel, skip: Skip, tokens: Tensor) -> Quality:
+    return quality_of(model, rule(model).model_copy(update={"skip": skip}), tokens)
 
 
 def test_a_candidate_is_scored_by_its_kl_in_the_running_model_in_proportion_at_the_ratio(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "SEARCH_TOKENS", 9 * LENGTH)
-    scorer = scorer_of(model_of(), record_text(model_of(), TEXT), 0.2)
-    skips = [rule(model_of(), **options).skip for options in ({}, {"window": 1}, {"refresh_every": 2}, {"cold_s": 2})]
+    scorer = scorer_of(float64_model(), record_text(float64_model(), TEXT), 0.2)
+    skips = [
+        rule(float64_model(), **options).skip for options in ({}, {"window": 1}, {"refresh_every": 2}, {"cold_s": 2})
+    ]
     scored = scorer.score(skips)
     assert scorer.tokens == 9 * LENGTH
     assert [without_threshold(s.skip) for s in scored] == [without_threshold(skip) for skip in skips]
     for candidate in scored:
-        quality = quality_of(model_of(), candidate.skip, TEXT[:9])
+        quality = quality_at(float64_model(), candidate.skip, TEXT[:9])
         assert candidate.ratio == quality.skip_ratio.mean == pytest.approx(0.2, abs=0.02)
         expected = [kl * 0.2 / quality.skip_ratio.mean for kl in quality.kl_by_sequence]
         assert candidate.kl.tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_on_generated_text_candidates_are_scored_behind_the_prompts() -> None:
-    model, prompt = model_of(), 9
+    model, prompt = float64_model(), 9
     record = record_generated(model, TEXT[:, :prompt], 20)
     (scored,) = scorer_of(model, record, 0.15).score([rule(model).skip])
     behind_prompts = scored.skip.model_copy(update={"warm_up": WARM_UP + prompt})
-    quality = quality_of(model, behind_prompts, record.sequences)
+    quality = quality_at(model, behind_prompts, record.sequences)
     assert scored.skip.warm_up == WARM_UP
     assert scored.ratio == quality.skip_ratio.mean
     assert float(scored.kl.mean()) == pytest.approx(quality.kl.mean * 0.15 / scored.ratio)
 
 
 def test_candidates_that_cannot_reach_the_ratio_are_left_out() -> None:
-    scorer = scorer_of(model_of(), record_text(model_of(), TEXT), 0.4)
+    scorer = scorer_of(float64_model(), record_text(float64_model(), TEXT), 0.4)
     possible, *others = (
-        rule(model_of(), **options).skip for options in ({}, {"window": 1}, {"cold_s": 3}, {"refresh_every": 2})
+        rule(float64_model(), **options).skip for options in ({}, {"window": 1}, {"cold_s": 3}, {"refresh_every": 2})
     )
     assert [without_threshold(s.skip) for s in scorer.score([*others, possible])] == [without_threshold(possible)]
     assert scorer.score(others) == []
@@ -236,7 +216,7 @@ def test_candidates_that_cannot_reach_the_ratio_are_left_out() -> None:
 @pytest.mark.parametrize(("ratio", "gain"), [(0.15, 3), (0.2, 3), (0.25, 1), (0.3, 1)])
 def test_thresholds_are_corrected_where_the_running_model_skips_something_else(ratio: float, gain: float) -> None:
     """Here it skips up to a fifth less than was simulated; a correction that makes it worse is dropped."""
-    model = model_of("gpt2")
+    model = float64_model("gpt2")
     record, profile = record_text(model, TEXT), rule(model, window=1, cold_s=0, cold_e=N_LAYERS)
     simulated = profile.with_threshold(solve_threshold(record, profile.skip, ratio))
     error = abs(measure_ratio(Lab(model), simulated, record) - ratio)
@@ -247,61 +227,50 @@ def test_thresholds_are_corrected_where_the_running_model_skips_something_else(r
 
 def test_one_sequence_cannot_be_compared_on_and_is_refused_in_one_sentence() -> None:
     with pytest.raises(FfnskipError, match=r"^Quality needs at least two sequences of text[^\n]+\.$"):
-        scorer_of(model_of(), record_text(model_of(), TEXT[:1]), 0.2).score([rule(model_of()).skip])
+        scorer_of(float64_model(), record_text(float64_model(), TEXT[:1]), 0.2).score([rule(float64_model()).skip])
 
 
 def calibrated(model: PreTrainedModel, goal: Goal = GOAL, text: Tensor = TEXT, **choices: Any) -> Profile:
-    settings = {"sequence_length": LENGTH, "tokens": text.numel(), "warm_up": WARM_UP, **choices}
     held_out = pico_tokens(LENGTH, batch=3, seed=1)
-    result = calibrations.calibrated(model, text, held_out, paper_settings(goal, **settings))
-    if result.refused:
-        raise FfnskipError(result.refused[0])
-    return result.finished[0].profile
+    return calibrated_on(model, text, held_out, goal, **{"candidates": 16, **choices})[0].profile
 
 
 def test_a_layer_that_must_not_be_skipped_ends_up_outside_of_the_region() -> None:
     """Layer 4 turns the stream more than those before it, but not so much that the curve would say so."""
-    found = calibrated(model_of(scales=(1.0, 0.6, 0.6, 0.6, 1.2, 1.0)), cold_s=1, window=None, refresh_every=None)
-    assert found.search is not None
+    found = calibrated(float64_model("llama", 1.0, 0.6, 0.6, 0.6, 1.2, 1.0), cold_s=1, window=None, refresh_every=None)
     assert any(other.cold_e == 5 for other in found.search.candidates[1:]), "the curve did not propose it"
     assert (found.skip.cold_s, found.skip.cold_e) == (1, 4)
 
 
 def test_a_window_that_jumps_over_such_a_layer_is_found() -> None:
     """Every token triggers at layer 1 first. A window of 1 skips 2 and 4, and runs layer 3."""
-    model = model_of(scales=(1.0, 0.02, 0.2, 2.0, 0.2, 1.0))
+    model = float64_model("llama", 1.0, 0.02, 0.2, 2.0, 0.2, 1.0)
     found = calibrated(model, cold_s=1, cold_e=5, refresh_every=None)
     assert found.skip.window == 1
 
 
-def test_the_profile_keeps_the_evidence_with_the_chosen_rule_first() -> None:
-    found = calibrated(model_of(), candidates=7)
-    assert found.search is not None
+def test_the_profile_keeps_the_evidence_with_the_chosen_rule_first_and_the_same_bytes_each_time() -> None:
+    found = calibrated(float64_model(), candidates=7)
     first, *others = found.search.candidates
-    assert first.model_dump(include={"cold_s", "cold_e", "window", "refresh_every"}) == found.skip.model_dump(
-        include={"cold_s", "cold_e", "window", "refresh_every"}
-    )
+    for name in ("cold_s", "cold_e", "window", "refresh_every"):
+        assert getattr(first, name) == getattr(found.skip, name)
     assert 3 <= len(others) <= 6
     assert first.standard_error == 0
     assert all(other.standard_error > 0 for other in others)
     assert (found.search.ratio, found.search.tokens) == (0.2, TEXT.numel())
-
-
-def test_twice_the_same_search_gives_the_same_bytes() -> None:
-    assert len({dump_profile(calibrated(model_of(), candidates=5)) for _ in range(2)}) == 1
+    assert dump_profile(calibrated(float64_model(), candidates=7)) == dump_profile(found)
 
 
 @pytest.mark.parametrize(("length", "sequences"), itertools.product((4, 6), (2, 3)))
 def test_the_smallest_texts_are_searched_too(length: int, sequences: int) -> None:
     choices = {"sequence_length": length, "warm_up": "auto", "cold_s": 1, "cold_e": 5}
-    found = calibrated(model_of(), Goal("max_kl", 50.0), pico_tokens(length, batch=sequences), **choices)
-    assert found.measured is not None
+    found = calibrated(float64_model(), Goal("max_kl", 50.0), pico_tokens(length, batch=sequences), **choices)
     assert found.measured.skip_ratio > 0.2
 
 
 def test_a_ratio_beyond_the_proposed_region_widens_it_or_is_refused() -> None:
     """The free ends of the region are moved outwards as far as the target needs; a pinned one is not."""
-    region = calibrated(model_of(), Goal("target_ratio", 0.5)).skip
+    region = calibrated(float64_model(), Goal("target_ratio", 0.5)).skip
     assert region.cold_e - region.cold_s >= 4
     with pytest.raises(FfnskipError, match=r"^A skip ratio of 0\.9 cannot be reached: layers 0 to 5 [^\n]+\.$"):
-        calibrated(model_of(), Goal("target_ratio", 0.9))
+        calibrated(float64_model(), Goal("target_ratio", 0.9))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from support.factories import make_profile
+from safetensors.torch import save
+from support.factories import TEXT, make_profile
 from torch import Tensor
 
 from ffnskip import FfnskipError
@@ -21,19 +21,8 @@ DOCUMENTS = frozenset({b"\x00" * 32, b"\xff" * 32})
 
 
 def identity(**changes: Any) -> Identity:
-    text = {
-        "dataset": "own",
-        "config": None,
-        "split": None,
-        "revision": None,
-        "text_sha256": "ab" * 32,
-        "tokens_requested": SEQUENCES * LENGTH + 3,
-        "tokens_used": SEQUENCES * LENGTH,
-        "sequence_length": LENGTH,
-        "seed": 0,
-        "dtype": "float32",
-        "on": "text",
-    }
+    sizes = {"tokens_used": SEQUENCES * LENGTH, "sequence_length": LENGTH}
+    text = TEXT | sizes | {"text_sha256": "ab" * 32, "seed": 0, "dtype": "float32", "on": "text"}
     source = Source(make_profile().model, "cd" * 32, "ef" * 32, "float32")
     text |= {name: value for name, value in changes.items() if name in text}
     source = replace(source, **{name: value for name, value in changes.items() if hasattr(source, name)})
@@ -60,29 +49,15 @@ def save_each(folder: Path, *parts: Statistics) -> list[Path]:
     return paths
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.double(), other.double())
-
-
-def test_a_saved_recording_comes_back_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [[[0, 1, 2, 3, 4]], [[4, 0], [2], [1, 3]], [[1, 3], [4, 0], [2]]])
+def test_parts_that_were_saved_are_in_any_order_the_whole_bit_for_bit(tmp_path: Path, parts: list[list[int]]) -> None:
     whole = recording()
-    (path,) = save_each(tmp_path / "new", part([0, 1, 2, 3, 4], whole))
-    loaded = load_statistics([path])
-    assert loaded.identity == identity()
-    assert loaded.missing == 0
-    assert same(loaded.record.sequences, whole.sequences)
-    assert same(loaded.record.values, whole.values)
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
-def test_parts_in_any_order_are_the_whole(tmp_path: Path, order: list[int]) -> None:
-    whole = recording()
-    paths = save_each(tmp_path, part([4, 0], whole), part([2], whole), part([1, 3], whole))
-    merged = load_statistics([paths[i] for i in order])
-    assert merged.missing == 0
-    assert same(merged.record.sequences, whole.sequences)
-    assert same(merged.record.values, whole.values)
+    paths = save_each(tmp_path / "new", *(part(places, whole) for places in parts))
+    loaded = load_statistics(paths)
+    assert (loaded.identity, loaded.missing) == (identity(), 0)
+    assert torch.equal(loaded.record.sequences.long(), whole.sequences)
+    assert torch.equal(loaded.record.values, whole.values)
+    assert sorted((tmp_path / "new").iterdir()) == paths
 
 
 def test_a_part_knows_what_it_lacks_and_holds_no_more_than_it_has(tmp_path: Path) -> None:
@@ -128,16 +103,7 @@ def test_a_recording_of_another_model_is_told_from_the_model_alone() -> None:
         refuse_difference(identity().source.facts(), other, "the model", "the file")
 
 
-def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FfnskipError, match=r"^There is no statistics file \S+: record one with --stats-out\.$"):
-        load_statistics([tmp_path / "none"])
-
-
-@pytest.mark.parametrize(
-    "kind", ["noise", "cut", "other tensors", "other version", "shape", "places", "text", "folder"]
-)
-def test_a_file_that_is_no_recording_is_one_sentence(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "own.safetensors"
+def other_contents(kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     facts = identity().facts()
     tensors = {
         "places": torch.tensor([0]),
@@ -156,15 +122,20 @@ def test_a_file_that_is_no_recording_is_one_sentence(tmp_path: Path, kind: str) 
             tensors["places"] = torch.tensor([SEQUENCES])
         case "text":
             facts["text"]["dataset"] = "/etc/passwd"
-    save_file(tensors, path, metadata={"ffnskip": json.dumps(facts)})
-    match kind:
-        case "noise":
-            path.write_bytes(b"no safetensors")
-        case "cut":
-            path.write_bytes(path.read_bytes()[:-5])
-        case "folder":
-            path.unlink()
-            path.mkdir()
+    return tensors, facts
+
+
+@pytest.mark.parametrize(
+    "kind", ["noise", "cut", "other tensors", "other version", "shape", "places", "text", "folder"]
+)
+def test_a_file_that_is_no_recording_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "own.safetensors"
+    tensors, facts = other_contents(kind)
+    contents = save(tensors, metadata={"ffnskip": json.dumps(facts)})
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes({"noise": b"no safetensors", "cut": contents[:-5]}.get(kind, contents))
     with pytest.raises(FfnskipError, match=r"^\S+ is no statistics file of this version \([^\n]+\)\.$"):
         load_statistics([path])
 
@@ -175,7 +146,9 @@ def test_others_may_read_a_recording_as_they_may_any_file(tmp_path: Path) -> Non
     assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
-def test_a_recording_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_a_recording_that_cannot_be_read_or_written_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FfnskipError, match=r"^There is no statistics file \S+: record one with --stats-out\.$"):
+        load_statistics([tmp_path / "none"])
     (tmp_path / "file").touch()
     with pytest.raises(FfnskipError, match=r"^The statistics cannot be written to [^\n]+\.$"):
         Statistics(identity()).save(tmp_path / "file" / "own.safetensors")

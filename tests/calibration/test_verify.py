@@ -4,12 +4,10 @@ from functools import cache
 
 import pytest
 import torch
-from support.pico import N_LAYERS, pico_model, pico_profile, pico_tokens
-from torch import Tensor
-from transformers import PreTrainedModel
+from support.calibrations import ratio_by_apply
+from support.pico import N_LAYERS, float64_model, pico_profile, pico_tokens
 
-import ffnskip
-from ffnskip import FfnskipError, Profile, SkipStats
+from ffnskip import FfnskipError, Profile
 from ffnskip.model.sites import ffn_sites
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
@@ -20,31 +18,16 @@ TEXT = pico_tokens(40, batch=10)
 
 
 @cache
-def model_of(name: str) -> PreTrainedModel:
-    """In float64, so that no similarity lies within rounding of a threshold."""
-    return pico_model(name, torch.float64)
-
-
-@cache
 def recorded(name: str) -> Record:
-    return record_text(model_of(name), TEXT)
+    return record_text(float64_model(name), TEXT)
 
 
 def profile_of(name: str, **options: int) -> Profile:
-    return pico_profile(model_of(name), **{"cold_s": 0, "cold_e": N_LAYERS, **options})
-
-
-def ratio_by_apply(model: PreTrainedModel, profile: Profile, sequences: Tensor) -> float:
-    stats = SkipStats(N_LAYERS)
-    for sequence in sequences:
-        with ffnskip.apply(model, profile, mode="score") as applied, torch.inference_mode():
-            model(sequence[None])
-        stats.add(applied.stats)
-    return stats.skip_ratio
+    return pico_profile(float64_model(name), **{"cold_s": 0, "cold_e": N_LAYERS, **options})
 
 
 def test_the_ratio_that_is_reported_is_the_running_models() -> None:
-    model, profile = model_of("llama"), profile_of("llama", cold_s=1, cold_e=5, warm_up=3)
+    model, profile = float64_model("llama"), profile_of("llama", cold_s=1, cold_e=5, warm_up=3)
     found = verify(Lab(model), profile, recorded("llama"), 0.2)
     assert found.ratio == pytest.approx(0.2, abs=GOOD_ENOUGH)
     assert found.ratio == ratio_by_apply(model, profile.with_threshold(found.threshold), TEXT)
@@ -54,9 +37,9 @@ def test_the_ratio_that_is_reported_is_the_running_models() -> None:
 @pytest.mark.parametrize("name", ["gpt2", "phi"])
 def test_the_threshold_is_corrected_where_the_simulation_is_far_off(name: str, target: float) -> None:
     profile = profile_of(name, window=1)
-    found = verify(Lab(model_of(name)), profile, recorded(name), target)
+    found = verify(Lab(float64_model(name)), profile, recorded(name), target)
     assert found.ratio == pytest.approx(target, abs=0.01)
-    assert found.ratio == ratio_by_apply(model_of(name), profile.with_threshold(found.threshold), TEXT)
+    assert found.ratio == ratio_by_apply(float64_model(name), profile.with_threshold(found.threshold), TEXT)
 
 
 def test_there_is_something_to_correct() -> None:
@@ -64,7 +47,7 @@ def test_there_is_something_to_correct() -> None:
     profile, record = profile_of("gpt2", window=1), recorded("gpt2")
     simulated = profile.with_threshold(solve_threshold(record, profile.skip, 0.25))
     assert simulated_ratio(record, simulated.skip) == pytest.approx(0.25, abs=0.002)
-    assert measure_ratio(Lab(model_of("gpt2")), simulated, record) < 0.25 - 0.04
+    assert measure_ratio(Lab(float64_model("gpt2")), simulated, record) < 0.25 - 0.04
 
 
 @pytest.mark.parametrize("window", [1, 2])
@@ -72,13 +55,15 @@ def test_every_ratio_up_to_nearly_the_highest_is_found(window: int) -> None:
     """Corrections as large as the miss swing to and fro for ever where the running model answers twice as strongly."""
     profile, record = profile_of("gpt2", window=window), recorded("gpt2")
     most = highest_ratio(record, profile.skip)
-    found = [verify(Lab(model_of("gpt2")), profile, record, share * most).ratio for share in (0.3, 0.5, 0.6, 0.7, 0.9)]
+    found = [
+        verify(Lab(float64_model("gpt2")), profile, record, share * most).ratio for share in (0.3, 0.5, 0.6, 0.7, 0.9)
+    ]
     assert found == pytest.approx([share * most for share in (0.3, 0.5, 0.6, 0.7, 0.9)], abs=0.01)
 
 
 def test_prompts_of_generated_records_are_dense_and_warm_up_comes_behind_them() -> None:
-    model = model_of("llama")
-    record = record_generated(model, TEXT[:4, :7], 10)
+    model = float64_model("llama")
+    record, modules = record_generated(model, TEXT[:4, :7], 10), list(model.modules())
     profile = profile_of("llama", cold_s=1, cold_e=5, warm_up=3, threshold=-1.0)
     ran: list[int] = []
     ffn = ffn_sites(model)[2].layer.get_submodule("mlp")
@@ -87,23 +72,15 @@ def test_prompts_of_generated_records_are_dense_and_warm_up_comes_behind_them() 
     hook.remove()
     assert ran == [7 + 3] * 4
     assert ratio == 3 / 6
-
-
-def test_measuring_leaves_the_model_as_it_was() -> None:
-    model, modules = model_of("llama"), list(model_of("llama").modules())
-    measure_ratio(Lab(model), profile_of("llama"), recorded("llama"))
     assert list(model.modules()) == modules
 
 
-def test_a_ratio_beyond_the_region_is_refused_in_one_sentence() -> None:
-    with pytest.raises(FfnskipError, match=r"^A skip ratio of 0\.6 cannot be reached: layers 1 to 4 [^\n]+\.$"):
-        verify(Lab(model_of("llama")), profile_of("llama", cold_s=1, cold_e=5), recorded("llama"), 0.6)
-
-
-def test_a_ratio_that_no_threshold_gives_is_refused_in_one_sentence() -> None:
+def test_a_ratio_beyond_the_region_or_that_no_threshold_gives_is_refused_in_one_sentence() -> None:
     """All tokens are equal here, so that they skip together and every ratio is a multiple of 1 / 6."""
-    model, profile = model_of("llama"), profile_of("llama")
+    model, profile = float64_model("llama"), profile_of("llama")
     record = record_text(model, torch.full((2, 20), 7))
     assert verify(Lab(model), profile, record, 2 / 6).ratio == 2 / 6
     with pytest.raises(FfnskipError, match=r"^A skip ratio of 0\.25 cannot be [^\n]+ gives 0\.(167|333) [^\n]+\.$"):
         verify(Lab(model), profile, record, 0.25)
+    with pytest.raises(FfnskipError, match=r"^A skip ratio of 0\.6 cannot be reached: layers 1 to 4 [^\n]+\.$"):
+        verify(Lab(model), profile_of("llama", cold_s=1, cold_e=5), recorded("llama"), 0.6)

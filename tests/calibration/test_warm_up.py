@@ -5,50 +5,43 @@ from typing import Any
 
 import pytest
 import torch
-from support import calibrations
-from support.calibrations import paper_settings
+from support.calibrations import calibrated_on
 from support.naive import naive_forward
-from support.pico import pico_model, pico_profile, pico_tokens
+from support.pico import float64_model, pico_profile, pico_tokens
 from torch import Tensor
-from transformers import PreTrainedModel
 
 import ffnskip
 from ffnskip import FfnskipError, Profile
 from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.profiles.evidence import WarmUpTrial
 from ffnskip_cli.calibration.lab import Lab
-from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
+from ffnskip_cli.calibration.recording.record import record_generated, record_text
 from ffnskip_cli.calibration.rules import warm_up as module
 from ffnskip_cli.calibration.rules.warm_up import PROMPTS, WARM_UPS, ablate, lengths, possible_warm_ups, smallest_good
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal
 from ffnskip_cli.measure.quality import measure_quality
 from ffnskip_cli.measure.worst_case import repetition
 
+MODEL = float64_model()
 LENGTH, PROMPT = 44, 22  # for which warm-ups of 0, 5 and 10 are possible
 THRESHOLD = 0.965
 TEXT = pico_tokens(LENGTH, batch=PROMPTS + 2)
 
 
-@cache
-def model_of() -> PreTrainedModel:
-    """In float64, so that no similarity lies within rounding of a threshold."""
-    return pico_model(dtype=torch.float64)
-
-
 def rule(**options: Any) -> Profile:
-    return pico_profile(model_of(), **{"threshold": THRESHOLD, **options})
+    return pico_profile(MODEL, **{"threshold": THRESHOLD, **options})
 
 
 @cache
 def trials() -> list[WarmUpTrial]:
-    return ablate(Lab(model_of()), rule(), record_text(model_of(), TEXT))
+    return ablate(Lab(MODEL), rule(), record_text(MODEL, TEXT))
 
 
 def greedy(prompt: Tensor, new_tokens: int) -> Tensor:
     """The prompt and its dense continuation, ``[length]``, without a cache."""
     for _ in range(new_tokens):
         with torch.inference_mode():
-            following = model_of()(prompt[None], use_cache=False).logits[0, -1].argmax()
+            following = MODEL(prompt[None], use_cache=False).logits[0, -1].argmax()
         prompt = torch.cat([prompt, following[None]])
     return prompt
 
@@ -60,10 +53,10 @@ def naive_kl() -> Tensor:
     for prompt in TEXT[:PROMPTS, :PROMPT]:
         text = greedy(prompt, LENGTH - PROMPT)
         with torch.inference_mode():
-            dense = model_of()(text[None]).logits[0].softmax(-1)
+            dense = MODEL(text[None]).logits[0].softmax(-1)
         row = []
         for warm_up in (0, 5, 10):
-            sparse = naive_forward(model_of(), text, rule(warm_up=warm_up).skip, prompt=PROMPT).logits.softmax(-1)
+            sparse = naive_forward(MODEL, text, rule(warm_up=warm_up).skip, prompt=PROMPT).logits.softmax(-1)
             late = slice(PROMPT + (LENGTH - PROMPT) // 2, LENGTH - 1)
             row.append(float((dense * (dense / sparse).log()).sum(-1)[late].mean()))
         table.append(row)
@@ -74,26 +67,23 @@ def test_each_trial_is_a_naive_run_over_the_second_half_of_the_dense_models_own_
     assert [trial.warm_up for trial in trials()] == [0, 5, 10]
     assert [trial.kl for trial in trials()] == pytest.approx(naive_kl().mean(dim=0).tolist(), rel=1e-5)
     assert len({trial.kl for trial in trials()}) == 3
-
-
-def test_errors_are_those_of_the_difference_from_the_best_trial_prompt_by_prompt() -> None:
     best = naive_kl().mean(dim=0).argmin()
-    errors = (naive_kl() - naive_kl()[:, [best]]).std(dim=0) / PROMPTS**0.5
+    errors = (naive_kl() - naive_kl()[:, [best]]).std(dim=0) / PROMPTS**0.5  # of the difference, prompt by prompt
     assert [trial.standard_error for trial in trials()] == pytest.approx(errors.tolist(), rel=1e-3, abs=1e-12)
 
 
 def test_repetition_is_that_of_what_the_model_writes_with_this_warm_up() -> None:
     prompts = TEXT[:PROMPTS, :PROMPT]
     for trial in trials():
-        with ffnskip.apply(model_of(), rule(warm_up=trial.warm_up)):
+        with ffnskip.apply(MODEL, rule(warm_up=trial.warm_up)):
             rows = torch.stack(
-                list(generate_tokens(GeneralPath(model_of()), prompts, max_new_tokens=LENGTH - PROMPT)), dim=1
+                list(generate_tokens(GeneralPath(MODEL), prompts, max_new_tokens=LENGTH - PROMPT)), dim=1
             )
         assert trial.repetition == pytest.approx(sum(repetition(row.tolist()) for row in rows) / PROMPTS)
 
 
 def test_what_was_generated_for_the_recording_is_what_warm_ups_are_tried_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = record_generated(model_of(), pico_tokens(PROMPT_TOKENS, batch=2), GENERATED_TOKENS)
+    record = record_generated(MODEL, pico_tokens(PROMPT_TOKENS, batch=2), GENERATED_TOKENS)
     seen = []
 
     def look(lab: Lab, profiles: list[Profile], tokens: Tensor, **options: Any) -> Any:
@@ -102,19 +92,19 @@ def test_what_was_generated_for_the_recording_is_what_warm_ups_are_tried_on(monk
 
     monkeypatch.setattr(Lab, "quality", look)
     monkeypatch.setattr(module, "WARM_UPS", (0, 7))
-    ablate(Lab(model_of()), rule(), record)
+    ablate(Lab(MODEL), rule(), record)
     ((tokens, warm_ups, first),) = seen
     assert torch.equal(tokens, record.sequences)
     assert (warm_ups, first) == ([PROMPT_TOKENS, PROMPT_TOKENS + 7], PROMPT_TOKENS + GENERATED_TOKENS // 2)
 
 
-@pytest.mark.parametrize("length", range(2, 600, 13))
-def test_prompt_and_continuation_fit_into_a_sequence_and_leave_half_a_continuation_to_measure_on(length: int) -> None:
-    prompt, generated = lengths(length)
-    assert 1 <= prompt <= PROMPT_TOKENS
-    assert prompt <= generated <= GENERATED_TOKENS or prompt == generated - 1
-    assert prompt + generated <= length
-    assert all(warm_up <= generated / 2 for warm_up in possible_warm_ups(length))
+def test_prompt_and_continuation_fit_into_a_sequence_and_leave_half_a_continuation_to_measure_on() -> None:
+    for length in range(2, 600, 13):
+        prompt, generated = lengths(length)
+        assert 1 <= prompt <= PROMPT_TOKENS
+        assert prompt <= generated <= GENERATED_TOKENS or prompt == generated - 1
+        assert prompt + generated <= length
+        assert all(warm_up <= generated / 2 for warm_up in possible_warm_ups(length))
 
 
 @pytest.mark.parametrize(
@@ -125,65 +115,49 @@ def test_shorter_sequences_leave_fewer_warm_ups_and_never_just_one(length: int, 
     assert possible_warm_ups(length) == expected
 
 
-def test_sequences_too_short_for_a_choice_give_no_trials_and_run_nothing() -> None:
-    record = Record(TEXT[:, :18], torch.zeros(len(TEXT), 18, 6))
-    nothing: Any = None
-    assert ablate(Lab(nothing), rule(), record) == []
-
-
-def trial(warm_up: int, kl: float, standard_error: float = 0.01) -> WarmUpTrial:
+def trial(warm_up: int, kl: float, standard_error: float) -> WarmUpTrial:
     return WarmUpTrial(warm_up=warm_up, kl=kl, standard_error=standard_error, repetition=0.0)
 
 
 @pytest.mark.parametrize(
-    ("kls", "chosen"),
+    ("kls", "error", "chosen"),
     [
-        ((0.50, 0.30, 0.22, 0.20), 10),  # within two errors of 0.01; 5 is not
-        ((0.50, 0.30, 0.20, 0.22), 10),  # the best itself
-        ((0.20, 0.20, 0.20, 0.20), 0),
-        ((0.50, 0.40, 0.30, 0.20), 20),
-        ((0.21, 0.40, 0.30, 0.20), 0),  # the smallest, though 5 and 10 are worse
+        ((0.50, 0.30, 0.22, 0.20), 0.01, 10),  # within two errors; 5 is not
+        ((0.50, 0.30, 0.20, 0.22), 0.01, 10),  # the best itself
+        ((0.20, 0.20, 0.20, 0.20), 0.01, 0),
+        ((0.50, 0.40, 0.30, 0.20), 0.01, 20),
+        ((0.21, 0.40, 0.30, 0.20), 0.01, 0),  # the smallest, though 5 and 10 are worse
+        ((0.30, 0.20, 0.20, 0.30), 0.0, 5),
     ],
 )
-def test_the_smallest_within_two_errors_of_the_best_is_chosen(kls: tuple[float, ...], chosen: int) -> None:
-    assert smallest_good([trial(warm_up, kl) for warm_up, kl in zip((0, 5, 10, 20), kls, strict=True)]) == chosen
-
-
-def test_without_any_noise_only_the_best_is_good() -> None:
-    assert smallest_good([trial(0, 0.3, 0.0), trial(5, 0.2, 0.0), trial(10, 0.2, 0.0)]) == 5
+def test_the_smallest_within_two_errors_of_the_best_is_chosen(
+    kls: tuple[float, ...], error: float, chosen: int
+) -> None:
+    assert smallest_good([trial(warm_up, kl, error) for warm_up, kl in zip((0, 5, 10, 20), kls, strict=True)]) == chosen
 
 
 def calibrated(text: Tensor, **choices: Any) -> Profile:
-    settings = paper_settings(
-        Goal("target_ratio", 0.2), **{"sequence_length": text.shape[1], "tokens": text.numel(), **choices}
-    )
     held_out = pico_tokens(text.shape[1], batch=3, seed=1)
-    (found,) = calibrations.calibrated(model_of(), text, held_out, settings).finished
+    settings = {"warm_up": "auto", **choices}
+    (found,) = calibrated_on(MODEL, text, held_out, Goal("target_ratio", 0.2), **settings)
     return found.profile
 
 
 @pytest.mark.parametrize("candidates", [0, 3])
 def test_the_profile_has_the_chosen_warm_up_and_the_evidence_for_it(candidates: int) -> None:
     profile = calibrated(TEXT, candidates=candidates)
-    assert profile.search is not None
     assert [trial.warm_up for trial in profile.search.warm_up] == [0, 5, 10]
     assert len(profile.search.candidates) == candidates
     assert profile.skip.warm_up == smallest_good(profile.search.warm_up)
 
 
-def test_where_there_is_no_choice_a_quarter_of_the_sequence_runs_dense_and_nothing_is_compared() -> None:
-    profile = calibrated(TEXT[:, :18], candidates=0)
-    assert profile.skip.warm_up == 18 // 4
-    assert profile.search is None
-
-
-def test_a_warm_up_that_was_given_is_kept() -> None:
+def test_a_warm_up_that_was_given_is_kept_and_where_there_is_no_choice_a_quarter_of_the_sequence_runs_dense() -> None:
+    profile = calibrated(TEXT[:, :18])
+    assert (profile.skip.warm_up, profile.search) == (18 // 4, None)
     profile = calibrated(TEXT, candidates=2, warm_up=7)
-    assert profile.search is not None
-    assert profile.search.warm_up == ()
-    assert profile.skip.warm_up == 7
+    assert (profile.skip.warm_up, profile.search.warm_up) == (7, ())
 
 
 def test_one_prompt_is_refused_in_one_sentence() -> None:
     with pytest.raises(FfnskipError, match=r"^Quality needs at least two sequences of text[^\n]+\.$"):
-        ablate(Lab(model_of()), rule(), record_text(model_of(), TEXT[:1]))
+        ablate(Lab(MODEL), rule(), record_text(MODEL, TEXT[:1]))

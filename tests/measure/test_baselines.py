@@ -6,9 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 from support.factories import make_compensated
-from support.pico import N_LAYERS, decisions, dense_similarities, pico_model, pico_profile, pico_tokens
+from support.pico import N_LAYERS, decisions, dense_similarities, float64_model, pico_profile, pico_tokens
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ffnskip import Profile
 from ffnskip.general.wrap import Applied
@@ -16,6 +15,7 @@ from ffnskip.profiles.identity import model_info
 from ffnskip_cli.measure.baselines import Pattern, bare_profile, baseline_patterns, layer_similarities
 from ffnskip_cli.track import silently
 
+MODEL = float64_model()
 WARM_UP, LENGTH = 3, 100
 TEXT = pico_tokens(LENGTH, batch=4)
 RATIO = 0.4  # of 6 layers: 2.4 FFNs per token
@@ -23,18 +23,13 @@ FIXED = ("non-adaptive", "static", "shortgpt")
 
 
 @cache
-def model() -> PreTrainedModel:
-    return pico_model(dtype=torch.float64)
-
-
-@cache
 def bare() -> Profile:
-    return bare_profile(pico_profile(model(), warm_up=WARM_UP), 0.6)
+    return bare_profile(pico_profile(MODEL, warm_up=WARM_UP), 0.6)
 
 
 @cache
 def patterns(ratio: float = RATIO) -> dict[str, Pattern]:
-    return baseline_patterns(model(), bare(), ratio, TEXT, silently)
+    return baseline_patterns(MODEL, bare(), ratio, TEXT, silently)
 
 
 @torch.inference_mode()
@@ -43,8 +38,8 @@ def skipped(name: str, ratio: float = RATIO) -> Tensor:
     seen = []
     for sequence in TEXT:
         rule = patterns(ratio)[name].rule(bare(), sequence)
-        with Applied(model(), bare(), "score", rule), decisions(model()) as passes:
-            model()(sequence[None], use_cache=False)
+        with Applied(MODEL, bare(), "score", rule), decisions(MODEL) as passes:
+            MODEL(sequence[None], use_cache=False)
         seen.append(passes[0][0].double())
     return torch.stack(seen).mean(0)
 
@@ -76,7 +71,7 @@ def test_a_fixed_set_is_the_same_for_every_token_but_for_the_fraction_of_one_lay
 
 def test_non_adaptive_sets_are_evenly_spread() -> None:
     profile = bare().model_copy(update={"skip": bare().skip.model_copy(update={"cold_s": 0, "cold_e": 6})})
-    orders = {n: baseline_patterns(model(), profile, n / 6, TEXT, silently)["non-adaptive"].order for n in range(7)}
+    orders = {n: baseline_patterns(MODEL, profile, n / 6, TEXT, silently)["non-adaptive"].order for n in range(7)}
     assert orders == {
         0: (),
         1: (3,),
@@ -89,20 +84,20 @@ def test_non_adaptive_sets_are_evenly_spread() -> None:
 
 
 def test_static_skips_where_the_ffn_turns_the_stream_least() -> None:
-    means = dense_similarities(model(), TEXT).view(4, LENGTH, N_LAYERS)[:, WARM_UP:].mean((0, 1))
-    ffns, _ = layer_similarities(model(), TEXT, WARM_UP, silently)
+    means = dense_similarities(MODEL, TEXT).view(4, LENGTH, N_LAYERS)[:, WARM_UP:].mean((0, 1))
+    ffns, _ = layer_similarities(MODEL, TEXT, WARM_UP, silently)
     assert ffns == pytest.approx(means.tolist())
     assert list(patterns()["static"].order) == sorted(range(1, 5), key=lambda layer: -means[layer])
 
 
 @torch.inference_mode()
 def test_shortgpt_skips_in_the_layers_of_the_lowest_block_influence() -> None:
-    states = model()(TEXT, output_hidden_states=True).hidden_states  # the last one is behind the final norm
+    states = MODEL(TEXT, output_hidden_states=True).hidden_states  # the last one is behind the final norm
     influence = []
     for entered, left in pairwise(states[:-1]):
         a, b = entered[:, WARM_UP:], left[:, WARM_UP:]
         influence.append(1 - float(((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).mean()))
-    _, blocks = layer_similarities(model(), TEXT, WARM_UP, silently)
+    _, blocks = layer_similarities(MODEL, TEXT, WARM_UP, silently)
     assert blocks[:-1] == pytest.approx([1 - value for value in influence])
     assert list(patterns()["shortgpt"].order) == sorted(range(1, 5), key=lambda layer: influence[layer])
     assert patterns()["shortgpt"].order != patterns()["static"].order
@@ -124,7 +119,7 @@ def test_the_same_text_is_skipped_alike_and_another_one_is_not() -> None:
 
 
 def test_the_bare_profile_spares_both_ends_unless_the_ratio_needs_them_and_needs_no_weights() -> None:
-    own = model_info(model(), id="org/pico").model_dump()
+    own = model_info(MODEL, id="org/pico").model_dump()
     profile = make_compensated("linear", rule="predicted-damage", **own, cold_s=0, cold_e=6, refresh_every=4)
     found = bare_profile(profile, 0.3)
     assert found.weights is None

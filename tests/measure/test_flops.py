@@ -79,11 +79,6 @@ def test_every_check_is_charged_and_checking_without_skipping_costs() -> None:
     assert cost.ceiling(checks, cosine) == 1.0  # a similarity reads no weights
 
 
-def test_a_probe_is_one_product_with_a_vector() -> None:
-    probed = overhead_of(torch.bfloat16, kind="none", rule="predicted-damage")
-    assert probed == Overhead(check_flops=2 * HIDDEN, check_bytes=2 * HIDDEN, added_flops=0, added_bytes=0)
-
-
 COMPENSATIONS = [
     ({"kind": "mean"}, 0),
     ({"kind": "linear"}, HIDDEN * HIDDEN),
@@ -94,11 +89,16 @@ COMPENSATIONS = [
 
 
 @pytest.mark.parametrize(("profile", "weights"), COMPENSATIONS)
-def test_compensation_costs_its_weights_and_reads_its_bias_besides(profile: dict[str, Any], weights: int) -> None:
+def test_compensation_costs_its_weights_and_bias_and_a_probe_one_product_with_a_vector(
+    profile: dict[str, Any], weights: int
+) -> None:
     for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
         found = overhead_of(dtype, **profile)
         assert (found.added_flops, found.added_bytes) == (2 * weights, size * (weights + HIDDEN))
         assert (found.check_flops, found.check_bytes) == (7 * HIDDEN, 0)
+        probed = overhead_of(dtype, rule="predicted-damage", **profile)
+        assert (probed.check_flops, probed.check_bytes) == (2 * HIDDEN, size * HIDDEN)
+        assert (probed.added_flops, probed.added_bytes) == (found.added_flops, found.added_bytes)
 
 
 @pytest.mark.parametrize(("profile", "weights"), COMPENSATIONS)
@@ -128,19 +128,16 @@ def test_the_ceiling_charges_probe_and_compensation() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_tied_embeddings_are_read_once_and_a_table_that_is_only_looked_up_never(name: str) -> None:
+def test_bytes_are_those_of_all_matrices_that_are_multiplied_in_their_dtype(name: str) -> None:
     model = pico_model(name, tie_word_embeddings=True)
     tables = [model.get_input_embeddings().weight, *(p for n, p in model.named_parameters() if "wpe" in n)]
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     multiplied = [p for p in matrices if p is tables[0] or not any(p is table for table in tables)]
     assert pico_cost(name, tied=True).all_bytes == 4 * sum(p.numel() for p in multiplied)
     assert pico_cost(name, tied=False) == pico_cost(name, tied=True)
-
-
-def test_bytes_follow_the_dtype_and_flops_do_not() -> None:
-    wide, narrow = pico_cost(), model_cost(pico_model(dtype=torch.bfloat16))
-    assert (narrow.ffn_bytes, narrow.all_bytes) == (wide.ffn_bytes / 2, wide.all_bytes / 2)
-    assert narrow.dense_flops(0, 9) == wide.dense_flops(0, 9)
+    narrow = model_cost(pico_model(name, torch.bfloat16))
+    assert (narrow.ffn_bytes, narrow.all_bytes) == (pico_cost(name).ffn_bytes / 2, pico_cost(name).all_bytes / 2)
+    assert narrow.dense_flops(0, 9) == pico_cost(name).dense_flops(0, 9)
 
 
 def test_a_mixture_is_charged_for_the_experts_that_a_token_meets() -> None:
@@ -151,10 +148,8 @@ def test_a_mixture_is_charged_for_the_experts_that_a_token_meets() -> None:
 
 def test_the_ceiling_counts_the_tokens_of_the_warm_up() -> None:
     cost, skipped = pico_cost(), [0, 0, 8, 8, 8, 0]
-    assert cost.ceiling(SkipStats(N_LAYERS, tokens=8, skipped=skipped), NOTHING) == pytest.approx(
-        cost.all_bytes / (cost.all_bytes - 3 * cost.ffn_bytes)
-    )
-    assert cost.ceiling(SkipStats(N_LAYERS, tokens=8, warm_up_tokens=16, skipped=skipped), NOTHING) == pytest.approx(
-        cost.all_bytes / (cost.all_bytes - cost.ffn_bytes)
-    )
+    for warm_up, skipped_per_token in ((0, 3), (16, 1)):
+        stats = SkipStats(N_LAYERS, tokens=8, warm_up_tokens=warm_up, skipped=skipped)
+        read = cost.all_bytes - skipped_per_token * cost.ffn_bytes
+        assert cost.ceiling(stats, NOTHING) == pytest.approx(cost.all_bytes / read)
     assert cost.ceiling(SkipStats(N_LAYERS), NOTHING) == 1.0

@@ -5,11 +5,11 @@ from functools import cache
 
 import pytest
 import torch
+from support.calibrations import WARM_UP, quality_of
 from support.factories import make_compensated
 from support.naive import naive_forward
-from support.pico import middle_threshold, pico_model, pico_profile, pico_tokens
+from support.pico import float64_model, middle_threshold, pico_model, pico_profile, pico_tokens
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ffnskip import FfnskipError, Profile
 from ffnskip.profiles.identity import model_info
@@ -20,35 +20,29 @@ from ffnskip_cli.measure.baselines import Pattern
 from ffnskip_cli.measure.quality import Estimate, Quality, measure_quality
 from ffnskip_cli.track import silently
 
+MODEL = float64_model()
 TEXT = pico_tokens(16, batch=4)
-WARM_UP = 3
 FIGURES = ("nll_dense", "nll", "kl", "top1_agreement", "skip_ratio")
 
 
-@cache
-def model_of(dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    return pico_model(dtype=dtype)
-
-
 def profile_at(threshold: float) -> Profile:
-    return pico_profile(model_of(), threshold=threshold, warm_up=WARM_UP)
+    return pico_profile(MODEL, threshold=threshold, warm_up=WARM_UP)
 
 
 @cache
 def middle() -> Profile:
-    return profile_at(round(middle_threshold(model_of(), TEXT), 4))  # beside the median, which is itself a similarity
+    return profile_at(round(middle_threshold(MODEL, TEXT), 4))  # beside the median, which is itself a similarity
 
 
-def measured(profile: Profile, tokens: Tensor = TEXT, dtype: torch.dtype = torch.float64) -> Quality:
-    (quality,) = measure_quality(model_of(dtype), [profile], tokens, silently)
-    return quality
+def measured(profile: Profile, tokens: Tensor = TEXT) -> Quality:
+    return quality_of(MODEL, profile, tokens)
 
 
 def naive_figures(profile: Profile, sequence: Tensor) -> dict[str, float]:
     """The means over one sequence's predictions, token by token, in natural logarithms."""
     with torch.inference_mode():
-        dense = model_of()(sequence[None]).logits[0]
-    run = naive_forward(model_of(), sequence, profile.skip)
+        dense = MODEL(sequence[None]).logits[0]
+    run = naive_forward(MODEL, sequence, profile.skip)
     sums = dict.fromkeys(FIGURES, 0.0)
     positions = range(WARM_UP, len(sequence) - 1)
     for position in positions:
@@ -73,19 +67,14 @@ def test_every_figure_is_the_naive_one_with_its_standard_error_over_sequences() 
     assert 0 < quality.top1_agreement.mean < 1
     assert quality.kl.mean > 0.01
     assert (quality.sequences, quality.tokens) == (4, 4 * (16 - 1 - WARM_UP))
-
-
-def test_perplexity_is_exp_of_the_mean_and_carries_its_error() -> None:
-    quality = measured(middle())
     for perplexity, nll in ((quality.perplexity, quality.nll), (quality.perplexity_dense, quality.nll_dense)):
         assert perplexity.mean == math.exp(nll.mean)
-        assert perplexity.standard_error == pytest.approx(
-            math.exp(nll.mean + nll.standard_error) - perplexity.mean, rel=0.1
-        )
+        error = math.exp(nll.mean + nll.standard_error) - perplexity.mean
+        assert perplexity.standard_error == pytest.approx(error, rel=0.1)
 
 
 def test_a_profile_that_never_skips_changes_nothing_at_all() -> None:
-    quality = measured(profile_at(2.0), dtype=torch.float32)
+    quality = quality_of(pico_model(), profile_at(2.0), TEXT)
     assert quality.kl == quality.skip_ratio == Estimate(0.0, 0.0)
     assert quality.top1_agreement == Estimate(1.0, 0.0)
     assert quality.nll == quality.nll_dense
@@ -93,30 +82,27 @@ def test_a_profile_that_never_skips_changes_nothing_at_all() -> None:
 
 def test_profiles_measured_together_do_not_disturb_each_other() -> None:
     profiles = [profile_at(-1.0), middle(), profile_at(2.0)]
-    together = measure_quality(model_of(), profiles, TEXT, silently)
+    together = measure_quality(MODEL, profiles, TEXT, silently)
     assert together == [measured(profile) for profile in profiles]
-    assert [quality.skip_ratio.mean for quality in together] == sorted(
-        (quality.skip_ratio.mean for quality in together), reverse=True
-    )
+    ratios = [quality.skip_ratio.mean for quality in together]
+    assert ratios == sorted(ratios, reverse=True)
 
 
-def test_a_journal_tells_profiles_with_other_weights_apart() -> None:
-    journal, results = Journal(), []
-    own = model_info(model_of(), id="org/pico").model_dump()
+def test_a_journal_tells_profiles_with_other_weights_and_patterns_apart() -> None:
+    journal, past = Journal(), 4 * (16 - WARM_UP)
+    own = model_info(MODEL, id="org/pico").model_dump()
     plain = make_compensated("linear", **own, threshold=-1.0, warm_up=WARM_UP)
-    assert plain.weights
     half = plain.with_weights(Weights({name: tensor / 2 for name, tensor in plain.weights.tensors.items()}))
-    for profile in (plain, half, plain):
-        results += measure_quality(model_of(), [profile], TEXT, silently, journal=journal)
-    assert results[0] == results[2] != results[1]
 
+    def remembered(profile: Profile, *patterns: Pattern) -> Quality:
+        options = {"patterns": patterns} if patterns else {}
+        (quality,) = measure_quality(MODEL, [profile], TEXT, silently, journal=journal, **options)
+        return quality
 
-def test_a_journal_tells_a_pattern_from_the_rule_in_whose_place_it_decides() -> None:
-    journal, pattern = Journal(), Pattern((1, 2), 1.0, 1.0)
-    (ruled,) = measure_quality(model_of(), [middle()], TEXT, silently, journal=journal)
-    (forced,) = measure_quality(model_of(), [middle()], TEXT, silently, journal=journal, patterns=[pattern])
+    first, other, again = (remembered(profile) for profile in (plain, half, plain))
+    assert first == again != other
+    ruled, forced = remembered(middle()), remembered(middle(), Pattern((1, 2), 1.0, 1.0))
     assert ruled == measured(middle()) != forced
-    past = 4 * (16 - WARM_UP)
     assert (forced.stats.skipped, sum(forced.stats.checked)) == ([0, past, 0, 0, 0, 0], 0)
 
 
@@ -145,22 +131,16 @@ def test_too_little_text_is_refused_in_one_sentence(tokens: Tensor, message: str
     assert measured(middle(), TEXT[:2, : WARM_UP + 2]).tokens == 2
 
 
-def shouting(factor: float) -> PreTrainedModel:
-    """A model that is as sure of itself as `factor` says, and mostly wrong."""
-    model = pico_model(dtype=torch.float32)
+def test_predictions_beyond_all_numbers_keep_a_finite_perplexity_or_are_refused_in_one_sentence() -> None:
+    model = pico_model()
     with torch.no_grad():
-        model.get_output_embeddings().weight *= factor
-    return model
-
-
-def test_a_perplexity_beyond_all_numbers_stays_one() -> None:
-    (quality,) = measure_quality(shouting(1e4), [middle()], TEXT, silently)
+        model.get_output_embeddings().weight *= 1e4  # very sure of itself, and mostly wrong
+    quality = quality_of(model, middle(), TEXT)
     assert quality.nll.mean > 710  # whose exponential is no float
     for estimate in (quality.perplexity, quality.perplexity_dense):
         assert 1e200 < estimate.mean < math.inf
         assert estimate.standard_error < math.inf
-
-
-def test_predictions_that_are_no_numbers_are_refused_in_one_sentence() -> None:
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= math.inf
     with pytest.raises(FfnskipError, match=r"^[^\n]+ not finite numbers: try another --dtype[^\n]+\.$"):
-        measure_quality(shouting(math.inf), [middle()], TEXT, silently)
+        quality_of(model, middle(), TEXT)

@@ -65,11 +65,8 @@ def test_ways_take_turns_on_the_same_prompt_after_a_rehearsal_that_is_not_counte
     assert [len(speed.samples) for speed in speeds.values()] == [4, 4, 4]
 
 
-def test_a_rate_is_over_the_tokens_behind_the_first() -> None:
-    assert Run([10.0, 10.5, 11.0, 12.0]).tokens_per_second == 1.5
-
-
 def test_runs_are_summed_up_by_their_medians_and_counts() -> None:
+    assert Run([10.0, 10.5, 11.0, 12.0]).tokens_per_second == 1.5  # of the tokens behind the first
     one, other = Speed(), Speed()
     assert one.total_stats is None
     for seconds, stats in ((1.0, SkipStats(2, 5, skipped=[0, 4])), (4.0, SkipStats(2, 7)), (2.0, SkipStats(2, 1))):
@@ -101,7 +98,6 @@ def test_the_profiles_way_skips_counts_and_takes_the_profile_off() -> None:
     modules = list(model.modules())
     run = decoder_way(Decoder(model, pico_profile(model, threshold=-1.0)))(PROMPT, NEW)
     assert len(run.times) == NEW
-    assert run.stats is not None
     fed_past_warm_up = NEW - 1 - 2
     assert (run.stats.tokens, run.stats.warm_up_tokens) == (fed_past_warm_up, 2)
     assert run.stats.skipped == [0, 0, *[fed_past_warm_up] * 3, 0]

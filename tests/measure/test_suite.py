@@ -6,29 +6,20 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-import torch
-from support.pico import middle_threshold, pico_model, pico_profile, pico_tokens
-from transformers import PreTrainedModel
+from support.calibrations import quality_of
+from support.pico import float64_model, middle_threshold, pico_profile, pico_tokens
 
 from ffnskip import Decoder, Profile
 from ffnskip_cli.measure.flops import model_cost, overhead
-from ffnskip_cli.measure.quality import measure_quality
 from ffnskip_cli.measure.suite import PARTS, Plan, run_suite
 from ffnskip_cli.measure.worst_case import continue_prompts
 from ffnskip_cli.track import silently
 
+MODEL = float64_model()
 TEXT = pico_tokens(16, batch=3)
 PROMPT, NEW, REPETITIONS, PROMPTS = 6, 9, 3, 2
 FIELDS = {
-    "quality": {
-        "skip_ratio",
-        "flops_per_token",
-        "flops_saved",
-        "perplexity",
-        "kl",
-        "top1_agreement",
-        "standard_error",
-    },
+    "quality": {"skip_ratio", "flops_per_token", "flops_saved", "perplexity", "kl", "top1_agreement", "standard_error"},
     "speed": {"tokens_per_second", "speedup", "ceiling", "decode_skip_ratio"},
     "worst-case": {"never_skip_fraction", "repetition"},
 }
@@ -42,20 +33,14 @@ SOME_PARTS = [
 
 
 @cache
-def model() -> PreTrainedModel:
-    """In float64, so that a batch decides as each of its rows alone."""
-    return pico_model(dtype=torch.float64)
-
-
-@cache
 def profile() -> Profile:
-    return pico_profile(model(), threshold=round(middle_threshold(model(), TEXT), 3), warm_up=2)
+    return pico_profile(MODEL, threshold=round(middle_threshold(MODEL, TEXT), 3), warm_up=2)
 
 
 @cache
 def rows(parts: frozenset[str]) -> dict[str, dict[str, Any]]:
     plan = Plan(parts, PROMPT, NEW, REPETITIONS, PROMPTS)
-    return {row["name"]: row for row in run_suite(model(), profile(), TEXT, plan, silently)}
+    return {row["name"]: row for row in run_suite(MODEL, profile(), TEXT, plan, silently)}
 
 
 @pytest.mark.parametrize("parts", SOME_PARTS, ids=lambda parts: "+".join(sorted(parts)))
@@ -74,23 +59,16 @@ def test_what_was_not_measured_is_none_and_everything_else_is_there(parts: froze
 
 def test_the_dense_row_skips_nothing_by_definition() -> None:
     dense = rows(frozenset(PARTS))["dense"]
-    constants = {
-        "skip_ratio": 0.0,
-        "flops_saved": 0.0,
-        "kl": 0.0,
-        "top1_agreement": 1.0,
-        "never_skip_fraction": 1.0,
-        "decode_skip_ratio": 0.0,
-        "speedup": 1.0,
-        "ceiling": 1.0,
-        "flops_per_token": model_cost(model()).dense_flops(0, 16) / 16,
-    }
-    assert {name: dense[name] for name in constants} == constants
+    for name in ("skip_ratio", "flops_saved", "kl", "decode_skip_ratio"):
+        assert dense[name] == 0.0
+    for name in ("top1_agreement", "never_skip_fraction", "speedup", "ceiling"):
+        assert dense[name] == 1.0
+    assert dense["flops_per_token"] == model_cost(MODEL).dense_flops(0, 16) / 16
     assert set(dense["standard_error"]) == {"perplexity"}
 
 
 def test_quality_is_of_the_whole_text() -> None:
-    (quality,) = measure_quality(model(), [profile()], TEXT, silently)
+    quality = quality_of(MODEL, profile(), TEXT)
     found = rows(frozenset({"quality"}))
     dense, sparse = found["dense"], found["ffnskip"]
     assert dense["perplexity"] == quality.perplexity_dense.mean
@@ -99,14 +77,14 @@ def test_quality_is_of_the_whole_text() -> None:
         assert (sparse[name], sparse["standard_error"][name]) == (estimate.mean, estimate.standard_error)
     assert sparse["skip_ratio"] > 0
     saved_per_token = dense["flops_per_token"] - sparse["flops_per_token"]
-    saved = model_cost(model()).saved_flops(quality.stats, overhead(profile(), model()))
+    saved = model_cost(MODEL).saved_flops(quality.stats, overhead(profile(), MODEL))
     assert saved_per_token == pytest.approx(saved / TEXT.numel())
     assert sparse["flops_saved"] == pytest.approx(saved_per_token / dense["flops_per_token"])
 
 
 def test_baselines_skip_as_much_as_the_profile_and_pay_for_no_checks() -> None:
     found = rows(frozenset({"quality", "baselines"}))
-    cost = model_cost(model())
+    cost = model_cost(MODEL)
     for name in BASELINES:
         row = found[name]
         skipped = row["skip_ratio"] * 6 * 3 * 14  # layers x sequences x tokens past warm-up
@@ -119,11 +97,10 @@ def test_baselines_skip_as_much_as_the_profile_and_pay_for_no_checks() -> None:
 def test_the_worst_case_is_over_as_many_prompts_as_were_asked_for() -> None:
     found = rows(frozenset({"worst-case"}))
     prompts = TEXT[:PROMPTS, :PROMPT]
-    skipping = continue_prompts(Decoder(model(), profile()), prompts, NEW, silently)
-    assert skipping.stats is not None
+    skipping = continue_prompts(Decoder(MODEL, profile()), prompts, NEW, silently)
     assert found["ffnskip"]["never_skip_fraction"] == skipping.stats.never_skip_fraction
     assert found["ffnskip"]["repetition"] == skipping.repetition
-    assert found["dense"]["repetition"] == continue_prompts(Decoder(model()), prompts, NEW, silently).repetition
+    assert found["dense"]["repetition"] == continue_prompts(Decoder(MODEL), prompts, NEW, silently).repetition
 
 
 def test_speed_has_one_sample_per_repetition_and_the_ceiling_of_the_very_runs() -> None:
@@ -133,8 +110,7 @@ def test_speed_has_one_sample_per_repetition_and_the_ceiling_of_the_very_runs() 
         assert len(rate["samples"]) == REPETITIONS
         assert (rate["min"], rate["median"], rate["max"]) == tuple(sorted(rate["samples"]))
         assert row["speedup"] > 0
-    stats = continue_prompts(Decoder(model(), profile()), TEXT[:REPETITIONS, :PROMPT], NEW, silently).stats
-    assert stats is not None
+    stats = continue_prompts(Decoder(MODEL, profile()), TEXT[:REPETITIONS, :PROMPT], NEW, silently).stats
     assert found["ffnskip"]["decode_skip_ratio"] == stats.skip_ratio > 0
-    assert found["ffnskip"]["ceiling"] == model_cost(model()).ceiling(stats, overhead(profile(), model())) > 1
+    assert found["ffnskip"]["ceiling"] == model_cost(MODEL).ceiling(stats, overhead(profile(), MODEL)) > 1
     assert found["hf-dense"]["ceiling"] == 1.0

@@ -2,18 +2,25 @@
 
 from typing import Any
 
-from support.pico import pico_source
+import torch
+from support.pico import N_LAYERS, pico_source
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ffnskip_cli.calibration.assemble import Calibration
+import ffnskip
+from ffnskip import FfnskipError, Profile, SkipStats
+from ffnskip_cli.calibration.assemble import Calibrated, Calibration
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.pipeline import Pipeline
 from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
 from ffnskip_cli.calibration.recording.file import Statistics
 from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.settings import Goal, Settings
+from ffnskip_cli.measure.quality import Quality, measure_quality
 from ffnskip_cli.text.corpus import Corpus
+from ffnskip_cli.track import silently
+
+WARM_UP = 3
 
 
 def paper_settings(*goals: Goal, **choices: Any) -> Settings:
@@ -39,3 +46,29 @@ def calibrated(
     """Record a text and compile profiles, measured on the held-out one."""
     to_fit = None if fit_text is None else corpus_of(fit_text)
     return Pipeline(settings).compile(Lab(model), recorded(model, text, settings), corpus_of(held_out, "other"), to_fit)
+
+
+def calibrated_on(
+    model: PreTrainedModel, text: Tensor, held_out: Tensor, *goals: Goal, **choices: Any
+) -> list[Calibrated]:
+    """Calibrate on all of a text without a search, unless the choices say otherwise; the first refusal is raised."""
+    sizes = {"tokens": text.numel(), "sequence_length": text.shape[1], "warm_up": WARM_UP, "candidates": 0}
+    result = calibrated(model, text, held_out, paper_settings(*goals, **{**sizes, **choices}))
+    if result.refused:
+        raise FfnskipError(result.refused[0])
+    return result.finished
+
+
+def quality_of(model: PreTrainedModel, profile: Profile, tokens: Tensor) -> Quality:
+    (quality,) = measure_quality(model, [profile], tokens, silently)
+    return quality
+
+
+def ratio_by_apply(model: PreTrainedModel, profile: Profile, sequences: Tensor) -> float:
+    """The skip ratio of the running model, one sequence at a time."""
+    stats = SkipStats(N_LAYERS)
+    for sequence in sequences:
+        with ffnskip.apply(model, profile, mode="score") as applied, torch.inference_mode():
+            model(sequence[None])
+        stats.add(applied.stats)
+    return stats.skip_ratio

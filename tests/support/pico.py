@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -74,6 +75,24 @@ def pico_model(name: str = "llama", dtype: torch.dtype = torch.float32, **config
             else:  # norms and biases: near what they were, but not trivial
                 parameter.add_(0.3 * noise)
     return model.to(dtype).eval()
+
+
+def float64_model(name: str = "llama", *scales: float) -> PreTrainedModel:
+    """In float64, so that no value lies within rounding of a threshold; a scale per layer makes FFNs small or large.
+
+    There is one for all tests, which leave it as it was.
+    """
+    return _float64_model(name, scales)
+
+
+@cache
+def _float64_model(name: str, scales: tuple[float, ...]) -> PreTrainedModel:
+    model = pico_model(name, torch.float64)
+    with torch.no_grad():
+        for site, scale in zip(ffn_sites(model), scales, strict=False):
+            for weight in site.layer.get_submodule("mlp").parameters():
+                weight *= scale ** (1 / 3)  # three matrices one after the other
+    return model
 
 
 def pico_tokens(length: int, batch: int = 1, seed: int = 0) -> Tensor:

@@ -56,7 +56,6 @@ def test_calibrate_reaches_its_target_and_tells_the_truth_about_it(
     assert profile.model.n_layers == 30
     assert (profile.skip.cold_s, profile.skip.cold_e) == (2, 28)
     assert row["calibration_ratio"] == pytest.approx(0.10, abs=0.01)
-    assert profile.measured
     assert profile.measured.perplexity > profile.measured.perplexity_dense > 1
     assert not profile.measured.within_budget
     assert f"Warning: {path} is {profile.measured.verdict}." in said
@@ -66,7 +65,6 @@ def test_skipping_one_ffn_per_trigger_wins_over_the_papers_rule(
     calibrated: tuple[Path, dict[str, Any], list[str]],
 ) -> None:
     profile = load_profile(calibrated[0])
-    assert profile.search
     chosen, *others = profile.search.candidates
     (paper,) = [candidate for candidate in others if candidate.window is None]
     assert profile.skip.window == chosen.window == 1
@@ -129,7 +127,6 @@ def test_there_are_shared_profiles_and_all_are_valid() -> None:
 def test_a_shared_profile_fits_the_demo_model(demo: LoadedModel, path: Path) -> None:
     profile = load_profile(path)
     assert (profile.model.id, profile.model.gguf_sha256) == (demo.id, demo.gguf_sha256)
-    assert profile.measured
     assert path.name == f"{profile.measured.target_ratio:.2f}.yaml"
     assert path.parent.name == demo.id.partition("/")[2].lower()
     # The target holds on the calibration text; on a few dozen sequences of unseen text the ratio moves by more than the

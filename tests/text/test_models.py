@@ -6,13 +6,7 @@ import huggingface_hub
 import pytest
 import torch
 from support.sentences import OUT_OF_MEMORY, sentence
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    LlamaModel,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import BertConfig, BertForMaskedLM, LlamaModel, T5Config, T5ForConditionalGeneration
 
 from ffnskip.files import sha256_file
 from ffnskip_cli.sources import demo
@@ -26,7 +20,7 @@ def pico_copy(pico_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pico_folder, tmp_path / "copy"))
 
 
-def test_local_folder(pico_folder: Path) -> None:
+def test_local_folder(pico_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_model(str(pico_folder))
     assert (loaded.id, loaded.revision, loaded.gguf_sha256) == ("pico", None, None)
     assert loaded.model.config._name_or_path == "pico"
@@ -34,16 +28,11 @@ def test_local_folder(pico_folder: Path) -> None:
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert loaded.tokenizer.decode(loaded.tokenizer("häh")["input_ids"]) == "häh"
-
-
-def test_dot_is_named_after_the_folder(pico_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        assert load_model(str(pico_folder), dtype=name, device="cpu").model.dtype == dtype
     monkeypatch.chdir(pico_folder)
     assert load_model(".").id == "pico"
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_dtype(pico_folder: Path, dtype: str) -> None:
-    assert load_model(str(pico_folder), dtype=dtype, device="cpu").model.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +67,7 @@ def test_each_process_of_torchrun_takes_its_own_cuda_device(
     assert pick_device(name) == torch.device(device)
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("cuda:0") == torch.device("cuda:0")
-
-
-def test_auto_is_the_cpu_where_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setenv("LOCAL_RANK", "1")
     assert pick_device("auto") == torch.device("cpu")
 
 
@@ -117,13 +102,10 @@ def test_wrong_names(name: str, words: str) -> None:
     assert words in sentence(lambda: load_model(name, **options))
 
 
-def test_hub_id_that_is_not_cached_while_offline() -> None:
+def test_names_of_the_hub_that_are_not_cached_while_offline() -> None:
     message = sentence(lambda: load_model("org/never-fetched"))
     assert "org/never-fetched is not in the local Hugging Face cache" in message
     assert "`demo`" in message
-
-
-def test_short_name_that_is_nothing_while_offline() -> None:
     assert sentence(lambda: load_model("nomodel")) == (
         "nomodel is neither a local folder, a .gguf file, `demo` nor a Hub id like org/name, and no model of the Hub "
         "with so short an id is in the local cache: check the spelling, or run once with a network"
@@ -156,11 +138,6 @@ def test_cached_hub_model_knows_its_commit(
     assert loaded.model.config._name_or_path == "org/pico"
 
 
-def test_folder_without_a_config(pico_copy: Path) -> None:
-    (pico_copy / "config.json").unlink()
-    assert "has no config.json" in sentence(lambda: load_model(str(pico_copy)))
-
-
 def test_pickled_weights_are_not_read(pico_copy: Path) -> None:
     torch.save(load_model(str(pico_copy)).model.state_dict(), pico_copy / "pytorch_model.bin")
     (pico_copy / "model.safetensors").rename(pico_copy / "other.safetensors")
@@ -169,52 +146,46 @@ def test_pickled_weights_are_not_read(pico_copy: Path) -> None:
     assert "has no safetensors weights" in sentence(lambda: load_model(str(pico_copy)))
 
 
-def test_folder_without_a_vocabulary(pico_copy: Path) -> None:
-    (pico_copy / "tokenizer.json").unlink()
-    assert "has no tokenizer" in sentence(lambda: load_model(str(pico_copy)))
-
-
 @pytest.mark.parametrize(
-    "config", ["{nope", "[]", "{}", '{"model_type": "nope"}', '{"model_type": "llama", "hidden_size": "x"}']
+    ("name", "content", "words"),
+    [
+        ("config.json", None, "has no config.json"),
+        *[
+            ("config.json", config, "cannot be loaded")
+            for config in ("{nope", "[]", "{}", '{"model_type": "nope"}', '{"model_type": "llama", "hidden_size": "x"}')
+        ],
+        ("config.json", ('"num_hidden_layers": 2', '"num_hidden_layers": 3'), "do not fill the model"),
+        ("config.json", ('"intermediate_size": 64', '"intermediate_size": 48'), "do not fill the model"),
+        ("tokenizer.json", None, "has no tokenizer"),
+        ("tokenizer.json", "{nope", "the tokenizer of"),
+        ("model.safetensors", None, "has no safetensors weights"),
+        ("model.safetensors", "{nope", "cannot be loaded"),
+        ("model.safetensors", -100, "cannot be loaded"),
+    ],
 )
-def test_broken_config(pico_copy: Path, config: str) -> None:
-    (pico_copy / "config.json").write_text(config)
-    assert "cannot be loaded" in sentence(lambda: load_model(str(pico_copy)))
+def test_broken_folders(pico_copy: Path, name: str, content: str | tuple[str, str] | int | None, words: str) -> None:
+    path = pico_copy / name
+    match content:
+        case None:
+            path.unlink()
+        case str():
+            path.write_text(content)
+        case int():
+            path.write_bytes(path.read_bytes()[:content])
+        case before, after:
+            assert before in path.read_text()
+            path.write_text(path.read_text().replace(before, after))
+    assert words in sentence(lambda: load_model(str(pico_copy)))
 
 
-def test_broken_tokenizer(pico_copy: Path) -> None:
-    (pico_copy / "tokenizer.json").write_text("{nope")
-    assert "the tokenizer of" in sentence(lambda: load_model(str(pico_copy)))
-
-
-def test_truncated_weights(pico_copy: Path) -> None:
-    weights = pico_copy / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    assert "cannot be loaded" in sentence(lambda: load_model(str(pico_copy)))
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [('"num_hidden_layers": 2', '"num_hidden_layers": 3'), ('"intermediate_size": 64', '"intermediate_size": 48')],
-)
-def test_weights_that_leave_tensors_at_random(pico_copy: Path, before: str, after: str) -> None:
-    config = (pico_copy / "config.json").read_text()
-    assert before in config
-    (pico_copy / "config.json").write_text(config.replace(before, after))
-    assert "do not fill the model" in sentence(lambda: load_model(str(pico_copy)))
-
-
-def test_models_that_are_not_causal(pico_copy: Path) -> None:
+def test_models_that_are_not_causal_or_lack_their_head(pico_copy: Path) -> None:
+    LlamaModel.from_pretrained(pico_copy).save_pretrained(pico_copy)
+    assert "first lm_head.weight" in sentence(lambda: load_model(str(pico_copy)))
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
     BertForMaskedLM(BertConfig(**sizes, vocab_size=258)).save_pretrained(pico_copy)
     assert "no causal language model (its model type is bert)" in sentence(lambda: load_model(str(pico_copy)))
     T5ForConditionalGeneration(T5Config(d_model=32, d_ff=64, num_layers=1, num_heads=2)).save_pretrained(pico_copy)
     assert "no causal language model (its model type is t5)" in sentence(lambda: load_model(str(pico_copy)))
-
-
-def test_model_without_its_head(pico_copy: Path) -> None:
-    LlamaModel.from_pretrained(pico_copy).save_pretrained(pico_copy)
-    assert "first lm_head.weight" in sentence(lambda: load_model(str(pico_copy)))
 
 
 def test_remote_code_is_named_and_not_run(pico_copy: Path) -> None:

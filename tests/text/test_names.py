@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 from support.factories import make_profile
 
 from ffnskip_cli.sources.names import public_name
@@ -18,8 +17,3 @@ def test_every_name_is_one_that_a_profile_accepts(name: str) -> None:
 
 def test_a_plain_name_stays_as_it_is_and_loses_its_folders() -> None:
     assert public_name(Path("/home/me/notes.txt")) == "notes.txt"
-
-
-def test_what_a_profile_refuses_is_why() -> None:
-    with pytest.raises(ValidationError):
-        make_profile(id=".hidden.txt")

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.sentences import sentence
 
-from ffnskip.errors import FfnskipError
 from ffnskip_cli.text import sources
-from ffnskip_cli.text.sources import TextSource, group_paragraphs, open_text
+from ffnskip_cli.text.sources import group_paragraphs, open_text
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -60,7 +59,10 @@ def test_jsonl_rows_are_stripped_and_blank_ones_dropped(tmp_path: Path) -> None:
     assert read(spec) == ["one", "two"]
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_parquet_and_empty_files(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.jsonl"):
+        (tmp_path / name).touch()
+        assert read(str(tmp_path / name)) == []
     datasets.Dataset.from_dict({"n": [1, 2], "text": ["one", "two"]}).to_parquet(tmp_path / "a.parquet")
     assert read(str(tmp_path / "a.parquet")) == ["one", "two"]
 
@@ -108,12 +110,6 @@ def test_broken_files(tmp_path: Path, name: str, content: bytes, words: str) -> 
     assert words in sentence(lambda: read(str(tmp_path / name)))
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_empty_files_have_no_documents(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).touch()
-    assert read(str(tmp_path / name)) == []
-
-
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -141,9 +137,6 @@ def test_hub_datasets_that_are_not_cached_while_offline(spec: str, dataset: str)
     message = sentence(lambda: read(spec))
     assert f"the dataset {dataset} is not in the local Hugging Face cache" in message
     assert "`demo`" in message
-
-
-def test_a_short_name_that_is_nothing_while_offline() -> None:
     message = sentence(lambda: read("wikitxt"))
     assert message.startswith("wikitxt is neither a local .txt, .jsonl or .parquet file, `demo`, `self` nor a Hub id ")
     assert "no dataset of the Hub with so short an id is in the local cache: check the spelling" in message
@@ -231,12 +224,3 @@ def test_demo_text() -> None:
     assert (len(wiki), len(c4)) == (2349, 118)
     assert not any("<doc" in document for document in wiki)
     assert wiki[0].startswith("2007 European Parliament election in Romania\n\nRomania elected")
-
-
-def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text("{nope")
-    source = open_text(str(tmp_path / "bad.jsonl"))
-    assert isinstance(source, TextSource)
-    documents = source.documents()
-    with pytest.raises(FfnskipError):
-        next(documents)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.factories import TEXT
 from support.sentences import sentence
 
 from ffnskip.errors import FfnskipError
@@ -18,12 +19,7 @@ from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.calibration.texts import held_out_of, text_to_record
 from ffnskip_cli.sources.models import LoadedModel, load_model
 from ffnskip_cli.text.corpus import Corpus
-from ffnskip_cli.text.named import (
-    check_names,
-    dataset_names,
-    evaluation_text,
-    text_names,
-)
+from ffnskip_cli.text.named import check_names, dataset_names, evaluation_text, text_names
 
 SIZES = {"tokens": 640, "eval_tokens": 256, "sequence_length": 32}
 NO_NAMES: list[str] = []
@@ -58,46 +54,32 @@ def both(loaded: LoadedModel, datasets: list[str], evals: list[str] = NO_NAMES) 
 
 
 def part(dataset: str, config: str | None, split: str | None, weight: float) -> TextPart:
-    return TextPart(
-        dataset=dataset,
-        config=config,
-        split=split,
-        revision=None,
-        text_sha256="ab" * 32,
-        weight=weight,
-        tokens_used=64,
-    )
+    own = {"dataset": dataset, "config": config, "split": split, "tokens_used": 64}
+    return TextPart(**own, revision=None, text_sha256="ab" * 32, weight=weight)
 
 
 def section(dataset: str, config: str | None = None, split: str | None = None, *parts: TextPart) -> EvaluationText:
-    return EvaluationText(
-        dataset=dataset,
-        config=config,
-        split=split,
-        revision=None,
-        text_sha256="ab" * 32,
-        tokens_requested=128,
-        tokens_used=128,
-        sequence_length=32,
-        parts=parts,
-    )
+    return EvaluationText(**TEXT | {"dataset": dataset, "config": config, "split": split, "parts": parts})
 
 
 def calibrated_on(text: EvaluationText) -> CalibrationText:
     return CalibrationText(**{**dict(text), "seed": 0, "dtype": "float32", "on": "text"})
 
 
-def test_weights_are_part_of_the_names(loaded: LoadedModel, file: Callable[..., str]) -> None:
+def shares(corpus: Corpus) -> list[tuple[str, float, int]]:
+    return [(part.dataset, part.weight, part.tokens_used) for part in corpus.parts]
+
+
+def test_weights_are_part_of_the_names_and_the_parts_stand_in_the_profile(
+    loaded: LoadedModel, file: Callable[..., str]
+) -> None:
     text, held_out = both(loaded, [f"{file('a.txt', 1)}=3", file("b.txt", 2)])
-    assert [(part.dataset, part.weight, part.tokens_used) for part in text.parts] == [
-        ("a.txt", 3.0, 480),
-        ("b.txt", 1.0, 160),
-    ]
-    assert [(part.dataset, part.weight, part.tokens_used) for part in held_out.parts] == [
-        ("a.txt", 3.0, 192),
-        ("b.txt", 1.0, 64),
-    ]
+    assert shares(text) == [("a.txt", 3.0, 480), ("b.txt", 1.0, 160)]
+    assert shares(held_out) == [("a.txt", 3.0, 192), ("b.txt", 1.0, 64)]
     assert not text.document_hashes & held_out.document_hashes
+    assert calibration_text(text, settings_of(), "float32").parts == text.parts
+    assert evaluation_section(held_out).parts == held_out.parts
+    assert dataset_names(evaluation_section(held_out)) == ["a.txt", "b.txt"]
 
 
 def test_the_weight_of_a_single_text_means_nothing(loaded: LoadedModel, file: Callable[..., str]) -> None:
@@ -121,32 +103,16 @@ def test_the_held_out_text_of_other_datasets_has_no_calibration_document(
     text, held_out = both(loaded, calibration, [calibration[0], str(shared)])
     assert [part.dataset for part in held_out.parts] == ["a.txt", "c.txt"]
     assert not text.document_hashes & held_out.document_hashes
-    everything = evaluation_text(
-        loaded,
-        [str(shared)],
-        calibrated_on=["a.txt", "b.txt"],
-        tokens=10**6,
-        sequence_length=32,
-        seed=0,
-        offline=True,
-    )
+    size = {"tokens": 10**6, "sequence_length": 32, "seed": 0}
+    everything = evaluation_text(loaded, [str(shared)], calibrated_on=["a.txt", "b.txt"], offline=True, **size)
     assert everything.document_hashes & text.document_hashes  # what the exclusion is for
 
 
 def test_the_model_writes_its_share_of_a_mixture(loaded: LoadedModel, file: Callable[..., str]) -> None:
     text, held_out = both(loaded, ["self", f"{file('a.txt', 1)}=3"])
-    for corpus, tokens in ((text, (160, 480)), (held_out, (64, 192))):
-        assert [(part.dataset, part.tokens_used) for part in corpus.parts] == list(
-            zip(("self", "a.txt"), tokens, strict=True)
-        )
+    assert shares(text) == [("self", 1.0, 160), ("a.txt", 3.0, 480)]
+    assert shares(held_out) == [("self", 1.0, 64), ("a.txt", 3.0, 192)]
     assert not text.document_hashes & held_out.document_hashes
-
-
-def test_the_parts_stand_in_the_profile(loaded: LoadedModel, file: Callable[..., str]) -> None:
-    text, held_out = both(loaded, [file("a.txt", 1), file("b.txt", 2)])
-    assert calibration_text(text, settings_of(), "float32").parts == text.parts
-    assert evaluation_section(held_out).parts == held_out.parts
-    assert dataset_names(evaluation_section(held_out)) == ["a.txt", "b.txt"]
 
 
 def test_the_held_out_text_of_a_recording(loaded: LoadedModel, file: Callable[..., str]) -> None:
@@ -218,15 +184,12 @@ def test_names_that_cannot_be_texts(names: list[str], words: str) -> None:
     assert words in sentence(lambda: check_names(names, offline=True))
 
 
-def test_a_file_by_two_paths_is_named_twice(
+def test_names_that_can_be_texts_and_a_file_by_two_paths_is_named_twice(
     file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "other").mkdir()
     path = file("a.txt", 1)
+    check_names(["self=2", "demo:wiki", "demo:c4=1e-3", "c4:en", "c4:de", "org/x:rate=3:train"], offline=True)
+    check_names([path, file("other/a.txt", 2)], offline=True)
     monkeypatch.chdir(tmp_path)
     assert "is named twice" in sentence(lambda: check_names([path, "./a.txt"], offline=True))
-
-
-def test_names_that_can_be_texts(file: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    check_names(["self=2", "demo:wiki", "demo:c4=1e-3", "c4:en", "c4:de", "org/x:rate=3:train"], offline=True)
-    check_names([file("a.txt", 1), file("other/a.txt", 2)], offline=True)
