@@ -1,17 +1,12 @@
 """The whole calibration on a pico model: the profile says what is true, and nothing about where it was made."""
 
-import json
 import math
-import random
-import shutil
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.calibrations import WARM_UP, calibrated_on, ratio_by_apply
-from support.cli import succeed
 from support.naive import naive_forward
 from support.pico import HIDDEN, N_LAYERS, float64_model, pico_model, pico_tokens
 from torch import Tensor
@@ -20,14 +15,14 @@ from transformers import PreTrainedModel
 from ffnskip import FfnskipError, SkipStats
 from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.model.sites import ffn_sites
-from ffnskip.profiles.profile import dump_profile, load_profile, parse_profile
+from ffnskip.profiles.profile import dump_profile, parse_profile
 from ffnskip_cli.calibration.assemble import Calibrated, verdict
 from ffnskip_cli.calibration.recording.record import record_text
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal
 from ffnskip_cli.measure.flops import model_cost
 from ffnskip_cli.measure.quality import Estimate, Quality
 
-LENGTH = 24
+MODEL, LENGTH = float64_model(), 24
 TEXT, HELD_OUT = pico_tokens(LENGTH, batch=12), pico_tokens(LENGTH, batch=4, seed=1)
 TARGETS = (0.1, 0.2)
 
@@ -40,7 +35,7 @@ def compiled(
     **choices: Any,
 ) -> list[Calibrated]:
     goals = [Goal("target_ratio", target) for target in targets or TARGETS]
-    return calibrated_on(model or float64_model(), text, held_out, *goals, **choices)
+    return calibrated_on(model or MODEL, text, held_out, *goals, **choices)
 
 
 @cache
@@ -50,7 +45,7 @@ def calibrated() -> list[Calibrated]:
 
 def test_each_target_is_what_the_running_model_skips_on_the_calibration_text() -> None:
     for target, found in zip(TARGETS, calibrated(), strict=True):
-        ratio = ratio_by_apply(float64_model(), found.profile, TEXT)
+        ratio = ratio_by_apply(MODEL, found.profile, TEXT)
         assert ratio == pytest.approx(target, abs=0.01)
         assert found.calibration_ratio == ratio
 
@@ -67,13 +62,13 @@ def test_every_measured_figure_is_what_a_naive_run_gives() -> None:
 
 def naive_measurements(skip: Any) -> dict[str, float]:
     """Token by token, in float64 and natural logarithms, on whole logits."""
-    model, per_sequence = float64_model(), LENGTH - 1 - WARM_UP
+    per_sequence = LENGTH - 1 - WARM_UP
     nll_dense = nll = kl = agree = 0.0
     skipped = compared = never = 0
     for sequence in HELD_OUT:
         with torch.inference_mode():
-            dense = model(sequence[None]).logits[0].softmax(-1)[WARM_UP:-1]
-        naive = naive_forward(model, sequence, skip)
+            dense = MODEL(sequence[None]).logits[0].softmax(-1)[WARM_UP:-1]
+        naive = naive_forward(MODEL, sequence, skip)
         sparse, targets = naive.logits.softmax(-1)[WARM_UP:-1], sequence[WARM_UP + 1 :]
         rows = torch.arange(per_sequence)
         nll_dense -= float(dense[rows, targets].log().sum())
@@ -88,7 +83,7 @@ def naive_measurements(skip: Any) -> dict[str, float]:
     saved = skipped * 2 * 3 * HIDDEN * 48 - compared * 7 * HIDDEN
     return {
         "skip_ratio": skipped / (N_LAYERS * past),
-        "flops_saved": saved / (4 * model_cost(model).dense_flops(0, LENGTH)),
+        "flops_saved": saved / (4 * model_cost(MODEL).dense_flops(0, LENGTH)),
         "never_skip_fraction": never / past,
         "perplexity_dense": math.exp(nll_dense / tokens),
         "perplexity": math.exp(nll / tokens),
@@ -122,19 +117,12 @@ def test_the_curve_is_one_for_all_targets_and_goes_through_every_profile() -> No
 
 def test_the_similarity_curve_is_that_of_the_tokens_past_warm_up() -> None:
     curve = calibrated()[0].profile.similarity
-    past = record_text(float64_model(), TEXT).values[:, WARM_UP:].flatten(0, 1)
+    past = record_text(MODEL, TEXT).values[:, WARM_UP:].flatten(0, 1)
     ordered = past.sort(dim=0).values
     tenth, last_tenth = ordered[len(past) // 10], ordered[-len(past) // 10]
     assert curve.mean == pytest.approx(past.mean(dim=0).tolist(), rel=2e-5)
     assert curve.low == pytest.approx(tenth.tolist(), abs=0.01)
     assert curve.high == pytest.approx(last_tenth.tolist(), abs=0.01)
-
-
-def test_twice_the_same_calibration_gives_the_same_bytes_and_another_text_others() -> None:
-    first, again, other = calibrated(), compiled(), compiled(text=pico_tokens(LENGTH, batch=12, seed=2))
-    assert [dump_profile(found.profile) for found in again] == [dump_profile(found.profile) for found in first]
-    assert other[0].profile.skip.threshold != first[0].profile.skip.threshold
-    assert other[0].profile.similarity != first[0].profile.similarity
 
 
 def test_the_region_can_be_pinned_on_either_side() -> None:
@@ -151,7 +139,7 @@ def overflowing() -> PreTrainedModel:
 
 
 @pytest.mark.parametrize(
-    ("targets", "options", "message"),
+    ("targets", "options", "words"),
     [
         *[
             ((), {"cold_s": cold_s, "cold_e": cold_e}, r"The skip region [^\n]+ within the model's 6 layers")
@@ -166,10 +154,8 @@ def overflowing() -> PreTrainedModel:
         ((), {"model": overflowing()}, " activations are not finite numbers: try another --dtype"),
     ],
 )
-def test_what_cannot_be_calibrated_is_refused_in_one_sentence(
-    targets: tuple[float, ...], options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(FfnskipError, match=rf"^[^\n]*{message}[^\n]*\.$"):
+def test_what_cannot_be_calibrated_is_refused(targets: tuple[float, ...], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(FfnskipError, match=rf"^[^\n]*{words}[^\n]*\.$"):
         compiled(*targets, **options)
 
 
@@ -195,38 +181,18 @@ def test_the_verdict_names_what_is_over_budget(kl: float, agreement: float, brok
 
 
 def test_calibrating_on_generated_tokens_counts_none_of_the_prompts() -> None:
-    length, model = PROMPT_TOKENS + GENERATED_TOKENS, float64_model()
+    length = PROMPT_TOKENS + GENERATED_TOKENS
     prompts, held_out = pico_tokens(length, batch=3), pico_tokens(length, batch=2, seed=1)
     (found,) = compiled(0.15, text=prompts, held_out=held_out, on="generated")
     assert found.profile.calibration.on == "generated"
     assert found.calibration_ratio == pytest.approx(0.15, abs=0.01)
 
     sequences = prompts[:, :PROMPT_TOKENS]
-    generated = list(generate_tokens(GeneralPath(model), sequences, max_new_tokens=GENERATED_TOKENS))
+    generated = list(generate_tokens(GeneralPath(MODEL), sequences, max_new_tokens=GENERATED_TOKENS))
     behind_prompts = found.profile.skip.model_copy(update={"warm_up": PROMPT_TOKENS + WARM_UP})
     whole = torch.cat([sequences, torch.stack(generated, dim=1)], dim=1)
     profile = found.profile.model_copy(update={"skip": behind_prompts})
-    assert found.calibration_ratio == ratio_by_apply(model, profile, whole)
+    assert found.calibration_ratio == ratio_by_apply(MODEL, profile, whole)
 
     (other_continuations,) = compiled(0.15, text=prompts, held_out=held_out)
     assert other_continuations.profile.skip.threshold != found.profile.skip.threshold
-
-
-def test_a_profile_depends_on_the_seed_but_not_on_the_folder(tmp_path: Path, pico_folder: Path) -> None:
-    draw = random.Random(0)
-    rows = [json.dumps({"text": "".join(draw.choices("abcdefgh ", k=60))}) for _ in range(80)]
-
-    def calibrated_in(folder: Path, seed: int = 0) -> Path:
-        shutil.copytree(pico_folder, folder / "pico", dirs_exist_ok=True)
-        (folder / "text.jsonl").write_text("\n".join(rows))
-        sizes = ("--tokens", 640, "--eval-tokens", 256, "--sequence-length", 32, "--warm-up", 2, "--candidates", 0)
-        rule = ("--rule", "cosine", "--compensate", "none", "--cold-s", 0, "--cold-e", 2, "--target", 0.2)
-        files = ("--dataset", folder / "text.jsonl", "--output", folder / f"{seed}.yaml")
-        succeed("calibrate", folder / "pico", *files, *sizes, *rule, "--seed", seed)
-        return folder / f"{seed}.yaml"
-
-    here, there = (tmp_path / name for name in ("here", "there"))
-    dump = calibrated_in(here).read_text()
-    assert calibrated_in(there).read_text() == dump
-    assert not any(part in dump for part in ("here", "there", str(tmp_path), tmp_path.name))
-    assert load_profile(calibrated_in(here, seed=1)).skip.threshold != load_profile(here / "0.yaml").skip.threshold

@@ -95,17 +95,6 @@ def test_shares_put_together_are_what_one_machine_records(tmp_path: Path, on: On
     assert_same(load_statistics(paths), record_whole(on))
 
 
-def test_ranks_that_are_added_up_are_what_one_process_records(tmp_path: Path) -> None:
-    sent: list[Tensor] = []
-    path = tmp_path / "whole"
-    collect(*setup(), Share(path=path), Two(1, sent))
-    first = collect(*setup(), Share(path=path), Two(0, sent))
-    assert first.missing == 0
-    assert_same(first, record_whole())
-    assert_same(load_statistics([path]), record_whole())
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_ranks_share_a_shard_between_them() -> None:
     places = [
         int(place)
@@ -152,9 +141,7 @@ def test_an_interrupted_recording_goes_on_where_it_stopped(tmp_path: Path, after
     assert left == [SEQUENCES["text"] - after]
 
 
-def test_what_was_saved_survives_a_kill_that_leaves_no_time_to_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_saved_survives_a_kill_without_time_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
 
     def save_unless_dead(statistics: Statistics, path: Path) -> None:
@@ -176,14 +163,11 @@ def test_what_was_saved_survives_a_kill_that_leaves_no_time_to_save(
     assert_same(collect(*setup(), share, ONE), record_whole())
 
 
-def test_a_recording_of_another_text_is_not_continued_and_without_resume_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "own"
-    collect(*setup(), Share(path=path), ONE)
-    with pytest.raises(FfnskipError, match=r"^\S+own does not fit what --resume was asked for: tokens_sha256 is "):
-        collect(*setup(seed=1), Share(path=path, resume=True), ONE)
+def test_without_resume_an_old_file_is_not_read(tmp_path: Path) -> None:
+    collect(*setup(), Share(path=tmp_path / "own"), ONE)
     lab, identity, tokens = setup(seed=1)
-    collect(lab, identity, tokens, Share(path=path), ONE)
-    assert load_statistics([path]).identity == identity
+    collect(lab, identity, tokens, Share(path=tmp_path / "own"), ONE)
+    assert load_statistics([tmp_path / "own"]).identity == identity
 
 
 def test_weights_that_were_trained_further_are_another_model() -> None:

@@ -1,14 +1,12 @@
 """`--compensate auto`: every candidate from the same sums, and the one that saves most is taken."""
 
 import pytest
-import torch
 from support.pico import HIDDEN, N_LAYERS, pico_model, pico_profile, pico_tokens
 
 from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Compensation
 from ffnskip_cli.calibration.fit.auto import candidates, choose_compensation
 from ffnskip_cli.calibration.fit.fitter import FitTask
-from ffnskip_cli.calibration.fit.normal import NormalEquations
 from ffnskip_cli.calibration.lab import Lab
 
 TEXT, HELD_BACK = pico_tokens(32, batch=48), pico_tokens(32, batch=8, seed=2)
@@ -34,16 +32,6 @@ def test_the_one_that_saves_most_is_taken_and_all_are_told() -> None:
 def test_no_candidate_claims_more_than_the_region_holds() -> None:
     _, tried, _ = choose_compensation(Lab(pico_model()), FitTask(draft(2, 4), TEXT, HELD_BACK, RATIO, 0), 10.0)
     assert max(one.skip_ratio for one in tried) == pytest.approx(2 / N_LAYERS, abs=1e-3)
-
-
-def test_the_sums_of_some_features_are_those_of_a_fit_to_them_alone() -> None:
-    x, y = torch.randn(64, 5), torch.randn(64, 3)
-    x[:, -1] = 1.0
-    whole, part = NormalEquations(1, 5, 3), NormalEquations(1, 3, 3)
-    features = torch.tensor([0, 2, 4])
-    whole.add(0, x, y)
-    part.add(0, x[:, features], y)
-    assert torch.allclose(whole.select(features).solve(1e-3), part.solve(1e-3), rtol=1e-5)
 
 
 def test_neurons_are_left_out_where_they_cannot_be_told_apart() -> None:

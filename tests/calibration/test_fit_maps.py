@@ -22,12 +22,10 @@ def ffn_of_pico() -> nn.Module:
     return ffn_sites(pico_model())[2].layer.get_submodule("mlp")
 
 
-def inputs(tokens: int = TOKENS, *, white: bool = False) -> Tensor:
-    """``[tokens, hidden]`` whose directions have very different sizes, and a mean, unless they are white."""
+def inputs() -> Tensor:
+    """``[tokens, hidden]`` whose directions have very different sizes, and a mean."""
     generator = torch.Generator().manual_seed(3)
-    x = torch.randn(tokens, HIDDEN, generator=generator)
-    if white:
-        return (torch.linalg.qr(x - x.mean(dim=0)).Q * tokens**0.5).contiguous()
+    x = torch.randn(TOKENS, HIDDEN, generator=generator)
     rotation = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, generator=generator)).Q
     return x * torch.logspace(-0.7, 0.5, HIDDEN) @ rotation + 0.2
 
@@ -55,8 +53,8 @@ def error(tensors: dict[str, Tensor], x: Tensor, f: Tensor) -> float:
 
 
 @torch.no_grad()
-def ffn_data(*, white: bool = False) -> tuple[Tensor, Tensor]:
-    x = inputs(white=white)
+def ffn_data() -> tuple[Tensor, Tensor]:
+    x = inputs()
     return x, ffn_of_pico()(x)
 
 
@@ -81,13 +79,6 @@ def test_at_full_rank_a_low_rank_map_is_the_linear_one(index: Tensor | None) -> 
     whole, thin = fitted("linear", x, f, index=index), fitted("low-rank", x, f, HIDDEN, index)
     assert torch.allclose(g(thin, x), g(whole, x), atol=5e-3)
     assert torch.allclose(thin[SECOND][0] @ thin[FIRST][0], whole[LINEAR][0], atol=2e-2)
-
-
-def test_on_white_inputs_a_low_rank_map_is_the_truncated_singular_value_decomposition() -> None:
-    x, f = ffn_data(white=True)
-    whole, thin = fitted("linear", x, f)[LINEAR][0], fitted("low-rank", x, f, rank=5)
-    u, s, vh = torch.linalg.svd(whole)
-    assert torch.allclose(thin[SECOND][0] @ thin[FIRST][0], u[:, :5] * s[:5] @ vh[:5], atol=1e-3)
 
 
 @pytest.mark.parametrize("index", [None, NEURONS_USED], ids=["alone", "with neurons"])

@@ -79,6 +79,13 @@ def test_blending_weighs_the_other_fits_tokens() -> None:
     assert torch.allclose(blended.square, weighted.square)
 
 
+def test_the_sums_of_some_features_are_those_of_a_fit_to_them_alone() -> None:
+    x, y = data()
+    features = torch.tensor([0, 2, 6])
+    part, whole = sums_of(x[..., features], y), sums_of(x, y)
+    assert torch.allclose(whole.select(features).solve(1e-3), part.solve(1e-3), rtol=1e-5)
+
+
 def test_scaling_lets_every_token_count_less_and_changes_no_solution() -> None:
     x, y = data()
     scaled, plain = sums_of(x, y), sums_of(x, y)

@@ -144,9 +144,7 @@ def test_the_same_holds_for_the_choice_of_the_rule_alone(goals: tuple[Goal, ...]
 
 
 @pytest.mark.parametrize(("on", "sequences"), [("text", 7), ("generated", 17)])
-def test_what_the_recording_takes_is_announced_exactly_and_what_is_recorded_costs_nothing(
-    on: str, sequences: int
-) -> None:
+def test_a_recording_is_announced_exactly_and_what_is_recorded_costs_nothing(on: str, sequences: int) -> None:
     settings = settings_for(sequences=sequences, on=on)
     with counted(settings.sequence_length) as count:
         recorded(settings)
@@ -216,9 +214,7 @@ def test_what_a_fit_takes_is_announced_as_its_passes() -> None:
         ({"compensate": "mean"}, 1),
     ],
 )
-def test_a_fit_takes_memory_for_the_fisher_matrices_and_for_the_sums_of_every_layer_of_the_region(
-    choices: dict[str, Any], features: int
-) -> None:
+def test_a_fit_takes_memory_for_fisher_matrices_and_sums_of_every_layer(choices: dict[str, Any], features: int) -> None:
     pins = {"cold_s": 1, "cold_e": 5, "warm_up": 3}
     settings = settings_for(RATIO, sequences=10, **DAMAGE, **choices, **pins)
     sums = NormalEquations(4, features, HIDDEN)

@@ -1,7 +1,7 @@
 """Limits on quality: as much is skipped as stays within them on the calibration text, and then on the held-out one."""
 
 from functools import cache
-from typing import Literal
+from typing import Any
 
 import pytest
 import torch
@@ -73,9 +73,7 @@ def test_the_cost_on_the_calibration_text_ends_just_below_the_limit(goal: Goal, 
 
 @pytest.mark.parametrize("power", [1, 2, 3, 4])
 @pytest.mark.parametrize("allowed", [0.02, 0.1, 0.5, 2.0, 8.0])
-def test_the_limit_is_met_however_steeply_the_cost_grows(
-    power: int, allowed: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_limit_is_met_however_steep_the_cost(monkeypatch: pytest.MonkeyPatch, power: int, allowed: float) -> None:
     """Costs that are 1 at a ratio of 0.1, where the search for a limit begins, and grow as a power of the ratio."""
     record = Record(torch.zeros(50, 200), torch.rand(50, 200, 10, generator=torch.Generator().manual_seed(0)))
     profile = make_profile(n_layers=10, cold_s=0, cold_e=10, warm_up=0)
@@ -115,25 +113,21 @@ def test_only_the_first_sequences_are_looked_at(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("limit", "region", "sequences", "message"),
+    ("limit", "region", "sequences", "words"),
     [
         (1e-9, (1, 5), 40, r"No threshold [^\n]+ a KL of at most 1e-09 on the calibration text"),
         (0.1, (3, 4), 40, r"Nothing can be skipped from layer 3 to 3: [^\n]+ --cold-e "),
         (0.1, (1, 5), 1, "Quality needs at least two sequences of text"),
     ],
 )
-def test_what_has_no_solution_is_refused_in_one_sentence(
-    limit: float, region: tuple[int, int], sequences: int, message: str
-) -> None:
+def test_what_has_no_solution_is_refused(limit: float, region: tuple[int, int], sequences: int, words: str) -> None:
     record = record_text(model_of(), written_text(40)[:sequences])
-    with pytest.raises(FfnskipError, match=rf"^{message}[^\n]*\.$"):
+    with pytest.raises(FfnskipError, match=rf"^{words}[^\n]*\.$"):
         found_within(Goal("max_kl", limit), rule(cold_s=region[0], cold_e=region[1]), record=record)
 
 
 @pytest.mark.parametrize("kind", ["max_kl", "max_perplexity_increase"])
-def test_no_profile_costs_more_on_held_out_text_than_was_allowed(
-    kind: Literal["max_kl", "max_perplexity_increase"],
-) -> None:
+def test_no_profile_costs_more_on_held_out_text_than_was_allowed(kind: Any) -> None:
     goals = tuple(Goal(kind, limit) for limit in (0.03, 0.06, 0.12))
     finished = calibrated_on(model_of(), written_text(40), written_text(24, seed=1), *goals)
     for goal, found in zip(goals, finished, strict=True):

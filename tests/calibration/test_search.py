@@ -120,12 +120,8 @@ def test_no_more_candidates_are_scored_than_allowed_and_none_twice() -> None:
         assert len(tried) == len(set(tried)) <= candidates
         assert len(tried) == candidates or found[0].skip == start(cold_s=12, cold_e=19)
         assert {tuple(without_threshold(scored.skip).values()) for scored in found} == set(tried)
-
-
-def test_the_chosen_one_comes_first_and_nothing_tried_is_better() -> None:
-    found = searched(FakeScorer(bowl(9, 20)))
-    assert not any(other.beats(found[0]) for other in found)
-    assert len({id(scored) for scored in found}) == len(found) == 16
+        assert len(found) == len(tried)
+        assert not any(other.beats(found[0]) for other in found)
 
 
 @pytest.mark.parametrize("region", [(0, 2), (0, DEEP), (DEEP - 2, DEEP), (14, 16)])
@@ -175,9 +171,7 @@ def quality_at(model: PreTrainedModel, skip: Skip, tokens: Tensor) -> Quality:
     return quality_of(model, rule(model).model_copy(update={"skip": skip}), tokens)
 
 
-def test_a_candidate_is_scored_by_its_kl_in_the_running_model_in_proportion_at_the_ratio(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_candidate_is_scored_by_its_kl_in_the_running_model_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEARCH_TOKENS", 9 * LENGTH)
     scorer = scorer_of(float64_model(), record_text(float64_model(), TEXT), 0.2)
     skips = [

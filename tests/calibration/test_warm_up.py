@@ -15,11 +15,9 @@ from ffnskip import FfnskipError, Profile
 from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.profiles.evidence import WarmUpTrial
 from ffnskip_cli.calibration.lab import Lab
-from ffnskip_cli.calibration.recording.record import record_generated, record_text
-from ffnskip_cli.calibration.rules import warm_up as module
+from ffnskip_cli.calibration.recording.record import record_text
 from ffnskip_cli.calibration.rules.warm_up import PROMPTS, WARM_UPS, ablate, lengths, possible_warm_ups, smallest_good
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal
-from ffnskip_cli.measure.quality import measure_quality
 from ffnskip_cli.measure.worst_case import repetition
 
 MODEL = float64_model()
@@ -82,22 +80,6 @@ def test_repetition_is_that_of_what_the_model_writes_with_this_warm_up() -> None
         assert trial.repetition == pytest.approx(sum(repetition(row.tolist()) for row in rows) / PROMPTS)
 
 
-def test_what_was_generated_for_the_recording_is_what_warm_ups_are_tried_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = record_generated(MODEL, pico_tokens(PROMPT_TOKENS, batch=2), GENERATED_TOKENS)
-    seen = []
-
-    def look(lab: Lab, profiles: list[Profile], tokens: Tensor, **options: Any) -> Any:
-        seen.append((tokens, [profile.skip.warm_up for profile in profiles], options["first"]))
-        return measure_quality(lab.model, profiles, tokens, lab.track, **options)
-
-    monkeypatch.setattr(Lab, "quality", look)
-    monkeypatch.setattr(module, "WARM_UPS", (0, 7))
-    ablate(Lab(MODEL), rule(), record)
-    ((tokens, warm_ups, first),) = seen
-    assert torch.equal(tokens, record.sequences)
-    assert (warm_ups, first) == ([PROMPT_TOKENS, PROMPT_TOKENS + 7], PROMPT_TOKENS + GENERATED_TOKENS // 2)
-
-
 def test_prompt_and_continuation_fit_into_a_sequence_and_leave_half_a_continuation_to_measure_on() -> None:
     for length in range(2, 600, 13):
         prompt, generated = lengths(length)
@@ -130,9 +112,7 @@ def trial(warm_up: int, kl: float, standard_error: float) -> WarmUpTrial:
         ((0.30, 0.20, 0.20, 0.30), 0.0, 5),
     ],
 )
-def test_the_smallest_within_two_errors_of_the_best_is_chosen(
-    kls: tuple[float, ...], error: float, chosen: int
-) -> None:
+def test_the_smallest_within_two_errors_of_the_best_wins(kls: tuple[float, ...], error: float, chosen: int) -> None:
     assert smallest_good([trial(warm_up, kl, error) for warm_up, kl in zip((0, 5, 10, 20), kls, strict=True)]) == chosen
 
 

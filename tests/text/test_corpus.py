@@ -52,37 +52,25 @@ def first_letters(tokenizer: Tokenizer, packed: Corpus) -> str:
     return "".join(found)
 
 
-@pytest.fixture
-def bos_tokenizer(byte_tokenizer: Tokenizer) -> Tokenizer:
-    tokenizer = Tokenizer(tokenizer_object=byte_tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>")
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    return tokenizer
-
-
 def test_packing_by_hand(byte_tokenizer: Tokenizer) -> None:
-    documents = ["first document", "second one", "third"]
-    packed = build(source_of(documents, shuffled=True), byte_tokenizer, tokens=20, sequence_length=5)
-    expected: list[int] = []
+    backend, documents = byte_tokenizer.backend_tokenizer, ["first document", "second one", "third"]
+    source, expected = source_of(documents, shuffled=True), []
     for document in documents:
         expected += [*byte_tokenizer(document)["input_ids"], EOS]
-    assert sorted(packed.tokens.tolist()) == sorted(expected[start : start + 5] for start in (0, 5, 10, 15))
-    assert packed.tokens.dtype == torch.long
+    packed = build(source, byte_tokenizer, tokens=20, sequence_length=5).tokens
+    assert sorted(packed.tolist()) == sorted(expected[start : start + 5] for start in (0, 5, 10, 15))
+    assert packed.dtype == torch.long
 
+    without_eos = Tokenizer(tokenizer_object=backend)
+    packed = build(source_of(["abc", "defgh"], shuffled=True), without_eos, tokens=8, sequence_length=4).tokens
+    assert without_eos.decode(packed.flatten()) == "abcdefgh"
 
-def test_bos_starts_every_sequence_if_the_tokenizer_adds_it(
-    byte_tokenizer: Tokenizer, bos_tokenizer: Tokenizer
-) -> None:
-    source = source_of(["a document of some length", "and another"], shuffled=True)
-    with_bos = build(source, bos_tokenizer, tokens=20, sequence_length=5).tokens
     without = build(source, byte_tokenizer, tokens=16, sequence_length=4).tokens
-    assert with_bos[:, 0].tolist() == [BOS] * 4
-    assert torch.equal(with_bos[:, 1:], without)
-
-
-def test_tokenizer_without_eos(byte_tokenizer: Tokenizer) -> None:
-    tokenizer = Tokenizer(tokenizer_object=byte_tokenizer.backend_tokenizer)
-    packed = build(source_of(["abc", "defgh"], shuffled=True), tokenizer, tokens=8, sequence_length=4)
-    assert tokenizer.decode(packed.tokens.flatten()) == "abcdefgh"
+    adds_bos = Tokenizer(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    adds_bos.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    packed = build(source, adds_bos, tokens=20, sequence_length=5).tokens
+    assert packed[:, 0].tolist() == [BOS] * 4
+    assert torch.equal(packed[:, 1:], without)
 
 
 def test_same_seed_same_corpus_and_other_seed_other_order(byte_tokenizer: Tokenizer) -> None:
@@ -154,9 +142,7 @@ def test_less_than_one_sequence(byte_tokenizer: Tokenizer, options: dict[str, in
     assert "the held-out text of own has only 0 tokens" in nothing
 
 
-def test_an_endless_stream_is_read_only_as_far_as_needed(
-    byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_endless_stream_is_read_as_far_as_needed(byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "_WINDOW_CHARACTERS", 1000)
     read: list[str] = []
 
@@ -255,9 +241,7 @@ def test_every_prefix_and_every_other_sequence_is_a_mixture(byte_tokenizer: Toke
     assert 15 < order[::2].count("b") < 35
 
 
-def test_a_document_of_two_texts_is_used_once_and_a_short_text_gives_what_it_has(
-    byte_tokenizer: Tokenizer,
-) -> None:
+def test_a_document_of_two_texts_is_used_once_and_a_short_text_whole(byte_tokenizer: Tokenizer) -> None:
     both = letters("a", n=20)
     more = Ingredient(source_of([*both.source.documents(), *letters("b", n=20).source.documents()]), "all")
     packed = mix(byte_tokenizer, both, more, tokens=16 * 1000)

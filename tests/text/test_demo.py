@@ -24,6 +24,7 @@ pytestmark = pytest.mark.demo
 
 SHARED = Path(__file__).parents[2] / "profiles"
 WARM_UP = 25
+Compiled = tuple[Path, dict[str, Any], list[str]]
 
 
 def mean_curve(record: Record) -> Tensor:
@@ -36,7 +37,7 @@ def demo() -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     """A profile by the paper's rule at a ratio of 0.10, what stdout said of it in JSON, and what stderr said."""
     path = tmp_path_factory.mktemp("profiles") / "0.10.yaml"
     sizes = ("--tokens", 1024, "--eval-tokens", 512, "--candidates", 4, "--warm-up", WARM_UP)
@@ -47,9 +48,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     return path, row, talk(result)
 
 
-def test_calibrate_reaches_its_target_and_tells_the_truth_about_it(
-    calibrated: tuple[Path, dict[str, Any], list[str]],
-) -> None:
+def test_calibrate_reaches_its_target_and_tells_the_truth(calibrated: Compiled) -> None:
     path, row, said = calibrated
     profile = load_profile(path)
     assert profile.model.id == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -61,9 +60,7 @@ def test_calibrate_reaches_its_target_and_tells_the_truth_about_it(
     assert f"Warning: {path} is {profile.measured.verdict}." in said
 
 
-def test_skipping_one_ffn_per_trigger_wins_over_the_papers_rule(
-    calibrated: tuple[Path, dict[str, Any], list[str]],
-) -> None:
+def test_skipping_one_ffn_per_trigger_wins_over_the_papers_rule(calibrated: Compiled) -> None:
     profile = load_profile(calibrated[0])
     chosen, *others = profile.search.candidates
     (paper,) = [candidate for candidate in others if candidate.window is None]
@@ -71,13 +68,13 @@ def test_skipping_one_ffn_per_trigger_wins_over_the_papers_rule(
     assert paper.kl - chosen.kl > max(2 * paper.standard_error, chosen.kl)
 
 
-def test_apply_passes_its_self_check(calibrated: tuple[Path, dict[str, Any], list[str]]) -> None:
+def test_apply_passes_its_self_check(calibrated: Compiled) -> None:
     result = succeed("apply", "demo", calibrated[0], "--format", "json")
     assert talk(result)[0].startswith("Self-check passed: ")
     assert json.loads(result.stdout)["skip_ratio"] > 0
 
 
-def test_generate_writes_english_and_skips(calibrated: tuple[Path, dict[str, Any], list[str]]) -> None:
+def test_generate_writes_english_and_skips(calibrated: Compiled) -> None:
     options = ("--profile", calibrated[0], "--max-new-tokens", WARM_UP + 15)
     result = succeed("generate", "demo", "Explain why the sky is blue.", *options)
     assert " sky " in result.stdout
@@ -86,7 +83,7 @@ def test_generate_writes_english_and_skips(calibrated: tuple[Path, dict[str, Any
     assert "skip_ratio 0.000" not in figures
 
 
-def test_bench_measures_everything(calibrated: tuple[Path, dict[str, Any], list[str]]) -> None:
+def test_bench_measures_everything(calibrated: Compiled) -> None:
     path, row, _ = calibrated
     sizes = ("--eval-tokens", 512, "--prompt-tokens", 16, "--new-tokens", WARM_UP + 8, "--prompts", 2, "-r", 1)
     document = json.loads(succeed("bench", "demo", "--profile", path, *sizes, "--format", "json").stdout)

@@ -5,12 +5,14 @@ import gguf
 import huggingface_hub
 import pytest
 import torch
+from support.factories import make_profile
 from support.sentences import OUT_OF_MEMORY, sentence
 from transformers import BertConfig, BertForMaskedLM, LlamaModel, T5Config, T5ForConditionalGeneration
 
 from ffnskip.files import sha256_file
 from ffnskip_cli.sources import demo
 from ffnskip_cli.sources.models import LoadedModel, load_model, pick_device
+from ffnskip_cli.sources.names import public_name
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -18,6 +20,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def pico_copy(pico_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pico_folder, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+    "name", ["plain.txt", ".hidden.txt", "a:b.txt", "..", "~x", "back\\slash", "x" * 300, "li\nne"]
+)
+def test_every_local_name_becomes_one_that_a_profile_accepts(name: str) -> None:
+    public = public_name(Path("/some/where") / name)
+    assert make_profile(id=public).model.id
+    assert (public == name) == (name == "plain.txt")
 
 
 def test_local_folder(pico_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,9 +83,7 @@ def test_each_process_of_torchrun_takes_its_own_cuda_device(
 
 
 @pytest.mark.parametrize("failure", OUT_OF_MEMORY)
-def test_a_model_too_large_for_the_memory(
-    pico_folder: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
-) -> None:
+def test_a_model_too_large_for_memory(pico_folder: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise failure
 
@@ -125,7 +134,7 @@ def test_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("name", ["org/pico", "org/pico@main", f"org/pico@{COMMIT}"])
-def test_cached_hub_model_knows_its_commit(
+def test_a_cached_model_knows_its_commit(
     pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     repository = tmp_path / "models--org--pico"

@@ -23,6 +23,7 @@ from ffnskip_cli.text.named import check_names, dataset_names, evaluation_text, 
 
 SIZES = {"tokens": 640, "eval_tokens": 256, "sequence_length": 32}
 NO_NAMES: list[str] = []
+Write = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def loaded(pico_folder: Path) -> LoadedModel:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Callable[..., str]:
+def file(tmp_path: Path) -> Write:
     """Writes a text file of so many documents, and returns its path."""
 
     def write(name: str, seed: int, documents: int = 64) -> str:
@@ -70,9 +71,7 @@ def shares(corpus: Corpus) -> list[tuple[str, float, int]]:
     return [(part.dataset, part.weight, part.tokens_used) for part in corpus.parts]
 
 
-def test_weights_are_part_of_the_names_and_the_parts_stand_in_the_profile(
-    loaded: LoadedModel, file: Callable[..., str]
-) -> None:
+def test_weights_are_part_of_the_names_and_parts_stand_in_the_profile(loaded: LoadedModel, file: Write) -> None:
     text, held_out = both(loaded, [f"{file('a.txt', 1)}=3", file("b.txt", 2)])
     assert shares(text) == [("a.txt", 3.0, 480), ("b.txt", 1.0, 160)]
     assert shares(held_out) == [("a.txt", 3.0, 192), ("b.txt", 1.0, 64)]
@@ -82,20 +81,13 @@ def test_weights_are_part_of_the_names_and_the_parts_stand_in_the_profile(
     assert dataset_names(evaluation_section(held_out)) == ["a.txt", "b.txt"]
 
 
-def test_the_weight_of_a_single_text_means_nothing(loaded: LoadedModel, file: Callable[..., str]) -> None:
-    path = file("a.txt", 1)
-    for one, other in zip(both(loaded, [path]), both(loaded, [f"{path}=3"]), strict=True):
-        assert torch.equal(one.tokens, other.tokens)
-        assert (one.text_sha256, one.parts) == (other.text_sha256, ())
-
-
-def test_a_path_with_an_equals_sign_is_a_path(loaded: LoadedModel, file: Callable[..., str]) -> None:
+def test_a_path_with_an_equals_sign_is_a_path(loaded: LoadedModel, file: Write) -> None:
     text, _ = both(loaded, [file("rate=3.txt", 1), f"{file('size=1.txt', 2)}=2"])
     assert [(part.dataset, part.weight) for part in text.parts] == [("rate=3.txt", 1.0), ("size=1.txt", 2.0)]
 
 
-def test_the_held_out_text_of_other_datasets_has_no_calibration_document(
-    loaded: LoadedModel, file: Callable[..., str], tmp_path: Path
+def test_held_out_text_of_other_datasets_has_no_calibration_document(
+    loaded: LoadedModel, file: Write, tmp_path: Path
 ) -> None:
     calibration = [file("a.txt", 1), file("b.txt", 2)]
     shared = tmp_path / "c.txt"
@@ -108,14 +100,14 @@ def test_the_held_out_text_of_other_datasets_has_no_calibration_document(
     assert everything.document_hashes & text.document_hashes  # what the exclusion is for
 
 
-def test_the_model_writes_its_share_of_a_mixture(loaded: LoadedModel, file: Callable[..., str]) -> None:
+def test_the_model_writes_its_share_of_a_mixture(loaded: LoadedModel, file: Write) -> None:
     text, held_out = both(loaded, ["self", f"{file('a.txt', 1)}=3"])
     assert shares(text) == [("self", 1.0, 160), ("a.txt", 3.0, 480)]
     assert shares(held_out) == [("self", 1.0, 64), ("a.txt", 3.0, 192)]
     assert not text.document_hashes & held_out.document_hashes
 
 
-def test_the_held_out_text_of_a_recording(loaded: LoadedModel, file: Callable[..., str]) -> None:
+def test_the_held_out_text_of_a_recording(loaded: LoadedModel, file: Write) -> None:
     names = [file("a.txt", 1), f"{file('b.txt', 2)}=2"]
     text, held_out = both(loaded, names)
     source = source_of(loaded)
@@ -184,8 +176,8 @@ def test_names_that_cannot_be_texts(names: list[str], words: str) -> None:
     assert words in sentence(lambda: check_names(names, offline=True))
 
 
-def test_names_that_can_be_texts_and_a_file_by_two_paths_is_named_twice(
-    file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_names_that_can_be_texts_and_a_file_named_twice(
+    file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "other").mkdir()
     path = file("a.txt", 1)
