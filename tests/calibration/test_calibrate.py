@@ -2,12 +2,13 @@
 
 import math
 from functools import cache
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
 from support.calibrations import WARM_UP, calibrated_on, ratio_by_apply
-from support.naive import naive_forward
+from support.naive import naive_quality
 from support.pico import HIDDEN, N_LAYERS, float64_model, pico_model, pico_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from ffnskip import FfnskipError, SkipStats
 from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import dump_profile, parse_profile
+from ffnskip.profiles.schema import Skip
 from ffnskip_cli.calibration.assemble import Calibrated, verdict
 from ffnskip_cli.calibration.recording.record import record_text
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal
@@ -60,35 +62,18 @@ def test_every_measured_figure_is_what_a_naive_run_gives() -> None:
         assert figures.within_budget == (figures.kl <= 0.25 and figures.top1_agreement >= 0.8)
 
 
-def naive_measurements(skip: Any) -> dict[str, float]:
-    """Token by token, in float64 and natural logarithms, on whole logits."""
-    per_sequence = LENGTH - 1 - WARM_UP
-    nll_dense = nll = kl = agree = 0.0
-    skipped = compared = never = 0
-    for sequence in HELD_OUT:
-        with torch.inference_mode():
-            dense = MODEL(sequence[None]).logits[0].softmax(-1)[WARM_UP:-1]
-        naive = naive_forward(MODEL, sequence, skip)
-        sparse, targets = naive.logits.softmax(-1)[WARM_UP:-1], sequence[WARM_UP + 1 :]
-        rows = torch.arange(per_sequence)
-        nll_dense -= float(dense[rows, targets].log().sum())
-        nll -= float(sparse[rows, targets].log().sum())
-        kl += float((dense * (dense / sparse).log()).sum())
-        agree += float((dense.argmax(-1) == sparse.argmax(-1)).sum())
-        for token in naive.tokens[WARM_UP:]:
-            skipped += sum(token.skipped)
-            never += not any(token.skipped)
-            compared += sum(layer < skip.cold_e - 1 for layer in token.compared)
-    tokens, past = 4 * per_sequence, 4 * (LENGTH - WARM_UP)
-    saved = skipped * 2 * 3 * HIDDEN * 48 - compared * 7 * HIDDEN
+def naive_measurements(skip: Skip) -> dict[str, float]:
+    rows = [naive_quality(MODEL, sequence, skip) for sequence in HELD_OUT]
+    means = {name: fmean(figures[name] for figures, _ in rows) for name in rows[0][0]}
+    past = [token for _, naive in rows for token in naive.tokens[WARM_UP:]]
+    compared = sum(layer < skip.cold_e - 1 for token in past for layer in token.compared)
+    saved = sum(sum(token.skipped) for token in past) * 2 * 3 * HIDDEN * 48 - compared * 7 * HIDDEN
     return {
-        "skip_ratio": skipped / (N_LAYERS * past),
+        **{name: means[name] for name in ("skip_ratio", "kl", "top1_agreement")},
+        "perplexity_dense": math.exp(means["nll_dense"]),
+        "perplexity": math.exp(means["nll"]),
         "flops_saved": saved / (4 * model_cost(MODEL).dense_flops(0, LENGTH)),
-        "never_skip_fraction": never / past,
-        "perplexity_dense": math.exp(nll_dense / tokens),
-        "perplexity": math.exp(nll / tokens),
-        "kl": kl / tokens,
-        "top1_agreement": agree / tokens,
+        "never_skip_fraction": fmean(not any(token.skipped) for token in past),
     }
 
 

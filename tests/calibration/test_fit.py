@@ -1,4 +1,4 @@
-"""The whole fit on a pico model: it pays, it can be repeated and resumed, and what did not help is not kept."""
+"""The whole fit on a pico model: it pays, can be resumed, keeps only what helped; and `--compensate auto`."""
 
 from functools import cache
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.calibrations import quality_of
 from support.factories import Kind
-from support.pico import pico_model, pico_profile, pico_tokens
+from support.pico import HIDDEN, N_LAYERS, pico_model, pico_profile, pico_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,6 +18,7 @@ from ffnskip.profiles.schema import Compensation
 from ffnskip.profiles.weights import Weights
 from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
 from ffnskip_cli.calibration.fit import fitter
+from ffnskip_cli.calibration.fit.auto import candidates, choose_compensation
 from ffnskip_cli.calibration.fit.fitter import FitTask
 from ffnskip_cli.calibration.fit.loop import record_scores
 from ffnskip_cli.calibration.fit.stage import MAX_REFITS, fit_weights
@@ -164,3 +165,29 @@ def test_too_little_text_is_refused_in_one_sentence_and_the_smallest_that_is_not
             fitted("mean", text=TEXT[:sequences])
     profile = fitted("linear", text=TEXT[:3])
     assert profile.fit.gradient_tokens == LENGTH
+
+
+def auto_task(cold_s: int = 0, cold_e: int = N_LAYERS) -> FitTask:
+    choices = {"rule": "predicted-damage", "threshold": 0.0, "cold_s": cold_s, "cold_e": cold_e, "warm_up": 4}
+    return FitTask(pico_profile(llama(), **choices), TEXT[:48], HELD_BACK[:8], 0.25, 0)
+
+
+def test_the_one_that_saves_most_is_taken_and_all_are_told() -> None:
+    chosen, tried, gradients = choose_compensation(Lab(llama()), auto_task(), 0.02)
+    assert [(one.kind, one.rank, one.neurons) for one in tried] == [
+        (one.kind, one.rank, one.neurons) for one in candidates(llama())
+    ]
+    best = max(tried, key=lambda one: one.flops_saved)
+    assert (chosen.kind, chosen.rank, chosen.neurons) == (best.kind, best.rank, best.neurons)
+    assert tried[-1].skip_ratio > tried[0].skip_ratio  # a whole map with neurons does less harm than the mean
+    assert gradients.fisher.shape == (N_LAYERS, HIDDEN, HIDDEN)
+
+
+def test_no_candidate_claims_more_than_the_region_holds() -> None:
+    _, tried, _ = choose_compensation(Lab(llama()), auto_task(2, 4), 10.0)
+    assert max(one.skip_ratio for one in tried) == pytest.approx(2 / N_LAYERS, abs=1e-3)
+
+
+def test_neurons_are_left_out_where_they_cannot_be_told_apart() -> None:
+    assert all(one.neurons == 0 for one in candidates(pico_model("gpt2")))
+    assert Compensation(kind="mean") in candidates(pico_model("gpt2"))

@@ -105,13 +105,6 @@ def test_the_prompts_of_generated_text_do_not_count() -> None:
     assert found.ratio == quality.skip_ratio.mean
 
 
-def test_only_the_first_sequences_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limit, "LIMIT_TOKENS", 9 * LENGTH)
-    goal = Goal("max_kl", 0.1)
-    found = found_within(goal)
-    assert found.ratio == quality_at(rule().with_threshold(found.threshold), written_text(40)[:9]).skip_ratio.mean
-
-
 @pytest.mark.parametrize(
     ("limit", "region", "sequences", "words"),
     [

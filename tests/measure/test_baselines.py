@@ -71,16 +71,8 @@ def test_a_fixed_set_is_the_same_for_every_token_but_for_the_fraction_of_one_lay
 
 def test_non_adaptive_sets_are_evenly_spread() -> None:
     profile = bare().model_copy(update={"skip": bare().skip.model_copy(update={"cold_s": 0, "cold_e": 6})})
-    orders = {n: baseline_patterns(MODEL, profile, n / 6, TEXT, silently)["non-adaptive"].order for n in range(7)}
-    assert orders == {
-        0: (),
-        1: (3,),
-        2: (1, 4),
-        3: (1, 3, 5),
-        4: (0, 2, 3, 5),
-        5: (0, 1, 3, 4, 5),
-        6: (0, 1, 2, 3, 4, 5),
-    }
+    orders = [baseline_patterns(MODEL, profile, n / 6, TEXT, silently)["non-adaptive"].order for n in range(7)]
+    assert orders == [(), (3,), (1, 4), (1, 3, 5), (0, 2, 3, 5), (0, 1, 3, 4, 5), (0, 1, 2, 3, 4, 5)]
 
 
 def test_static_skips_where_the_ffn_turns_the_stream_least() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.calibrations import WARM_UP, quality_of
 from support.factories import make_compensated
-from support.naive import naive_forward
+from support.naive import naive_quality
 from support.pico import float64_model, middle_threshold, pico_model, pico_profile, pico_tokens
 from torch import Tensor
 
@@ -38,27 +38,9 @@ def measured(profile: Profile, tokens: Tensor = TEXT) -> Quality:
     return quality_of(MODEL, profile, tokens)
 
 
-def naive_figures(profile: Profile, sequence: Tensor) -> dict[str, float]:
-    """The means over one sequence's predictions, token by token, in natural logarithms."""
-    with torch.inference_mode():
-        dense = MODEL(sequence[None]).logits[0]
-    run = naive_forward(MODEL, sequence, profile.skip)
-    sums = dict.fromkeys(FIGURES, 0.0)
-    positions = range(WARM_UP, len(sequence) - 1)
-    for position in positions:
-        p, q = dense[position].softmax(0).tolist(), run.logits[position].softmax(0).tolist()
-        following = int(sequence[position + 1])
-        sums["nll_dense"] -= math.log(p[following])
-        sums["nll"] -= math.log(q[following])
-        sums["kl"] += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-        sums["top1_agreement"] += p.index(max(p)) == q.index(max(q))
-    figures = {name: total / len(positions) for name, total in sums.items()}
-    return figures | {"skip_ratio": float(run.skipped[WARM_UP:].double().mean())}
-
-
 def test_every_figure_is_the_naive_one_with_its_standard_error_over_sequences() -> None:
     quality = measured(middle())
-    tables = [naive_figures(middle(), sequence) for sequence in TEXT]
+    tables = [naive_quality(MODEL, sequence, middle().skip)[0] for sequence in TEXT]
     for name in FIGURES:
         values = torch.tensor([table[name] for table in tables], dtype=torch.float64)
         estimate: Estimate = getattr(quality, name)

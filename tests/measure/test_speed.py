@@ -11,14 +11,7 @@ from transformers import PreTrainedModel
 
 from ffnskip import Decoder, SkipStats
 from ffnskip.decode import GeneralPath, generate_tokens
-from ffnskip_cli.measure.speed import (
-    Run,
-    Speed,
-    Way,
-    decoder_way,
-    hugging_face_way,
-    measure_speed,
-)
+from ffnskip_cli.measure.speed import Run, Speed, Way, decoder_way, hugging_face_way, measure_speed
 from ffnskip_cli.track import silently
 
 PROMPT, NEW = pico_tokens(6), 12

@@ -83,6 +83,7 @@ def naive_forward(
     return NaiveRun(tokens, torch.stack(logits), cache)
 
 
+
 def tensors_of_layer(skip: Skip, weights: Weights | None, layer: int) -> dict[str, Tensor]:
     """The weights of one layer in float64; none outside the skip region."""
     tensors = weights.tensors if weights and skip.cold_s <= layer < skip.cold_e else {}
@@ -106,3 +107,22 @@ def naive_g(tensors: dict[str, Tensor], ffn: nn.Module, x: Tensor) -> Tensor:
         gate, up = (ffn.get_parameter(f"{name}.weight")[neuron].double() for name in ("gate_proj", "up_proj"))
         g = g + tensors["neurons.down"][:, column] * nn.functional.silu(gate @ x) * (up @ x)
     return g
+
+
+def naive_quality(model: PreTrainedModel, sequence: Tensor, skip: Skip) -> tuple[dict[str, float], NaiveRun]:
+    """The means over one sequence's predictions past warm-up, token by token, in natural logarithms."""
+    with torch.inference_mode():
+        dense = model(sequence[None]).logits[0]
+    naive = naive_forward(model, sequence, skip)
+    sums = dict.fromkeys(("nll_dense", "nll", "kl", "top1_agreement"), 0.0)
+    positions = range(skip.warm_up, len(sequence) - 1)
+    for position in positions:
+        p, q = dense[position].softmax(0).tolist(), naive.logits[position].softmax(0).tolist()
+        following = int(sequence[position + 1])
+        sums["nll_dense"] -= math.log(p[following])
+        sums["nll"] -= math.log(q[following])
+        sums["kl"] += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        sums["top1_agreement"] += p.index(max(p)) == q.index(max(q))
+    figures = {name: total / len(positions) for name, total in sums.items()}
+    return figures | {"skip_ratio": float(naive.skipped[skip.warm_up :].double().mean())}, naive
+
