@@ -29,15 +29,9 @@ TEXT, HELD_OUT = pico_tokens(LENGTH, batch=12), pico_tokens(LENGTH, batch=4, see
 TARGETS = (0.1, 0.2)
 
 
-def compiled(
-    *targets: float,
-    text: Tensor = TEXT,
-    held_out: Tensor = HELD_OUT,
-    model: PreTrainedModel | None = None,
-    **choices: Any,
-) -> list[Calibrated]:
+def compiled(*targets: float, text: Tensor = TEXT, held_out: Tensor = HELD_OUT, **choices: Any) -> list[Calibrated]:
     goals = [Goal("target_ratio", target) for target in targets or TARGETS]
-    return calibrated_on(model or MODEL, text, held_out, *goals, **choices)
+    return calibrated_on(choices.pop("model", MODEL), text, held_out, *goals, **choices)
 
 
 @cache

@@ -219,11 +219,6 @@ def test_thresholds_are_corrected_where_the_running_model_skips_something_else(r
     assert abs(scored.ratio - ratio) <= error / gain + 1e-12
 
 
-def test_one_sequence_cannot_be_compared_on_and_is_refused_in_one_sentence() -> None:
-    with pytest.raises(FfnskipError, match=r"^Quality needs at least two sequences of text[^\n]+\.$"):
-        scorer_of(float64_model(), record_text(float64_model(), TEXT[:1]), 0.2).score([rule(float64_model()).skip])
-
-
 def calibrated(model: PreTrainedModel, goal: Goal = GOAL, text: Tensor = TEXT, **choices: Any) -> Profile:
     held_out = pico_tokens(LENGTH, batch=3, seed=1)
     return calibrated_on(model, text, held_out, goal, **{"candidates": 16, **choices})[0].profile

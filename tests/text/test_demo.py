@@ -111,16 +111,14 @@ def test_text_and_generated_tokens_have_the_same_similarity_curve(demo: LoadedMo
     assert torch.allclose(read, written, rtol=0, atol=0.05)
 
 
-def shared_profiles() -> list[Path]:
-    return sorted(SHARED.rglob("*.yaml"))
+SHARED_PROFILES = sorted(SHARED.rglob("*.yaml"))
 
 
 def test_there_are_shared_profiles_and_all_are_valid() -> None:
-    assert shared_profiles()
-    assert len(succeed("validate", SHARED).stdout.splitlines()) == len(shared_profiles())
+    assert 0 < len(SHARED_PROFILES) == len(succeed("validate", SHARED).stdout.splitlines())
 
 
-@pytest.mark.parametrize("path", shared_profiles(), ids=lambda path: str(path.relative_to(SHARED)))
+@pytest.mark.parametrize("path", SHARED_PROFILES, ids=lambda path: str(path.relative_to(SHARED)))
 def test_a_shared_profile_fits_the_demo_model(demo: LoadedModel, path: Path) -> None:
     profile = load_profile(path)
     assert (profile.model.id, profile.model.gguf_sha256) == (demo.id, demo.gguf_sha256)
