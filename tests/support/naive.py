@@ -83,7 +83,6 @@ def naive_forward(
     return NaiveRun(tokens, torch.stack(logits), cache)
 
 
-
 def tensors_of_layer(skip: Skip, weights: Weights | None, layer: int) -> dict[str, Tensor]:
     """The weights of one layer in float64; none outside the skip region."""
     tensors = weights.tensors if weights and skip.cold_s <= layer < skip.cold_e else {}
@@ -125,4 +124,3 @@ def naive_quality(model: PreTrainedModel, sequence: Tensor, skip: Skip) -> tuple
         sums["top1_agreement"] += p.index(max(p)) == q.index(max(q))
     figures = {name: total / len(positions) for name, total in sums.items()}
     return figures | {"skip_ratio": float(naive.skipped[skip.warm_up :].double().mean())}, naive
-
