@@ -138,7 +138,7 @@ def feed(model: PreTrainedModel, text: Tensor, prompt: int, past: DynamicCache |
 
 @contextmanager
 def ffn_calls(model: PreTrainedModel) -> Iterator[list[int]]:
-    """Counts how often each layer's FFN is called; enter it before a profile is applied."""
+    """Counts how often each layer's FFN is called; enter it before a profile is applied, which must not be checked."""
     ffns, calls = [site.layer.get_submodule("mlp") for site in ffn_sites(model)], [0] * N_LAYERS
 
     def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
