@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ffnskip.errors import FfnskipError
-from ffnskip.rules import rule_named
+from ffnskip.rules import rule_named, rule_names
 from ffnskip_cli.calibration.goals import Goal as Goal
 
 On = Literal["text", "generated"]
-Rule = Literal["predicted-damage", "cosine"]
 Kind = Literal["auto", "none", "mean", "low-rank", "linear"]
 Free = Literal["auto"]  # a setting that the calibration chooses by what it does to quality
 
@@ -58,7 +57,11 @@ class Settings:
 
     goals: tuple[Goal, ...] = ()
     rule: Annotated[
-        Rule, typer.Option(help="When to skip: by the damage that a probe predicts, or by similarity as in the paper.")
+        str,
+        typer.Option(
+            metavar="|".join(reversed(rule_names())),
+            help="When to skip: by the damage that a probe predicts, or by similarity as in the paper.",
+        ),
     ] = "predicted-damage"
     compensate: Annotated[
         Kind,
@@ -169,6 +172,8 @@ class Settings:
             )
 
     def __post_init__(self) -> None:
+        if self.rule not in rule_names():
+            raise FfnskipError(f"There is no rule named {self.rule}: choose from {', '.join(rule_names())}.")
         numbers = (self.tokens, self.eval_tokens, self.fit_tokens, self.window, self.refresh_every)
         largest = max(number for number in numbers if isinstance(number, int))
         if largest > _LARGEST:

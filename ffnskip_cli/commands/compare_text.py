@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ffnskip_cli import console
-from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Free, Kind, On, Rule, Settings, count_option
+from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Free, Kind, On, Settings, count_option
 from ffnskip_cli.commands.options import ModelName, ModelOptions, PrintFormat, named_options
 from ffnskip_cli.commands.signature import from_options
 
@@ -19,7 +19,7 @@ from ffnskip_cli.commands.signature import from_options
 class PaperSettings(Settings):
     """Settings with the paper's rule as the default, and options for that rule alone."""
 
-    rule: Rule = "cosine"
+    rule: str = "cosine"
     compensate: Kind = "none"
     rank: int | None = None
     neurons: int | None = None

@@ -46,7 +46,7 @@ def test_a_rule_calibrates_generates_and_benches(tmp_path: Path, monkeypatch: py
     register(EveryNth())
     model, text, held_out = pico_model(), pico_tokens(24, batch=12), pico_tokens(24, batch=4, seed=1)
     goal = Goal("target_ratio", 1 / 3)
-    settings = Settings((goal,), rule="every-nth", compensate="none", tokens=288, sequence_length=24, warm_up=3)  # type: ignore[arg-type]
+    settings = Settings((goal,), rule="every-nth", compensate="none", tokens=288, sequence_length=24, warm_up=3)
     (compiled,) = calibrated(model, text, held_out, settings).finished
     assert compiled.calibration_ratio == pytest.approx(1 / 3)
     save_profile(compiled.profile, tmp_path / "p.yaml")

@@ -218,6 +218,7 @@ def test_a_shortfall_of_text_to_fit_to_is_said(plateau_folder: Path, text_file: 
     [
         (("--window", 1), "--window belongs to --rule cosine"),
         (("--candidates", 3), "--candidates belongs to --rule cosine"),
+        (("--rule", "nosuch"), "There is no rule named nosuch"),
         (("--compensate", "linear", "--rank", 4), "--rank belongs to --compensate low-rank"),
         (("--compensate", "mean", "--neurons", 4), "--neurons belongs to --compensate low-rank or linear"),
         (("--compensate", "none", "--rank", 4), "--rank belongs to --compensate low-rank"),
