@@ -16,9 +16,11 @@ from typer.main import get_command
 
 from ffnskip.errors import FfnskipError
 from ffnskip_cli import console
+from ffnskip_cli.commands.signature import command_of
 from ffnskip_cli.memory import out_of_memory
 
-# In the order of their use. Each is a module of ffnskip_cli.commands, imported when it is asked for.
+# In the order of their use. Each is a module of ffnskip_cli.commands with its options, imported when it is asked for,
+# and one beside it, NAME_run, with what runs it.
 COMMANDS = ("calibrate", "apply", "generate", "bench", "compare-text", "inspect", "validate", "diff")
 USER_MISTAKE = 2
 _MORE_ROOM = ["--dtype bfloat16", "--device-map auto"]
@@ -66,8 +68,8 @@ class Frame(TyperGroup):
         for name in (cmd_name,) if cmd_name in (*COMMANDS, *self.commands) else COMMANDS:
             if name not in self.commands:
                 single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-                module = import_module(f"ffnskip_cli.commands.{name.replace('-', '_')}")
-                single.command(name)(module.command)
+                module = f"ffnskip_cli.commands.{name.replace('-', '_')}"
+                single.command(name)(command_of(import_module(module).Options, f"{module}_run"))
                 self.commands[name] = get_command(single)
         return self.commands.get(cmd_name)
 

@@ -11,7 +11,7 @@ from ffnskip.general.wrap import Applied
 from ffnskip.model.sites import input_device
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
-from ffnskip_cli.commands.apply import ApplyOptions
+from ffnskip_cli.commands.apply import Options
 from ffnskip_cli.commands.options import Format
 from ffnskip_cli.report.tables import Column, print_json, render
 
@@ -27,7 +27,7 @@ SAMPLE = (
 )
 
 
-def run(options: ApplyOptions) -> None:
+def run(options: Options) -> None:
     """Check the profile on its model, then score the sample and print what is skipped."""
     model, profile, move = options.model, options.profile, options.move
     _refuse_swapped(model, profile)

@@ -8,15 +8,21 @@ from typing import Annotated
 
 import typer
 
-from ffnskip_cli import console
 from ffnskip_cli.calibration.settings import EvalTokens, seed_option
 from ffnskip_cli.commands.options import ModelName, Move, PackedModelOptions, PrintFormat
-from ffnskip_cli.commands.signature import from_options
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchOptions:
-    """The options of `ffnskip bench`."""
+class Options:
+    """Measure what a profile saves and what it costs.
+
+    Quality is perplexity, KL and top-1 agreement with the dense model on held-out text. The baselines skip as many
+    FFNs on that text by simpler means: at random, the same ones for every token (non-adaptive: evenly spread; static:
+    where the FFN changes its input least; shortgpt: where the layer does), or more of them the later the token
+    (skipdecode). Speed is tokens per second at batch 1: the dense model, the profile and Hugging Face generate take
+    turns in one process. The worst case is the share of generated tokens that skip nothing at all. With --weights all
+    rows but Hugging Face's run on packed weights, and quality is compared with the model as it was loaded.
+    """
 
     model: ModelName
     profile: Annotated[Path, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile.")]
@@ -41,20 +47,3 @@ class BenchOptions:
     format: PrintFormat = "table"
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Show where the time of a token goes.")] = False
     model_options: PackedModelOptions
-
-
-@from_options
-def command(options: BenchOptions) -> None:
-    """Measure what a profile saves and what it costs.
-
-    Quality is perplexity, KL and top-1 agreement with the dense model on held-out text. The baselines skip as many
-    FFNs on that text by simpler means: at random, the same ones for every token (non-adaptive: evenly spread; static:
-    where the FFN changes its input least; shortgpt: where the layer does), or more of them the later the token
-    (skipdecode). Speed is tokens per second at batch 1: the dense model, the profile and Hugging Face generate take
-    turns in one process. The worst case is the share of generated tokens that skip nothing at all. With --weights all
-    rows but Hugging Face's run on packed weights, and quality is compared with the model as it was loaded.
-    """
-    with console.busy("Starting"):
-        from ffnskip_cli.commands.bench_run import run
-
-    run(options)

@@ -11,7 +11,7 @@ from ffnskip.model.packed import pack_weights
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
-from ffnskip_cli.commands.bench import BenchOptions
+from ffnskip_cli.commands.bench import Options
 from ffnskip_cli.commands.options import Format, Weights
 from ffnskip_cli.measure.suite import PARTS, Plan, run_suite
 from ffnskip_cli.report.tables import Column, print_json, render, turned
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NOISY = 0.25  # of the median; beyond it a difference of a few per cent between rows cannot be seen
 
 
-def run(options: BenchOptions) -> None:
+def run(options: Options) -> None:
     """Measure the profile in one process and print a row for each way to run the model."""
     profile = common.load_moved(options.profile, options.move)
     parts, prompt_tokens, new_tokens = _parse_parts(options.measure), options.prompt_tokens, options.new_tokens
@@ -66,7 +66,7 @@ def run(options: BenchOptions) -> None:
     _warn_if_noisy(document["rows"])
 
 
-def _text(loaded: LoadedModel, profile: Profile, names: list[str], options: BenchOptions) -> Corpus:
+def _text(loaded: LoadedModel, profile: Profile, names: list[str], options: Options) -> Corpus:
     """The text to measure on, apart from what was calibrated on."""
     calibration = profile.calibration
     usual_seed = calibration.seed if calibration else 0
@@ -104,7 +104,7 @@ def _warn_if_noisy(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _warn_if_text_changed(profile: Profile, text: Corpus, options: BenchOptions) -> None:
+def _warn_if_text_changed(profile: Profile, text: Corpus, options: Options) -> None:
     """Point out that a dataset has moved on since the profile was measured on it."""
     then = profile.evaluation
     if then is None or options.seed is not None or options.eval_dataset:

@@ -10,12 +10,10 @@ from typing import Annotated
 import typer
 
 from ffnskip.errors import FfnskipError
-from ffnskip_cli import console
 from ffnskip_cli.calibration.goals import Goal, GoalOptions
 from ffnskip_cli.calibration.settings import Settings
-from ffnskip_cli.commands.options import ModelName, ModelOptions, PrintFormat, named_options
+from ffnskip_cli.commands.options import ModelName, ModelOptions, PrintFormat
 from ffnskip_cli.commands.paths import output_paths
-from ffnskip_cli.commands.signature import from_options
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -27,8 +25,13 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateOptions:
-    """The options of `ffnskip calibrate`."""
+class Options:
+    """Measure a model on text and write a skip profile.
+
+    Fits what predicts the damage of skipping each layer's feed-forward block (FFN) and what is added in its place (or,
+    with --rule cosine, searches region and window), chooses the warm-up, solves the threshold for the target, verifies
+    it in the running model, and measures what it costs on held-out text.
+    """
 
     model: ModelName
     goals: GoalOptions
@@ -94,6 +97,14 @@ class CalibrateOptions:
     ] = False
     format: PrintFormat = "table"
     model_options: ModelOptions
+    named: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.paths()  # refuses what cannot be written before anything slow begins
+
+    def paths(self) -> dict[Goal, Path]:
+        """Where the profile of each goal goes."""
+        return output_paths(self.output, self.model, self.parse_goals())
 
     def parse_goals(self) -> tuple[Goal, ...]:
         """What to compile profiles for; a shard only records."""
@@ -102,18 +113,3 @@ class CalibrateOptions:
         if self.goals != GoalOptions():
             raise FfnskipError("--shard only records: give the target when you solve, with --stats-in of all parts.")
         return ()
-
-
-@from_options
-def command(context: typer.Context, options: CalibrateOptions) -> None:
-    """Measure a model on text and write a skip profile.
-
-    Fits what predicts the damage of skipping each layer's feed-forward block (FFN) and what is added in its place (or,
-    with --rule cosine, searches region and window), chooses the warm-up, solves the threshold for the target, verifies
-    it in the running model, and measures what it costs on held-out text.
-    """
-    paths = output_paths(options.output, options.model, options.parse_goals())
-    with console.busy("Starting"):
-        from ffnskip_cli.commands.calibrate_run import run
-
-    run(options, paths, named_options(context))

@@ -12,7 +12,6 @@ from ffnskip.errors import FfnskipError
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
 from ffnskip_cli.calibration.forecast import memory_bytes, seconds
-from ffnskip_cli.calibration.goals import Goal
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.pipeline import Pipeline
 from ffnskip_cli.calibration.recording.collect import Share, identity_of, source_of
@@ -21,7 +20,7 @@ from ffnskip_cli.calibration.recording.ranks import Ranks, join_ranks
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.calibration.texts import held_out_of, refuse_other_texts, text_to_fit, text_to_record
 from ffnskip_cli.commands import common
-from ffnskip_cli.commands.calibrate import CalibrateOptions
+from ffnskip_cli.commands.calibrate import Options
 from ffnskip_cli.commands.calibrate_files import Files
 from ffnskip_cli.commands.calibrate_output import announce, warn_of_shortfall, write
 from ffnskip_cli.commands.options import Format
@@ -147,8 +146,9 @@ class Run:
             console.talk.print(f"Wrote {self.files.plot}.", markup=False)
 
 
-def run(options: CalibrateOptions, paths: dict[Goal, Path], named: Set[str]) -> None:
-    """Check the options, load the model and write a profile to each path; `named` are the options not left out."""
+def run(options: Options) -> None:
+    """Check the options, load the model and write a profile for each goal."""
+    paths, named = options.paths(), options.named
     name, choices, offline = options.model, options.settings.keywords, options.model_options.offline
     files = Files(
         paths,

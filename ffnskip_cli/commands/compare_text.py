@@ -9,10 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ffnskip_cli import console
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Free, Kind, On, Settings, count_option
-from ffnskip_cli.commands.options import ModelName, ModelOptions, PrintFormat, named_options
-from ffnskip_cli.commands.signature import from_options
+from ffnskip_cli.commands.options import ModelName, ModelOptions, PrintFormat
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,13 @@ class PaperSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareTextOptions:
-    """The options of `ffnskip compare-text`."""
+class Options:
+    """Say whether the calibration text matters.
+
+    Calibrates a profile on each text, all for the same ratio, and measures every profile on the held-out part of every
+    text: a matrix of ratios and one of KL. All by the paper's rule, in the region that each text's curve proposes,
+    unless the options say otherwise. No profile is written.
+    """
 
     model: ModelName
     dataset: Annotated[
@@ -72,17 +75,4 @@ class CompareTextOptions:
     ] = None
     format: PrintFormat = "table"
     model_options: ModelOptions
-
-
-@from_options
-def command(context: typer.Context, options: CompareTextOptions) -> None:
-    """Say whether the calibration text matters.
-
-    Calibrates a profile on each text, all for the same ratio, and measures every profile on the held-out part of every
-    text: a matrix of ratios and one of KL. All by the paper's rule, in the region that each text's curve proposes,
-    unless the options say otherwise. No profile is written.
-    """
-    with console.busy("Starting"):
-        from ffnskip_cli.commands.compare_text_run import run
-
-    run(options, named_options(context))
+    named: frozenset[str] = frozenset()

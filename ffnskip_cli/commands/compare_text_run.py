@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-
 from ffnskip_cli import console
 from ffnskip_cli.calibration.compare import budget, build_texts, check_texts, compare
 from ffnskip_cli.calibration.goals import Goal
@@ -12,20 +10,20 @@ from ffnskip_cli.calibration.recording.collect import source_of
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.calibrate_output import announce, warn_of_shortfall
-from ffnskip_cli.commands.compare_text import CompareTextOptions, PaperSettings
+from ffnskip_cli.commands.compare_text import Options, PaperSettings
 from ffnskip_cli.commands.paths import refuse_unwritable
 from ffnskip_cli.report.compare_text import print_comparison
 from ffnskip_cli.report.heat_map import heat_map_kind, plot_comparison
 
 
-def run(options: CompareTextOptions, named: Set[str]) -> None:
-    """Calibrate on each text, measure on all, and print the matrices; `named` are the options on the command line."""
+def run(options: Options) -> None:
+    """Calibrate on each text, measure on all, and print the matrices."""
     plot, names, offline = options.plot, options.dataset or [], options.model_options.offline
     if plot is not None:
         heat_map_kind(plot)
         refuse_unwritable(plot, "--plot")
     choices = dict(options.settings.keywords)
-    if "warm_up" not in named:
+    if "warm_up" not in options.named:
         choices["warm_up"] = min(DEFAULT_WARM_UP, choices["sequence_length"] // 4)
     settings = PaperSettings((Goal("target_ratio", options.target),), **choices)
     check_texts(names, offline)

@@ -1,24 +1,23 @@
 """`ffnskip diff`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 
-def command(
-    a: Annotated[Path, typer.Argument(metavar="A", help="The skip profile as it was.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The skip profile as it is.")],
-    format: Annotated[
-        Literal["table", "md", "json"], typer.Option(help="How to print it; md is made for a pull request.")
-    ] = "table",
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if the profiles differ.")] = False,
-) -> None:
+@dataclass(frozen=True)
+class Options:
     """Say how two skip profiles differ.
 
     First in three sentences: what both are for, what B skips and costs beyond A, and how surely, and whether that is
     within the quality budget. Then every field that differs.
     """
-    from ffnskip_cli.commands.diff_run import run
 
-    run(a, b, format, exit_code)
+    a: Annotated[Path, typer.Argument(metavar="A", help="The skip profile as it was.")]
+    b: Annotated[Path, typer.Argument(metavar="B", help="The skip profile as it is.")]
+    format: Annotated[
+        Literal["table", "md", "json"], typer.Option(help="How to print it; md is made for a pull request.")
+    ] = "table"
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if the profiles differ.")] = False

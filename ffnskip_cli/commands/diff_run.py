@@ -7,12 +7,14 @@ from typing import Literal
 import typer
 
 from ffnskip.profiles.profile import load_profile
+from ffnskip_cli.commands.diff import Options
 from ffnskip_cli.report.diff import COLUMNS, Change, changes, headlines
 from ffnskip_cli.report.tables import print_json, render
 
 
-def run(a: Path, b: Path, format: Literal["table", "md", "json"], exit_code: bool) -> None:
-    """Print how the profiles differ; with `exit_code`, raises typer.Exit with code 1 if they do."""
+def run(options: Options) -> None:
+    """Print how the profiles differ; raises typer.Exit with code 1 if they do and that was asked for."""
+    a, b, format = options.a, options.b, options.format
     old, new = load_profile(a, with_weights=False), load_profile(b, with_weights=False)
     differing, said = changes(old, new), headlines(old, new)
     if format == "json":
@@ -20,7 +22,7 @@ def run(a: Path, b: Path, format: Literal["table", "md", "json"], exit_code: boo
         print_json(document | {"sentences": said, "changes": [asdict(change) for change in differing]})
     else:
         _print_page(a, b, said, differing, format)
-    if exit_code and differing:
+    if options.exit_code and differing:
         raise typer.Exit(1)
 
 

@@ -9,15 +9,16 @@ from typing import Annotated
 import typer
 
 from ffnskip.errors import FfnskipError
-from ffnskip_cli import console
 from ffnskip_cli.calibration.settings import seed_option
 from ffnskip_cli.commands.options import ModelName, Move, PackedModelOptions
-from ffnskip_cli.commands.signature import from_options
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
-    """The options of `ffnskip generate`."""
+class Options:
+    """Generate text with a skip profile on, token by token.
+
+    The text goes to stdout; tokens per second, skip_ratio and never_skip_fraction go to stderr.
+    """
 
     model: ModelName
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to continue or answer; - reads it from stdin.")]
@@ -44,15 +45,3 @@ class GenerateOptions:
             raise FfnskipError("--threshold needs a --profile whose threshold it replaces.")
         if self.profile is None and self.move.target is not None:
             raise FfnskipError("--target needs a --profile along whose curve it moves.")
-
-
-@from_options
-def command(options: GenerateOptions) -> None:
-    """Generate text with a skip profile on, token by token.
-
-    The text goes to stdout; tokens per second, skip_ratio and never_skip_fraction go to stderr.
-    """
-    with console.busy("Starting"):
-        from ffnskip_cli.commands.generate_run import run
-
-    run(options)

@@ -20,11 +20,11 @@ from ffnskip.sampling import Sampling
 from ffnskip.stats import SkipStats
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
-from ffnskip_cli.commands.generate import GenerateOptions
+from ffnskip_cli.commands.generate import Options
 from ffnskip_cli.sources.models import LoadedModel
 
 
-def run(options: GenerateOptions) -> None:
+def run(options: Options) -> None:
     """Answer the prompt, as a stream or beside the dense model's answer."""
     profile = None if options.profile is None else common.load_moved(options.profile, options.move)
     text = _prompt_text(options.prompt)

@@ -1,30 +1,29 @@
 """`ffnskip inspect`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 
-def command(
-    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The skip profile, a YAML file.")],
-    format: Annotated[Literal["table", "json", "md"], typer.Option(help="How to print it.")] = "table",
+@dataclass(frozen=True)
+class Options:
+    """Show what a skip profile holds.
+
+    First in sentences: what it skips, saves and costs, and why. Then in tables, with how much each layer's feed-forward
+    block changes its input.
+    """
+
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The skip profile, a YAML file.")]
+    format: Annotated[Literal["table", "json", "md"], typer.Option(help="How to print it.")] = "table"
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the profile to a .png, .svg, .pdf or .html file.")
-    ] = None,
+    ] = None
     panels: Annotated[
         str | None,
         typer.Option(
             metavar="PANEL[,PANEL…]",
             help="What to draw: similarity, ratio, kl, first-skip; default: all that the profile holds.",
         ),
-    ] = None,
-) -> None:
-    """Show what a skip profile holds.
-
-    First in sentences: what it skips, saves and costs, and why. Then in tables, with how much each layer's feed-forward
-    block changes its input.
-    """
-    from ffnskip_cli.commands.inspect_run import run
-
-    run(profile, format, plot, panels)
+    ] = None

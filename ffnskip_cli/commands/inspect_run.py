@@ -1,11 +1,11 @@
 """What `ffnskip inspect` does."""
 
-from pathlib import Path
 from typing import Literal
 
 from ffnskip.errors import FfnskipError
 from ffnskip.profiles.profile import Profile, load_profile
 from ffnskip_cli import console
+from ffnskip_cli.commands.inspect import Options
 from ffnskip_cli.report.curve import draw
 from ffnskip_cli.report.plot import plot_profile
 from ffnskip_cli.report.summary import sections
@@ -13,11 +13,12 @@ from ffnskip_cli.report.tables import print_json, render
 from ffnskip_cli.report.words import explain
 
 
-def run(path: Path, format: Literal["table", "json", "md"], plot: Path | None, panels: str | None) -> None:
+def run(options: Options) -> None:
     """Print the profile, and draw it if asked to."""
+    format, plot, panels = options.format, options.plot, options.panels
     if panels is not None and not plot:
         raise FfnskipError("--panels chooses what --plot draws: add --plot FILE.")
-    profile = load_profile(path, with_weights=False)
+    profile = load_profile(options.profile, with_weights=False)
     if plot:
         plot_profile(profile, plot, panels.split(",") if panels is not None else ())
     if format == "json":

@@ -69,9 +69,3 @@ class PackedModelOptions(ModelOptions):
             help="Format of the weight matrices: auto (as loaded); int8, fast at little loss; int4, the least memory."
         ),
     ] = "auto"
-
-
-def named_options(context: typer.Context) -> set[str]:
-    """The options that the command line names; the others have their defaults."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}

@@ -1,32 +1,49 @@
-"""The signature that Typer reads of a command, made from dataclasses of options."""
+"""A command, made from the dataclass of its options: the signature that Typer reads, and what runs it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import MISSING, fields, is_dataclass
-from functools import partial, wraps
+from functools import partial
+from importlib import import_module
 from inspect import Parameter, Signature
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+import typer
 from typer.models import ParameterInfo
 
+from ffnskip_cli import console
 
-def from_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a parameter or a field that is a dataclass stand for its options, the fields annotated with Typer's.
 
-    A field `partial[Settings]` is handed a `functools.partial` of the dataclass, for the command to complete.
+def command_of(options: Any, runner: str) -> Callable[..., None]:
+    """The command whose options are the fields of a dataclass that are annotated with Typer's, and its help the doc.
+
+    Args:
+        options: the dataclass. A field that is a dataclass stands for the options in it. A field `partial[Settings]` is
+            handed a `functools.partial` of that dataclass, to be completed, and a field `named` the options that the
+            command line names.
+        runner: the module whose `run` takes an instance. It is imported when the command runs: it may be slow.
     """
-    hints = get_type_hints(command, include_extras=True)
-    hints.pop("return")
 
-    @wraps(command)
-    def grouped(**values: Any) -> None:
-        command(**{name: _gather(name, hint, values) for name, hint in hints.items()})
+    def command(context: typer.Context, **values: Any) -> None:
+        if "named" in options.__dataclass_fields__:
+            values["named"] = _named(context)
+        instance = _gather("", options, values)
+        with console.busy("Starting") if "model_options" in options.__dataclass_fields__ else nullcontext():
+            run = import_module(runner).run
+        run(instance)
 
-    flat = [option for name, hint in hints.items() for option in _flatten(name, hint, Parameter.empty)]
-    grouped.__signature__ = Signature(flat)  # type: ignore[attr-defined]
-    grouped.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
-    return grouped
+    flat = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context), *_flatten("", options, None)]
+    command.__doc__ = options.__doc__
+    command.__signature__ = Signature(flat)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return command
+
+
+def _named(context: typer.Context) -> frozenset[str]:
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
 
 
 def _group(hint: Any) -> Any:

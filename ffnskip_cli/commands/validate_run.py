@@ -1,20 +1,20 @@
 """What `ffnskip validate` does."""
 
 from pathlib import Path
-from typing import Literal
 
 import typer
 
 from ffnskip.errors import ProfileError
 from ffnskip.profiles.profile import load_profile
 from ffnskip_cli import console
+from ffnskip_cli.commands.validate import Options
 from ffnskip_cli.report.tables import print_json
 
 
-def run(profiles: list[Path], format: Literal["table", "json"]) -> None:
+def run(options: Options) -> None:
     """Check every profile; raises typer.Exit with code 2 after a mistake."""
-    verdicts = [(path, _mistake(path)) for argument in profiles for path in _files(argument)]
-    if format == "json":
+    verdicts = [(path, _mistake(path)) for argument in options.profiles for path in _files(argument)]
+    if options.format == "json":
         files = [{"path": str(path), "valid": not mistake, "error": mistake} for path, mistake in verdicts]
         print_json({"schema": "ffnskip-validate/v1", "files": files})
     else:
