@@ -26,17 +26,21 @@ def test_the_self_check_is_reported_and_every_layer_of_the_region_is_listed(
     assert len(said) == 3
 
 
-def test_json_is_one_document_whose_counts_agree(plateau_folder: Path, plateau_profiles: Path) -> None:
+def test_json_is_one_document_whose_counts_agree_and_a_verdict_over_budget_is_repeated(
+    plateau_folder: Path, plateau_profiles: Path
+) -> None:
     path = plateau_profiles / "0.30.yaml"
-    document = json.loads(succeed("apply", plateau_folder, path, "--format", "json").stdout)
-    assert document["schema"] == "ffnskip-apply/v1"
-    assert document["model"] == "plateau"
-    assert document["threshold"] == load_profile(path).skip.threshold
+    profile, result = load_profile(path), succeed("apply", plateau_folder, path, "--format", "json")
+    document = json.loads(result.stdout)
+    assert (document["schema"], document["model"]) == ("ffnskip-apply/v1", "plateau")
+    assert document["threshold"] == profile.skip.threshold
     layers = document["layers"]
     assert [layer["layer"] for layer in layers] == [2, 3, 4, 5]
     assert 0.2 < document["skip_ratio"] < 0.4
     assert sum(layer["skipped"] for layer in layers) / 8 == pytest.approx(document["skip_ratio"])
     assert sum(layer["first_skipped"] for layer in layers) == pytest.approx(1 - document["never_skip_fraction"])
+    warnings = [line for line in talk(result) if "Warning" in line]
+    assert warnings == [f"Warning: This profile is {profile.measured.verdict}."]
 
 
 @pytest.mark.parametrize(("threshold", "ratio", "never"), [("2.0", 0.0, 1.0), ("-1.0", 3 / 8, 0.0)])
@@ -63,57 +67,27 @@ def test_a_target_gives_the_threshold_of_the_curve(plateau_folder: Path, plateau
     assert talk(result)[-1].endswith(f"--profile {path} --target 0.2")
 
 
-def test_a_target_off_the_curve_or_beside_a_threshold(plateau_folder: Path, plateau_profiles: Path) -> None:
-    arguments = ("apply", plateau_folder, plateau_profiles / "0.05.yaml", "--target")
-    assert mistake(*arguments, 0.9).endswith("not to 0.9: calibrate for that target instead.")
-    assert mistake(*arguments, 0.1, "--threshold", 0.9) == "Give a threshold or a target, not both."
-
-
-def test_the_verdict_of_a_profile_over_budget_is_repeated(plateau_folder: Path, plateau_profiles: Path) -> None:
-    warnings = {
-        name: [line for line in talk(succeed("apply", plateau_folder, plateau_profiles / name)) if "Warning" in line]
-        for name in ("0.05.yaml", "0.30.yaml")
-    }
-    measured = load_profile(plateau_profiles / "0.30.yaml").measured
-    assert measured
-    assert warnings == {"0.05.yaml": [], "0.30.yaml": [f"Warning: This profile is {measured.verdict}."]}
-
-
-def test_a_profile_for_another_model_is_refused_by_the_field_that_differs(
+def test_mistakes_are_one_sentence_each(
     plateau_folder: Path, plateau_profiles: Path, pico_folder: Path, tmp_path: Path
 ) -> None:
-    path = plateau_profiles / "0.05.yaml"
-    assert mistake("apply", pico_folder, path) == (
-        "The profile is for another model: model.n_layers is 8 in the profile (plateau) and 2 in the model."
-    )
+    path, missing, twice = plateau_profiles / "0.05.yaml", tmp_path / "missing.yaml", tmp_path / "twice.yaml"
+    twice.write_text(path.read_text() + "compensation: {kind: none}\n")
+    finite = "The threshold must be a finite number, not"
+    for arguments, sentence in (
+        ((plateau_folder, path, "--target", 0.9), "not to 0.9: calibrate for that target instead."),
+        ((plateau_folder, path, "--target", 0.1, "--threshold", 0.9), "Give a threshold or a target, not both."),
+        *(((plateau_folder, path, "--threshold", value), f"{finite} {value}.") for value in ("nan", "inf", "-inf")),
+        ((plateau_folder, missing), f"{missing}: cannot be read (No such file or directory)"),
+        ((plateau_folder, twice), f"{twice}: compensation: the key appears twice; keep one"),
+        ((path, "demo"), f"{path} is a profile, and comes second: ffnskip apply MODEL PROFILE."),
+        ((tmp_path / "none", path), f"no such file or folder: {tmp_path / 'none'}"),
+        ((pico_folder, path), "another model: model.n_layers is 8 in the profile (plateau) and 2 in the model."),
+    ):
+        assert mistake("apply", *arguments).endswith(sentence)
     other = Path(shutil.copytree(plateau_folder, tmp_path / "other"))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     assert "model.config_sha256 is" in mistake("apply", other, path)
-
-
-def test_profiles_that_cannot_be_read(plateau_folder: Path, plateau_profiles: Path, tmp_path: Path) -> None:
-    missing, twice = tmp_path / "missing.yaml", tmp_path / "twice.yaml"
-    twice.write_text((plateau_profiles / "0.05.yaml").read_text() + "compensation: {kind: none}\n")
-    assert mistake("apply", plateau_folder, missing) == f"{missing}: cannot be read (No such file or directory)"
-    assert mistake("apply", plateau_folder, twice) == f"{twice}: compensation: the key appears twice; keep one"
-
-
-def test_a_profile_in_the_place_of_the_model(plateau_profiles: Path) -> None:
-    path = plateau_profiles / "0.05.yaml"
-    sentence = mistake("apply", path, "demo")
-    assert sentence == f"{path} is a profile, and comes second: ffnskip apply MODEL PROFILE."
-
-
-@pytest.mark.parametrize("threshold", ["nan", "inf", "-inf"])
-def test_a_threshold_that_is_not_finite(plateau_folder: Path, plateau_profiles: Path, threshold: str) -> None:
-    sentence = mistake("apply", plateau_folder, plateau_profiles / "0.05.yaml", "--threshold", threshold)
-    assert sentence == f"The threshold must be a finite number, not {threshold}."
-
-
-def test_a_model_that_is_not_there(plateau_profiles: Path, tmp_path: Path) -> None:
-    model = tmp_path / "none"
-    assert mistake("apply", model, plateau_profiles / "0.05.yaml") == f"no such file or folder: {model}"
 
 
 @pytest.fixture
@@ -126,29 +100,20 @@ def damage_profile(plateau_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "damage.yaml"
 
 
-def test_a_profile_of_predicted_damage_proves_itself_with_the_weights_beside_it(
+def test_a_profile_of_predicted_damage_needs_its_weights_and_its_threshold_is_moved_in_nats(
     plateau_folder: Path, damage_profile: Path
 ) -> None:
-    result = succeed("apply", plateau_folder, damage_profile, "--format", "json")
+    arguments, as_json = ("apply", plateau_folder, damage_profile), ("--format", "json")
+    result = succeed(*arguments, *as_json)
     assert talk(result)[0].startswith("Self-check passed: ")
-    document = json.loads(result.stdout)
-    assert [layer["layer"] for layer in document["layers"]] == list(range(8))
-    assert 0.2 < document["skip_ratio"] < 0.8
-
-
-def test_the_threshold_of_predicted_damage_is_moved_in_nats(plateau_folder: Path, damage_profile: Path) -> None:
-    arguments = ("apply", plateau_folder, damage_profile)
-    documents = [
-        json.loads(succeed(*arguments, *move, "--format", "json").stdout)
-        for move in (("--threshold", 0.0), ("--target", 0.4), ("--threshold", 1e9))
-    ]
+    assert [layer["layer"] for layer in json.loads(result.stdout)["layers"]] == list(range(8))
+    assert 0.2 < json.loads(result.stdout)["skip_ratio"] < 0.8
+    moves = (("--threshold", 0.0), ("--target", 0.4), ("--threshold", 1e9))
+    documents = [json.loads(succeed(*arguments, *move, *as_json).stdout) for move in moves]
     assert [document["threshold"] for document in documents] == pytest.approx([0.0, 1.25, 1e9])
     assert [document["skip_ratio"] for document in documents][::2] == [0.0, 1.0]
     assert "is a number of nats and not -1.0" in mistake(*arguments, "--threshold", -1.0)
-
-
-def test_a_profile_without_its_weights_is_one_sentence(plateau_folder: Path, damage_profile: Path) -> None:
     (weights,) = damage_profile.parent.glob("*.safetensors")
     weights.unlink()
-    sentence = mistake("apply", plateau_folder, damage_profile)
-    assert sentence == f"{weights}: cannot be read (No such file or directory), and the profile needs it"
+    sentence = f"{weights}: cannot be read (No such file or directory), and the profile needs it"
+    assert mistake(*arguments) == sentence

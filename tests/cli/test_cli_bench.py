@@ -92,44 +92,39 @@ def test_what_was_not_asked_for_is_null(bench: tuple[object, ...], parts: str, f
         assert {field for field, value in rows[name].items() if value is not None} == {"name"} | fields
 
 
-def test_an_unreachable_threshold_changes_nothing_and_costs_its_checks(bench: tuple[object, ...]) -> None:
+def test_a_threshold_that_none_reach_changes_nothing_and_one_that_all_reach_skips_all_but_the_first_layer(
+    bench: tuple[object, ...],
+) -> None:
     document = measured(*bench, "--threshold", 2.0)
     assert document["threshold"] == 2.0
     rows = rows_of(document)
     row = rows["ffnskip"]
     assert (row["skip_ratio"], row["decode_skip_ratio"], row["never_skip_fraction"]) == (0.0, 0.0, 1.0)
     assert (row["kl"], row["top1_agreement"], row["ceiling"]) == (0.0, 1.0, 1.0)
-    assert row["perplexity"] == rows["dense"]["perplexity"]
-    assert row["repetition"] == rows["dense"]["repetition"]
+    assert [row[name] for name in ("perplexity", "repetition")] == [
+        rows["dense"][name] for name in ("perplexity", "repetition")
+    ]
     assert row["flops_saved"] < 0.0
-
-
-def test_a_threshold_that_all_reach_skips_all_but_the_first_layer_of_the_region(bench: tuple[object, ...]) -> None:
     row = rows_of(measured(*bench, "--threshold", -1.0, "--measure", "quality,worst-case"))["ffnskip"]
-    assert row["skip_ratio"] == 3 / 8
-    assert row["never_skip_fraction"] == 0.0
+    assert (row["skip_ratio"], row["never_skip_fraction"]) == (3 / 8, 0.0)
 
 
-def test_a_target_moves_along_the_curve(bench: tuple[object, ...], plateau_profiles: Path) -> None:
-    profile = load_profile(plateau_profiles / "0.05.yaml")
+def test_quality_is_the_profiles_on_the_same_text_and_a_target_moves_along_its_curve(
+    bench: tuple[object, ...], plateau_profiles: Path
+) -> None:
+    profile, options = load_profile(plateau_profiles / "0.05.yaml"), ("--measure", "quality", "--eval-tokens", 512)
+    rows = rows_of(measured(*bench, *options))
+    assert rows["dense"]["perplexity"] == pytest.approx(profile.measured.perplexity_dense, rel=1e-4)
+    for figure in ("perplexity", "kl", "top1_agreement", "skip_ratio", "flops_saved"):
+        assert rows["ffnskip"][figure] == pytest.approx(getattr(profile.measured, figure), rel=1e-4), figure
     point = profile.curve[-1]
-    options = ("--target", point.skip_ratio, "--measure", "quality", "--eval-tokens", 512)
-    document = measured(*bench, *options)
+    result = succeed(*bench, *options, "--target", point.skip_ratio, "--format", "json")
+    document = json.loads(result.stdout)
     assert document["threshold"] == point.threshold
     row = rows_of(document)["ffnskip"]
     assert (row["skip_ratio"], row["kl"]) == pytest.approx((point.skip_ratio, point.kl), rel=1e-4)
-    (said,) = talk(succeed(*bench, *options))
+    (said,) = talk(result)
     assert said.startswith(f"At ratio {point.skip_ratio:g} the profile should cost KL {point.kl:.3f} ")
-
-
-def test_quality_is_that_of_the_profile_on_the_same_text(bench: tuple[object, ...], plateau_profiles: Path) -> None:
-    options = ("--measure", "quality", "--eval-tokens", 512)
-    rows = rows_of(measured(*bench, *options))
-    profile = load_profile(plateau_profiles / "0.05.yaml").measured
-    assert profile
-    assert rows["dense"]["perplexity"] == pytest.approx(profile.perplexity_dense, rel=1e-4)
-    for figure in ("perplexity", "kl", "top1_agreement", "skip_ratio", "flops_saved"):
-        assert rows["ffnskip"][figure] == pytest.approx(getattr(profile, figure), rel=1e-4), figure
 
 
 def test_the_text_of_the_profile_is_the_default(plateau_folder: Path, tmp_path: Path) -> None:
@@ -138,9 +133,7 @@ def test_the_text_of_the_profile_is_the_default(plateau_folder: Path, tmp_path: 
     options = ("--eval-tokens", 128, "--prompt-tokens", 8, "--measure", "quality")
     document = measured("bench", plateau_folder, "--profile", path, *options)
     assert document["eval_dataset"] == "self"
-    profile = load_profile(path).measured
-    assert profile
-    assert rows_of(document)["ffnskip"]["kl"] == pytest.approx(profile.kl, rel=1e-4)
+    assert rows_of(document)["ffnskip"]["kl"] == pytest.approx(load_profile(path).measured.kl, rel=1e-4)
 
 
 def test_several_texts_are_mixed(bench: tuple[object, ...], text_file: Path, tmp_path: Path) -> None:
@@ -171,42 +164,35 @@ def test_a_text_of_a_mixture_that_has_changed_is_pointed_out(
         assert [line.split()[1] for line in warnings] == said
 
 
-def test_the_table_has_a_line_for_every_figure_and_a_column_for_every_row(bench: tuple[object, ...]) -> None:
-    lines = succeed(*bench, "--measure", "quality").stdout.splitlines()
+def test_a_table_has_a_column_for_every_row_and_other_formats_a_line(
+    bench: tuple[object, ...], plateau_profiles: Path
+) -> None:
+    over_budget = plateau_profiles / "0.30.yaml"
+    result = succeed(*bench, "--profile", over_budget, "--measure", "quality", "--breakdown")
+    verdict, no_breakdown = talk(result)
+    assert verdict == f"Warning: This profile is {load_profile(over_budget).measured.verdict}."
+    assert no_breakdown.startswith("Warning: Where the time goes is known")
+    lines = result.stdout.splitlines()
     assert lines[0].split() == ["row", "dense", "ffnskip"]
     figures = {line[:15].strip(): line[15:].split() for line in lines[2:] if line}
     assert figures["skip ratio"][0] == "0.000"
     assert figures["tokens/s"] == ["–", "–"]
     assert len(figures) == 12
-    (header, *_) = succeed(*bench, "--measure", "quality,baselines").stdout.splitlines()
-    assert header.split() == ["row", "dense", "ffnskip", *BASELINES]
-
-
-def test_csv_and_markdown_have_a_line_for_every_row(bench: tuple[object, ...]) -> None:
     options = (*bench, "--measure", "quality,baselines", "--format")
+    names = ["dense", "ffnskip", *BASELINES]
+    assert succeed(*options, "table").stdout.splitlines()[0].split() == ["row", *names]
     table = list(csv.DictReader(io.StringIO(succeed(*options, "csv").stdout)))
-    assert [row["name"] for row in table] == ["dense", "ffnskip", *BASELINES]
+    assert [row["name"] for row in table] == names
     assert table[1]["tokens_per_second"] == ""
     header, _, *rows = [line for line in succeed(*options, "md").stdout.splitlines() if line]
     assert header.startswith("| row | skip ratio |")
-    assert [row.split()[1] for row in rows] == ["dense", "ffnskip", *BASELINES]
-
-
-def test_the_verdict_of_a_profile_over_budget_is_repeated(bench: tuple[object, ...], plateau_profiles: Path) -> None:
-    path = plateau_profiles / "0.30.yaml"
-    profile = load_profile(path).measured
-    assert profile
-    said = talk(succeed(*bench, "--profile", path, "--measure", "quality"))
-    assert said == [f"Warning: This profile is {profile.verdict}."]
+    assert [row.split()[1] for row in rows] == names
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (
-            ["--measure", "speed,qualty"],
-            "--measure cannot measure 'qualty': choose from quality, baselines, speed, worst-case.",
-        ),
+        (["--measure", "speed,qualty"], "measure 'qualty': choose from quality, baselines, speed, worst-case."),
         (["--measure", "baselines,speed"], "--measure baselines needs the part quality as well"),
         (["--measure", ""], "--measure cannot measure ''"),
         (["--profile", "missing.yaml"], "missing.yaml: cannot be read"),
@@ -223,19 +209,19 @@ def test_the_verdict_of_a_profile_over_budget_is_repeated(bench: tuple[object, .
         (["--new-tokens", "505"], "The model takes at most 512 tokens, but this needs 513"),
         (["--dtype", "int4"], "unknown dtype 'int4'"),
         (["--device", "toaster"], "device 'toaster' cannot be used here"),
+        (["--weights", "int4"], "int4 needs rows of a multiple of 32 numbers, not 48: choose int8"),
     ],
 )
 def test_wrong_options(bench: tuple[object, ...], options: list[str], words: str) -> None:
     assert words in mistake(*bench, *options)
 
 
-def test_a_local_file_must_be_named_again(plateau_folder: Path, plateau_profiles: Path) -> None:
+def test_a_local_file_must_be_named_again_and_a_profile_be_of_the_model(
+    bench: tuple[object, ...], plateau_folder: Path, plateau_profiles: Path, pico_folder: Path
+) -> None:
     assert mistake("bench", plateau_folder, "--profile", plateau_profiles / "0.05.yaml") == (
         "The profile was measured on the local file log.txt: name it, or another text, with --eval-dataset."
     )
-
-
-def test_a_profile_for_another_model(bench: tuple[object, ...], pico_folder: Path) -> None:
     assert "model.n_layers is 8 in the profile" in mistake("bench", pico_folder, *bench[2:])
 
 
@@ -252,10 +238,6 @@ def test_packed_weights_are_compared_with_the_model_as_it_was_loaded(bench: tupl
     assert dense["perplexity"] != plain["dense"]["perplexity"]
 
 
-def test_weights_that_do_not_fit_a_format_are_refused(bench: tuple[object, ...]) -> None:
-    assert "int4 needs rows of a multiple of 32 numbers, not 48: choose int8" in mistake(*bench, "--weights", "int4")
-
-
 @needs_compiler
 def test_a_breakdown_says_where_the_time_goes(bench: tuple[object, ...]) -> None:
     table = succeed(*bench, "--measure", "speed", "--breakdown").stdout
@@ -269,8 +251,3 @@ def test_a_breakdown_says_where_the_time_goes(bench: tuple[object, ...]) -> None
         assert 1000 / rate["max"] * 0.99 <= sum(breakdown.values()) <= 1000 / rate["min"] * 1.01
     assert rows["dense"]["breakdown"]["compensation"] == 0
     assert rows["hf-dense"]["breakdown"] is None
-
-
-def test_where_the_time_goes_is_not_known_of_what_was_not_timed(bench: tuple[object, ...]) -> None:
-    result = succeed(*bench, "--measure", "quality", "--breakdown")
-    assert "Warning: Where the time goes is known" in " ".join(talk(result))

@@ -31,32 +31,16 @@ def falling_curves(draw: st.DrawFn) -> list[CurvePoint]:
     return draw(st.permutations(points))
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_at_a_point_of_the_curve_its_own_figures_come_back_exactly(point: CurvePoint) -> None:
+def test_the_curve_has_its_own_points_is_linear_between_neighbours_and_moves_the_threshold_alone() -> None:
     profile = on(*POINTS)
-    assert profile.point_at(point.skip_ratio) == point
-    assert profile.at_ratio(point.skip_ratio).skip.threshold == point.threshold
-
-
-def test_halfway_between_two_points_is_halfway_in_threshold_and_kl() -> None:
-    threshold, ratio, kl = on(*POINTS).point_at(0.15)
-    assert ratio == 0.15
-    assert (threshold, kl) == (pytest.approx(0.98), pytest.approx(0.06))
-
-
-def test_the_curve_is_linear_between_neighbours_not_between_its_ends() -> None:
-    assert on(*POINTS).point_at(0.26).kl == pytest.approx(0.19)
-
-
-def test_the_order_of_the_points_in_the_file_does_not_matter() -> None:
-    assert on(*POINTS).point_at(0.2) == on(POINTS[1], POINTS[2], POINTS[0]).point_at(0.2)
-
-
-def test_only_the_threshold_changes() -> None:
-    profile = on(*POINTS)
-    moved = profile.at_ratio(0.2)
-    assert moved.skip.threshold != profile.skip.threshold
-    assert moved.with_threshold(profile.skip.threshold) == profile
+    for point in POINTS:
+        assert profile.point_at(point.skip_ratio) == point
+        assert profile.at_ratio(point.skip_ratio).skip.threshold == point.threshold
+    threshold, ratio, kl = profile.point_at(0.15)
+    assert (threshold, ratio, kl) == (pytest.approx(0.98), 0.15, pytest.approx(0.06))
+    assert profile.point_at(0.26).kl == pytest.approx(0.19)
+    assert profile.point_at(0.2) == on(POINTS[1], POINTS[2], POINTS[0]).point_at(0.2)
+    assert profile.at_ratio(0.2).with_threshold(profile.skip.threshold) == profile
 
 
 @given(falling_curves(), ratios, ratios)
@@ -79,40 +63,30 @@ def test_of_points_with_one_ratio_the_threshold_that_skips_less_is_taken() -> No
 
 
 def test_under_predicted_damage_a_higher_ratio_has_a_higher_threshold() -> None:
-    points = [
-        CurvePoint(0.01, 0.1, 0.1),
-        CurvePoint(0.02, 0.2, 0.2),
-        CurvePoint(0.04, 0.2, 0.3),
-        CurvePoint(0.1, 0.3, 1.0),
-    ]
-    profile = make_compensated("mean", rule="predicted-damage", threshold=0.01, curve=points[::-1])
-    assert [profile.at_ratio(ratio).skip.threshold for ratio in (0.1, 0.15, 0.2, 0.25)] == pytest.approx(
-        [0.01, 0.015, 0.02, 0.07]
-    )
+    curve = [(0.1, 0.3, 1.0), (0.04, 0.2, 0.3), (0.02, 0.2, 0.2), (0.01, 0.1, 0.1)]
+    profile = make_compensated("mean", rule="predicted-damage", threshold=0.01, curve=curve)
+    moved = [profile.at_ratio(ratio).skip.threshold for ratio in (0.1, 0.15, 0.2, 0.25)]
+    assert moved == pytest.approx([0.01, 0.015, 0.02, 0.07])
     assert profile.at_ratio(0.25).weights == profile.weights
     with pytest.raises(FfnskipError, match=r"^The threshold of predicted-damage is a number of nats and not -1"):
         profile.moved(threshold=-1.0)
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.0499, 0.3001, 1.0, -0.1, 5])
-def test_nothing_is_extrapolated(ratio: float) -> None:
-    with pytest.raises(FfnskipError) as caught:
-        on(*POINTS).at_ratio(ratio)
-    assert str(caught.value) == (
-        f"The profile's curve goes from ratio 0.05 to 0.3, not to {ratio}: calibrate for that target instead."
-    )
+OUTSIDE, NOT_FINITE = (0.0, 0.0499, 0.3001, 1.0, -0.1, 5), (math.nan, math.inf, -math.inf)
+RANGE = "The profile's curve goes from ratio 0.05 to 0.3, not to"
 
 
-@pytest.mark.parametrize("curve", [(), POINTS[:1]])
-def test_a_curve_needs_two_points(curve: tuple[CurvePoint, ...]) -> None:
-    with pytest.raises(FfnskipError, match=r"fewer than two points[^\n]*calibrate for that target instead\.$"):
-        on(*curve).at_ratio(0.05)
-
-
-@pytest.mark.parametrize("ratio", [math.nan, math.inf, -math.inf])
-def test_a_ratio_that_is_not_finite_is_refused(ratio: float) -> None:
-    with pytest.raises(FfnskipError, match=f"^The target ratio must be a finite number, not {ratio}.$"):
-        on(*POINTS).at_ratio(ratio)
+@pytest.mark.parametrize(
+    ("curve", "ratio", "sentence"),
+    [
+        *((POINTS, ratio, f"^{RANGE} {ratio}: calibrate for that target instead.$") for ratio in OUTSIDE),
+        *((POINTS, ratio, f"^The target ratio must be a finite number, not {ratio}.$") for ratio in NOT_FINITE),
+        *((POINTS[:size], 0.05, r"fewer than two points[^\n]*calibrate for that target instead\.$") for size in (0, 1)),
+    ],
+)
+def test_nothing_is_extrapolated(curve: tuple[CurvePoint, ...], ratio: float, sentence: str) -> None:
+    with pytest.raises(FfnskipError, match=sentence):
+        on(*curve).at_ratio(ratio)
 
 
 def test_a_profile_moves_by_a_threshold_or_a_target_or_not_at_all() -> None:

@@ -25,6 +25,7 @@ FULL = {
 CANDIDATE = {"cold_s": 1, "cold_e": 5, "window": None, "refresh_every": None, "kl": 0.2, "standard_error": 0.0}
 TRIAL = {"warm_up": 2, "kl": 0.1, "standard_error": 0.0, "repetition": 0.2}
 SEARCH = {"ratio": 0.1, "tokens": 2048, "candidates": [CANDIDATE, {**CANDIDATE, "window": 1}], "warm_up": [TRIAL]}
+OTHER_TRIAL = {**SEARCH, "warm_up": [{**TRIAL, "kl": 0.3}]}
 
 
 def profile(**overrides: Any) -> Profile:
@@ -75,12 +76,9 @@ def test_ratio_and_cost_are_compared_with_their_errors() -> None:
     back = headline(remeasured(skip_ratio=0.15, kl=0.6), profile())
     assert numbers(back) == ["5", "15.0", "10.0", "11.8", "0.4", "0.6", "0.2", "9.4"]
     assert (back.count("fewer"), back.count("less")) == (1, 1)
-
-
-def test_a_difference_of_less_than_two_standard_errors_may_be_chance() -> None:
-    said = headline(profile(), remeasured(kl=0.18))
-    assert numbers(said) == ["10.0", "0.02", "0.2", "0.18", "0.5"]
-    assert "maybe chance" in said
+    within_two_errors = headline(profile(), remeasured(kl=0.18))
+    assert numbers(within_two_errors) == ["10.0", "0.02", "0.2", "0.18", "0.5"]
+    assert "maybe chance" in within_two_errors
 
 
 @pytest.mark.parametrize("errors", [{}, {"skip_ratio": 0.01}, {"kl": 0.0}])
@@ -119,7 +117,6 @@ def test_the_last_headline_is_the_verdict_on_both(before: bool, after: bool, nam
 @pytest.mark.parametrize("goal", [{"max_kl": 0.25}, {"max_perplexity_increase": 0.05}])
 def test_goals_of_different_kinds_can_be_compared(goal: dict[str, float]) -> None:
     new = remeasured(target_ratio=None, **goal)
-    assert new.measured
     assert headlines(profile(), new)[0].endswith(f" ratio 0.1, and is {new.measured.goal}.")
     ((name, value),) = goal.items()
     assert rows(profile(), new) == {
@@ -133,12 +130,12 @@ def test_nothing_is_said_of_figures_that_one_lacks_or_that_are_the_same(a: dict[
     assert len(headlines(make_profile(**a), make_profile(**b))) == 1
 
 
-def test_thresholds_of_two_rules_are_not_compared() -> None:
+def test_what_cannot_be_subtracted_is_not() -> None:
+    """Thresholds of two rules, similarities of other layers, stages of a fit: they are no layers."""
     assert rows(make_profile(window=2), damage())["skip.threshold"] == ("0.9", "0.01", None)
     assert rows(damage(), damage(threshold=0.02)) == {"skip.threshold": ("0.01", "0.02", "+0.01")}
-
-
-def test_stages_of_a_fit_are_not_layers() -> None:
+    smaller = profile(n_layers=5, similarity={"mean": [0.1] * 5, "low": [0.0] * 5, "high": [1.0] * 5})
+    assert rows(profile(), smaller)["similarity.mean"] == ("6 values", "5 values", None)
     fit = {"tokens": 4096, "text_sha256": "c" * 64, "gradient_tokens": 512, "ridge": 0.001, "ratio": 0.25}
     old, new = (damage(fit={**fit, "kl": [0.2, kl]}) for kl in (0.1, 0.05))
     assert rows(old, new) == {"fit.kl": ("2 values", "2 values", None)}
@@ -152,11 +149,7 @@ def test_stages_of_a_fit_are_not_layers() -> None:
             {**SEARCH, "candidates": [CANDIDATE], "ratio": 0.2},
             {"search.ratio": ("0.1", "0.2", "+0.1"), "search.candidates": ("2 values", "1 values", "1 gone, 0 new")},
         ),
-        (
-            SEARCH,
-            {**SEARCH, "warm_up": [{**TRIAL, "kl": 0.3}]},
-            {"search.warm_up": ("1 values", "1 values", "1 gone, 1 new")},
-        ),
+        (SEARCH, OTHER_TRIAL, {"search.warm_up": ("1 values", "1 values", "1 gone, 1 new")}),
         (None, {**SEARCH, "warm_up": []}, {"search.candidates": (None, "2 values", "0 gone, 2 new")}),
     ],
 )
@@ -188,11 +181,6 @@ def test_every_field_that_differs_is_a_row_in_the_order_of_the_file() -> None:
         ("measured.first_skipped", (None, "6 values", None)),
         ("curve", ("2 values", "3 values", "1 gone, 2 new")),
     ]
-
-
-def test_lists_of_models_with_other_numbers_of_layers_have_no_change() -> None:
-    smaller = profile(n_layers=5, similarity={"mean": [0.1] * 5, "low": [0.0] * 5, "high": [1.0] * 5})
-    assert rows(profile(), smaller)["similarity.mean"] == ("6 values", "5 values", None)
 
 
 @pytest.fixture
@@ -241,40 +229,32 @@ def test_json_is_one_document_with_values_in_full(files: tuple[Path, Path]) -> N
             {"field": "measured.kl", "a": 0.2, "b": 0.3, "change": pytest.approx(0.1), "layer": None},
         ],
     }
+    for path, threshold in zip(files, (-1.7e308, 1.7e308), strict=True):
+        save_profile(profile(threshold=threshold), path)
+    document = json.loads(succeed("diff", a, b, "--format", "json").stdout)
+    assert document["changes"][0]["change"] is None  # too large for a number
 
 
-def test_a_difference_too_large_for_a_number_is_still_json(tmp_path: Path) -> None:
-    for name, threshold in (("a", -1.7e308), ("b", 1.7e308)):
-        save_profile(profile(threshold=threshold), tmp_path / name)
-    document = json.loads(succeed("diff", tmp_path / "a", tmp_path / "b", "--format", "json").stdout)
-    assert document["changes"][0]["change"] is None
-
-
-def test_identical_profiles_have_no_table(files: tuple[Path, Path]) -> None:
-    a, _ = files
+def test_identical_profiles_have_no_table_and_the_exit_code_tells_of_a_difference_only_when_asked(
+    files: tuple[Path, Path],
+) -> None:
+    a, b = files
     assert succeed("diff", a, a).stdout == f"A  {a}\nB  {a}\n\n{headlines(profile(), profile())[0]}\n\n"
     document = json.loads(succeed("diff", a, a, "--format", "json").stdout)
     assert (document["identical"], document["changes"]) == (True, [])
+    for format in ("table", "md", "json"):
+        assert run("diff", a, b, "--format", format).exit_code == 0
+        assert run("diff", a, b, "--format", format, "--exit-code").exit_code == 1
+        assert run("diff", a, a, "--format", format, "--exit-code").exit_code == 0
 
 
-@pytest.mark.parametrize("format", ["table", "md", "json"])
-def test_the_exit_code_tells_of_a_difference_only_when_asked(files: tuple[Path, Path], format: str) -> None:
-    a, b = files
-    assert run("diff", a, b, "--format", format).exit_code == 0
-    assert run("diff", a, b, "--format", format, "--exit-code").exit_code == 1
-    assert run("diff", a, a, "--format", format, "--exit-code").exit_code == 0
-
-
-def test_a_file_that_is_no_profile_is_a_sentence(files: tuple[Path, Path], tmp_path: Path) -> None:
-    a, _ = files
-    assert mistake("diff", a, tmp_path / "none.yaml").startswith(f"{tmp_path / 'none.yaml'}: cannot be read")
-    (tmp_path / "broken.yaml").write_text("skip: 5")
-    assert mistake("diff", tmp_path / "broken.yaml", a).startswith(f"{tmp_path / 'broken.yaml'}: ")
-
-
-def test_weights_that_are_missing_are_a_sentence(tmp_path: Path) -> None:
-    save_profile(damage(), tmp_path / "a.yaml")
-    assert run("diff", tmp_path / "a.yaml", tmp_path / "a.yaml").exit_code == 0
+def test_a_file_that_is_no_profile_or_whose_weights_are_missing_is_a_sentence(tmp_path: Path) -> None:
+    path, missing, broken = tmp_path / "a.yaml", tmp_path / "none.yaml", tmp_path / "broken.yaml"
+    save_profile(damage(), path)
+    broken.write_text("skip: 5")
+    assert run("diff", path, path).exit_code == 0
+    assert mistake("diff", path, missing).startswith(f"{missing}: cannot be read")
+    assert mistake("diff", broken, path).startswith(f"{broken}: ")
     weights = tmp_path / str(damage().compensation.file)
     weights.unlink()
-    assert mistake("diff", tmp_path / "a.yaml", tmp_path / "a.yaml").startswith(f"{weights}: cannot be read")
+    assert mistake("diff", path, path).startswith(f"{weights}: cannot be read")

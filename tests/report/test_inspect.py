@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from support import factories
-from support.factories import make_compensated, make_profile
-from typer.testing import CliRunner, Result
+from support.cli import run, succeed
+from support.factories import SIMILARITY, make_compensated, make_profile
+from typer.testing import Result
 
 from ffnskip.profiles.profile import load_profile, parse_profile, save_profile
-from ffnskip_cli.app import app
 from ffnskip_cli.report.words import explain
 
 TEXT = {**factories.TEXT, "config": "wikitext-2-raw-v1", "revision": "ab" * 20}
@@ -35,45 +35,36 @@ FULL = {
 
 def inspect(folder: Path, *options: str, **overrides: Any) -> Result:
     save_profile(make_profile(**overrides), folder / "profile.yaml")
-    return CliRunner().invoke(app, ["inspect", str(folder / "profile.yaml"), *options])
+    return run("inspect", folder / "profile.yaml", *options)
 
 
-def test_the_page_holds_every_section_in_reading_order(tmp_path: Path) -> None:
+def test_the_page_holds_every_section_in_reading_order_with_errors_regions_and_shortfalls(tmp_path: Path) -> None:
     result = inspect(tmp_path, **FULL)
     assert (result.exit_code, result.stderr) == (0, "")
     sentences = explain(make_profile(**FULL))
     assert result.stdout.splitlines()[: len(sentences) + 1] == [*sentences, ""]
     tables = result.stdout.removeprefix("\n".join(sentences))
-    landmarks = [
-        "model\n",
-        "org/tiny",
-        "skip\n",
-        "cosine",
-        "text\n",
-        "wikitext",
-        "measured on 8,192 tokens\n",
-        "other thresholds\n",
-        "made with\n",
-        "Similarity cos(h, h + FFN(h)) by layer",
-    ]
+    landmarks = ["model\n", "org/tiny", "skip\n", "cosine", "text\n", "wikitext", "measured on 8,192 tokens\n"]
+    landmarks += ["other thresholds\n", "made with\n", "Similarity cos(h, h + FFN(h)) by layer"]
     places = [tables.find(landmark) for landmark in landmarks]
     assert -1 not in places
     assert places == sorted(places)
+    assert cells(tables, "skip_ratio") == ["25.13%", "–"]
+    assert cells(tables, "perplexity") == ["7.310", "±", "0.052"]
+    assert cells(tables, "dataset") == ["wikitext", "gsm8k"]
+    assert cells(tables, "config") == ["wikitext-2-raw-v1", "–"]
+    assert cells(tables, "seed") == ["7", "–"]
+    assert cells(tables, "0.9910") == ["5.00%", "0.0100"]
+    marks = [line.split()[-1] for line in tables.splitlines() if line.endswith(("cold", "skip"))]
+    assert marks[-6:] == ["cold", "skip", "skip", "skip", "skip", "cold"]
+    assert "The calibration text yielded only" not in result.stdout
+    page = inspect(tmp_path, calibration={**CALIBRATION, "tokens_used": 1024}).stdout
+    assert "The calibration text yielded only 1,024 of the 2,048 tokens" in page
 
 
 def cells(page: str, name: str) -> list[str]:
     (row,) = [line.split() for line in page.splitlines() if line.split()[:1] == [name]]
     return row[1:]
-
-
-def test_figures_come_with_their_standard_errors_and_texts_side_by_side(tmp_path: Path) -> None:
-    page = inspect(tmp_path, **FULL).stdout
-    assert cells(page, "skip_ratio") == ["25.13%", "–"]
-    assert cells(page, "perplexity") == ["7.310", "±", "0.052"]
-    assert cells(page, "dataset") == ["wikitext", "gsm8k"]
-    assert cells(page, "config") == ["wikitext-2-raw-v1", "–"]
-    assert cells(page, "seed") == ["7", "–"]
-    assert cells(page, "0.9910") == ["5.00%", "0.0100"]
 
 
 @pytest.mark.parametrize(
@@ -122,24 +113,11 @@ def test_the_parts_of_a_mixture_have_a_table_of_their_own(tmp_path: Path) -> Non
     assert "[]" not in page
 
 
-def test_cold_regions_are_marked_in_the_curve(tmp_path: Path) -> None:
-    page = inspect(tmp_path, cold_s=2, cold_e=5, **FULL).stdout
-    marks = [line.split()[-1] for line in page.splitlines() if line.endswith(("cold", "skip"))]
-    assert marks[-6:] == ["cold", "cold", "skip", "skip", "skip", "cold"]
-
-
 def test_a_profile_without_optional_parts_is_shown_without_them(tmp_path: Path) -> None:
     result = inspect(tmp_path)
-    assert result.exit_code == 0
-    assert "org/tiny" in result.stdout
+    assert (result.exit_code, "org/tiny" in result.stdout) == (0, True)
     for absent in ("text", "measured", "Verdict", "Similarity", "other thresholds"):
         assert absent not in result.stdout
-
-
-@pytest.mark.parametrize(("used", "pointed_out"), [(1024, True), (2048, False)])
-def test_a_shortfall_of_tokens_is_pointed_out(tmp_path: Path, used: int, pointed_out: bool) -> None:
-    page = inspect(tmp_path, calibration={**CALIBRATION, "tokens_used": used}).stdout
-    assert ("The calibration text yielded only 1,024 of the 2,048 tokens" in page) is pointed_out
 
 
 def test_a_profile_of_predicted_damage_has_its_thresholds_in_nats_and_its_fit_in_a_table(tmp_path: Path) -> None:
@@ -148,19 +126,11 @@ def test_a_profile_of_predicted_damage_has_its_thresholds_in_nats_and_its_fit_in
         {"kind": "low-rank", "rank": 3, "neurons": 4, "skip_ratio": 0.2, "flops_saved": 0.081},
     ]
     fit = {"tokens": 4096, "text_sha256": "c" * 64, "gradient_tokens": 512, "ridge": 0.001, "ratio": 0.25}
-    profile = make_compensated(
-        "low-rank",
-        rule="predicted-damage",
-        rank=3,
-        neurons=4,
-        threshold=0.0125,
-        similarity=FULL["similarity"],
-        curve=[[0.02, 0.3, 0.2], [0.000512, 0.05, 0.01]],
-        fit={**fit, "kl": [0.0712, 0.05], "tried": tried},
-    )
+    settings = {"rule": "predicted-damage", "rank": 3, "neurons": 4, "threshold": 0.0125, "similarity": SIMILARITY}
+    curve, fit = [[0.02, 0.3, 0.2], [0.000512, 0.05, 0.01]], {**fit, "kl": [0.0712, 0.05], "tried": tried}
+    profile = make_compensated("low-rank", **settings, curve=curve, fit=fit)
     save_profile(profile, tmp_path / "profile.yaml")
-    arguments = ["inspect", str(tmp_path / "profile.yaml")]
-    page = CliRunner().invoke(app, arguments).stdout
+    page = succeed("inspect", tmp_path / "profile.yaml").stdout
     assert page.splitlines()[0] == explain(profile)[0]
     assert cells(page.partition("other thresholds\n")[0], "threshold") == ["0.0125", "nats"]
     assert cells(page, "rank") == ["3"]
@@ -178,17 +148,8 @@ def test_a_profile_of_predicted_damage_has_its_thresholds_in_nats_and_its_fit_in
         ["low-rank", "3", "+", "4", "neurons", "20.00%", "8.10%", "chosen"],
         ["mean", "10.00%", "4.00%"],
     ]
-    document = json.loads(CliRunner().invoke(app, [*arguments, "--format", "json"]).stdout)
+    document = json.loads(succeed("inspect", tmp_path / "profile.yaml", "--format", "json").stdout)
     assert document == profile.model_dump(mode="json", by_alias=True)
-
-
-def test_json_is_the_profile_itself(tmp_path: Path) -> None:
-    result = inspect(tmp_path, "--format", "json", **FULL)
-    assert result.exit_code == 0
-    document = json.loads(result.stdout)
-    assert document["schema"] == "ffnskip/v1"
-    assert document["curve"] == [[0.991, 0.05, 0.01], [0.9853, 0.2513, 0.041]]
-    assert parse_profile(json.dumps(document)) == make_profile(**FULL)
 
 
 def test_markdown_has_headings_tables_and_the_curve_as_code(tmp_path: Path) -> None:
@@ -204,17 +165,17 @@ def test_a_plot_of_the_panels_chosen_is_written_besides_the_page(tmp_path: Path)
     result = inspect(tmp_path, "--format", "json", "--plot", str(target), "--panels", "kl,ratio", **FULL)
     assert result.exit_code == 0
     assert ["(a)" in target.read_text(), "cold region" in target.read_text()] == [True, False]
-    assert json.loads(result.stdout)["schema"] == "ffnskip/v1"
+    document = json.loads(result.stdout)
+    assert (document["schema"], document["curve"]) == ("ffnskip/v1", FULL["curve"])
+    assert parse_profile(json.dumps(document)) == make_profile(**FULL)
     assert result.stderr == f"Wrote {target}.\n"
 
 
 def test_a_profile_that_calibrate_made_has_the_data_for_every_panel(plateau_profiles: Path, tmp_path: Path) -> None:
     file, target = plateau_profiles / "0.30.yaml", tmp_path / "all.svg"
     measured = load_profile(file).measured
-    assert measured
-    assert measured.first_skipped
     assert sum(measured.first_skipped) + measured.never_skip_fraction == pytest.approx(1, abs=1e-4)
-    result = CliRunner().invoke(app, ["inspect", str(file), "--plot", str(target)])
+    result = run("inspect", file, "--plot", target)
     assert result.exit_code == 0
     assert "(d) Where skipping begins" in target.read_text()
 
@@ -237,6 +198,6 @@ def test_what_cannot_be_plotted_is_a_mistake_of_the_user(tmp_path: Path, options
 
 
 def test_a_broken_or_missing_profile_is_one_sentence(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "none.yaml")])
+    result = run("inspect", tmp_path / "none.yaml")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == f"Error: {tmp_path / 'none.yaml'}: cannot be read (No such file or directory)\n"

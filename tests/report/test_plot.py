@@ -10,28 +10,18 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from support import factories
-from support.factories import make_compensated, make_profile
+from support.factories import MEAN, SIMILARITY, make_compensated, make_profile, profile_with_curve
 
 from ffnskip.errors import FfnskipError
-from ffnskip.profiles.evidence import SimilarityCurve
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli.report.panels import TITLES, caption, drawings
 from ffnskip_cli.report.plot import plot_profile
 from ffnskip_cli.report.words import explain
 
-MEAN = [0.06, 0.94, 0.95, 0.97, 0.98, 0.7]
-
-
-def profile_with_curve(mean: list[float], **overrides: Any) -> Profile:
-    curve = SimilarityCurve(mean=tuple(mean), low=tuple(x - 0.01 for x in mean), high=tuple(mean))
-    return make_profile(**{"threshold": 0.96, "similarity": curve.model_dump(), **overrides})
-
 
 def damage_profile(**overrides: Any) -> Profile:
-    similarity = {"mean": MEAN, "low": MEAN, "high": MEAN}
-    return make_compensated(
-        "mean", rule="predicted-damage", **{"threshold": 0.01, "similarity": similarity, **overrides}
-    )
+    settings = {"threshold": 0.01, "similarity": SIMILARITY, **overrides}
+    return make_compensated("mean", rule="predicted-damage", **settings)
 
 
 MEASURED = {
@@ -70,12 +60,7 @@ def test_a_picture_has_the_format_of_its_suffix_and_the_same_bytes_every_time(tm
 
 LABELS = {
     "similarity": (
-        "decoder layer",
-        "cos(h, h + FFN(h))",
-        "threshold 0.9600",
-        "cold region",
-        "10–90 % of tokens",
-        "0.95",
+        *("decoder layer", "cos(h, h + FFN(h))", "threshold 0.9600", "cold region", "10–90 % of tokens", "0.95"),
     ),
     "ratio": ("threshold of cos(h, h + FFN(h))", "skip ratio (% of FFNs)", "this profile, ± standard error"),
     "kl": ("skip ratio (% of FFNs)", "KL divergence (nats per token)", "this profile, ± standard error"),
@@ -115,13 +100,9 @@ def test_panels_that_a_profile_lacks_the_data_for_are_left_out(
     assert [name for name, title in TITLES.items() if title in svg] == (panels if len(panels) > 1 else [])
 
 
-def drawn(panel: str, **overrides: Any) -> Any:
-    return drawn_of(full_profile(**overrides), panel)
-
-
-def drawn_of(profile: Profile, panel: str) -> Any:
+def drawn(panel: str, profile: Profile | None = None, **overrides: Any) -> Any:
     axes = Figure().subplots()
-    drawings(profile)[panel](axes)
+    drawings(profile or full_profile(**overrides))[panel](axes)
     return axes
 
 
@@ -130,8 +111,8 @@ NATS = [[0.02, 0.3, 0.5], [0.005, 0.1, 0.1]]
 
 def test_panels_of_predicted_damage_have_nats_on_the_axis_and_no_threshold_among_similarities() -> None:
     profile = damage_profile(threshold=0.97, measured=MEASURED, curve=NATS)
-    assert [title for title in drawn_of(profile, "similarity").get_legend_handles_labels()[1] if "thr" in title] == []
-    axes = drawn_of(profile, "ratio")
+    assert [title for title in drawn("similarity", profile).get_legend_handles_labels()[1] if "thr" in title] == []
+    axes = drawn("ratio", profile)
     assert axes.get_xlabel() == "threshold of the predicted damage (nats per skipped FFN)"
     curve = [(0.005, 10), (0.02, 30)]
     assert curve == points(axes.lines[0])
@@ -151,10 +132,7 @@ def points(line: Any) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize(
     ("panel", "curve", "own"),
-    [
-        ("ratio", [(0.95, 30), (0.97, 10)], (0.96, 24)),
-        ("kl", [(30, 0.5), (10, 0.1)], (24, 0.2)),
-    ],
+    [("ratio", [(0.95, 30), (0.97, 10)], (0.96, 24)), ("kl", [(30, 0.5), (10, 0.1)], (24, 0.2))],
 )
 def test_the_curve_and_the_profiles_own_point_are_where_they_belong(
     panel: str, curve: list[tuple[float, float]], own: tuple[float, float]
@@ -191,12 +169,8 @@ def test_pictures_hold_no_colour_but_grey(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"threshold": 9.0},
-        {"threshold": -1.0},
-        {"cold_s": 0, "cold_e": 6},
-        {"mean": [1.0] * 6},
-        {"mean": [-0.9] * 6},
-        {"id": "org/$x$_{"},
+        *({"threshold": 9.0}, {"threshold": -1.0}, {"cold_s": 0, "cold_e": 6}, {"id": "org/$x$_{"}),
+        *({"mean": [1.0] * 6}, {"mean": [-0.9] * 6}),
         {"curve": [[0.5, 0.0, -1e-7]], "measured": None},
         {"curve": [[0.5, 0.0, 0.0], [0.5000000000000001, 1.0, 9.9]]},
         {"measured": {**MEASURED, "kl": 0.0, "skip_ratio": 0.0, "first_skipped": [0.0] * 6}},
@@ -208,19 +182,25 @@ def test_unusual_profiles_can_be_drawn(tmp_path: Path, overrides: dict[str, Any]
     assert (tmp_path / "picture.png").stat().st_size > 0
 
 
-def test_what_cannot_be_drawn_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FfnskipError, match=r"name a file that ends with \.png, \.svg, \.pdf or \.html"):
-        plot_profile(full_profile(), tmp_path / "curve.jpg")
-    with pytest.raises(FfnskipError, match="nothing to plot"):
-        plot_profile(make_profile(), tmp_path / "curve.png")
-    with pytest.raises(FfnskipError, match="no data for the panel kl"):
-        plot_profile(full_profile(curve=[]), tmp_path / "curve.png", ["similarity", "kl"])
-    with pytest.raises(FfnskipError, match="no panel is called 'speed': choose from similarity, ratio, kl, first-skip"):
-        plot_profile(full_profile(), tmp_path / "curve.png", ["speed"])
-    with pytest.raises(FfnskipError, match=r"too large to draw, -1\.7e\+308"):
-        plot_profile(full_profile(curve=[[0.5, 0.1, -1.7e308]]), tmp_path / "curve.png")
-    with pytest.raises(FfnskipError, match=r"cannot write \S+curve\.png \((File exists|Not a directory)\)"):
-        plot_profile(full_profile(), "/dev/null/curve.png")
+TOO_LARGE = {"curve": [[0.5, 0.1, -1.7e308]]}
+
+
+@pytest.mark.parametrize(
+    ("profile", "file", "panels", "sentence"),
+    [
+        (full_profile(), "c.jpg", [], r"name a file that ends with \.png, \.svg, \.pdf or \.html"),
+        (make_profile(), "c.png", [], "nothing to plot"),
+        (full_profile(curve=[]), "c.png", ["similarity", "kl"], "no data for the panel kl"),
+        (full_profile(), "c.png", ["speed"], "no panel is called 'speed': choose from similarity, ratio, kl, first-"),
+        (full_profile(**TOO_LARGE), "c.png", [], r"too large to draw, -1\.7e\+308"),
+        (full_profile(), "/dev/null/c.png", [], r"cannot write \S+c\.png \((File exists|Not a directory)\)"),
+    ],
+)
+def test_what_cannot_be_drawn_is_a_sentence(
+    tmp_path: Path, profile: Profile, file: str, panels: list[str], sentence: str
+) -> None:
+    with pytest.raises(FfnskipError, match=sentence):
+        plot_profile(profile, tmp_path / file, panels)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -230,28 +210,21 @@ def test_without_matplotlib_its_name_is_given(tmp_path: Path, monkeypatch: pytes
         plot_profile(full_profile(), tmp_path / "curve.png")
 
 
-def test_a_page_holds_picture_figures_and_verdict_and_refers_to_nothing_outside(tmp_path: Path) -> None:
+def test_a_page_holds_figures_and_verdict_as_text_never_as_markup_and_refers_to_nothing_outside(tmp_path: Path) -> None:
     html = picture(tmp_path, full_profile(), suffix=".html")
-    for content in (
-        "<h1>Skip profile of org/tiny</h1>",
-        "<svg",
-        "± 0.0100",
-        "<td>24.00%</td>",
-        *(f"<li>{escape(sentence)}</li>" for sentence in explain(full_profile())),
-    ):
+    sentences = [f"<li>{escape(sentence)}</li>" for sentence in explain(full_profile())]
+    for content in ("<h1>Skip profile of org/tiny</h1>", "<svg", "± 0.0100", "<td>24.00%</td>", *sentences):
         assert content in html
     assert html.rindex("</li>") < html.index("<svg")
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r"https?://[^\"'\s<]+", html)) <= namespaces
     assert not re.search(r"<script|<link|<img|@import|url\((?!#)|<\?xml|<!DOCTYPE svg", html)
     assert "prefers-color-scheme: dark" in html
-
-
-def test_words_of_a_profile_are_text_on_its_page_and_never_markup(tmp_path: Path) -> None:
     html = picture(tmp_path, full_profile(id="org/<script>&"), suffix=".html")
     assert "<script" not in html
     assert "org/&lt;script&gt;&amp;" in html
     assert "Verdict: within the quality budget &lt;of all&gt;" in html
+    assert "<table" not in picture(tmp_path, full_profile(measured=None), suffix=".html")
 
 
 def test_a_page_has_tables_of_what_was_searched_and_of_the_fit(tmp_path: Path) -> None:
@@ -277,7 +250,3 @@ def test_a_profile_with_another_goal_than_a_ratio_is_drawn_alike(
     content = picture(tmp_path, full_profile(measured={**MEASURED, "target_ratio": None, **goal}), suffix=suffix)
     assert [title for title in TITLES.values() if title not in content] == []
     assert ('<th scope="row">target_ratio</th>' in content, next(iter(goal)) in content) == (False, suffix == ".html")
-
-
-def test_a_page_without_measured_figures_has_no_table(tmp_path: Path) -> None:
-    assert "<table" not in picture(tmp_path, full_profile(measured=None), suffix=".html")

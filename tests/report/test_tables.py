@@ -3,12 +3,10 @@
 import csv
 import io
 import json
-from typing import Any
 
 import pytest
-from support.factories import make_compensated, make_profile
+from support.factories import MEAN, SIMILARITY, make_compensated, profile_with_curve
 
-from ffnskip.profiles.evidence import SimilarityCurve
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli.report.curve import draw
 from ffnskip_cli.report.tables import Column, print_json, render
@@ -19,14 +17,6 @@ ROWS = [
     {"name": "ffnskip", "ratio": 0.25, "speed": None},
     {"name": "random", "ratio": float("nan"), "speed": float("inf")},
 ]
-
-
-MEAN = [0.06, 0.94, 0.95, 0.97, 0.98, 0.7]
-
-
-def profile_with_curve(mean: list[float], **overrides: Any) -> Profile:
-    curve = SimilarityCurve(mean=tuple(mean), low=tuple(x - 0.01 for x in mean), high=tuple(mean))
-    return make_profile(**{"threshold": 0.96, "similarity": curve.model_dump(), **overrides})
 
 
 def test_a_table_shows_numbers_as_asked_and_a_dash_for_what_was_not_measured(
@@ -79,12 +69,13 @@ def test_json_is_one_document_of_shortest_numbers_without_nan(capsys: pytest.Cap
 
 
 def rows_of(profile: Profile) -> list[str]:
-    assert profile.similarity
     return draw(profile.similarity, profile.skip).splitlines()[1:]
 
 
 def test_the_curve_has_a_row_for_every_layer_with_its_figures_and_its_region() -> None:
-    rows = [row.split() for row in rows_of(profile_with_curve(MEAN, cold_s=1, cold_e=5))[:6]]
+    lines = rows_of(profile_with_curve(MEAN, cold_s=1, cold_e=5))[:6]
+    assert ["off the axis" in line for line in lines] == [True, False, False, False, False, True]
+    rows = [line.split() for line in lines]
     assert [int(row[0]) for row in rows] == list(range(6))
     assert [row[-1] for row in rows] == ["cold", "skip", "skip", "skip", "skip", "cold"]
     assert [row[-5:-1] for row in rows][3] == ["0.9700", "0.9600", "–", "0.9700"]
@@ -101,11 +92,6 @@ def test_bars_of_the_skip_region_are_told_apart_and_in_proportion_to_an_axis_tha
     assert 0 < lengths[0] < lengths[-1] / 2
 
 
-def test_layers_far_below_the_skip_region_are_marked_instead_of_stretching_the_axis() -> None:
-    rows = rows_of(profile_with_curve(MEAN, cold_s=1, cold_e=5))
-    assert ["off the axis" in row for row in rows[:6]] == [True, False, False, False, False, True]
-
-
 def test_the_threshold_stands_in_one_column_right_of_the_bars_that_do_not_reach_it() -> None:
     *rows, legend = rows_of(profile_with_curve(MEAN, cold_s=1, cold_e=5, threshold=0.96))
     assert [row.find("┊") >= 0 for row in rows] == [True, True, True, False, False, True]
@@ -113,21 +99,16 @@ def test_the_threshold_stands_in_one_column_right_of_the_bars_that_do_not_reach_
     assert legend.strip() == "┊ threshold 0.9600"
 
 
-def test_a_threshold_in_nats_is_no_mark_among_similarities() -> None:
-    similarity = {"mean": MEAN, "low": MEAN, "high": MEAN}
-    profile = make_compensated("mean", rule="predicted-damage", threshold=0.97, similarity=similarity)
-    assert profile.similarity
-    assert "┊" not in draw(profile.similarity, profile.skip)
-
-
-@pytest.mark.parametrize("threshold", [-5.0, 1.5])
-def test_a_threshold_beyond_the_axis_is_not_drawn(threshold: float) -> None:
-    rows = rows_of(profile_with_curve(MEAN, threshold=threshold))
+@pytest.mark.parametrize(
+    "profile",
+    [
+        *(profile_with_curve(MEAN, threshold=threshold) for threshold in (-5.0, 1.5)),
+        *(profile_with_curve(mean, threshold=5.0) for mean in ([1.0] * 6, [-0.99] * 6, [0.9999, 1.0] * 3)),
+        make_compensated("mean", rule="predicted-damage", threshold=0.97, similarity=SIMILARITY),
+    ],
+)
+def test_a_threshold_beyond_the_axis_or_in_nats_is_not_drawn(profile: Profile) -> None:
+    rows = rows_of(profile)
     assert len(rows) == 6
     assert "┊" not in "".join(rows)
-
-
-@pytest.mark.parametrize("mean", [[1.0] * 6, [-0.99] * 6, [0.9999, 1.0] * 3])
-def test_extreme_similarities_keep_every_row_equally_wide(mean: list[float]) -> None:
-    rows = rows_of(profile_with_curve(mean, threshold=5.0))
-    assert len({len(row) for row in rows}) == 1
+    assert profile.skip.threshold != 5.0 or len({len(row) for row in rows}) == 1  # extremes are as wide as others

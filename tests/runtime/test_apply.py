@@ -13,6 +13,7 @@ from support.pico import (
     SUPPORTED,
     decisions,
     dense_similarities,
+    entering_and_leaving,
     middle_threshold,
     pico_model,
     pico_profile,
@@ -49,20 +50,17 @@ def ffns(model: PreTrainedModel) -> list[nn.Module]:
     return [site.layer.get_submodule("mlp") for site in ffn_sites(model)]
 
 
-def test_with_a_threshold_out_of_reach_every_logit_is_the_models_own(each_model: tuple[str, PreTrainedModel]) -> None:
-    _, model = each_model
-    dense = logits(model)
-    with ffnskip.apply(model, pico_profile(model, threshold=2.0, warm_up=0), mode="score") as applied:
-        assert torch.equal(logits(model), dense)
-    assert applied.stats.tokens == TEXT.numel()
-    assert applied.stats.skip_ratio == 0
-
-
-def test_remove_restores_the_very_same_modules(each_model: tuple[str, PreTrainedModel]) -> None:
+def test_out_of_reach_every_logit_is_the_models_own_and_remove_restores_the_very_same_modules(
+    each_model: tuple[str, PreTrainedModel],
+) -> None:
     _, model = each_model
     dense, before = logits(model), list(model.named_modules())
-    with pytest.raises(KeyboardInterrupt), ffnskip.apply(model, pico_profile(model)) as applied:
+    profile = pico_profile(model, threshold=2.0, warm_up=0)
+    with ffnskip.apply(model, profile, mode="score") as applied:
+        assert torch.equal(logits(model), dense)
+    with pytest.raises(KeyboardInterrupt), ffnskip.apply(model, profile):
         raise KeyboardInterrupt
+    assert (applied.stats.tokens, applied.stats.skip_ratio) == (TEXT.numel(), 0)
     applied.remove()
     after = list(model.named_modules())
     assert [name for name, _ in after] == [name for name, _ in before]
@@ -94,9 +92,9 @@ def test_similarity_is_taken_where_the_residual_stream_is(each_model: tuple[str,
     """Computed from the layer's input and output alone: what the layer gives with its FFN silenced, and without."""
     name, model = each_model
     layer = ffn_sites(model)[1].layer
-    entered, left = observe(model, layer)
+    entered, left = entering_and_leaving(model, layer, TEXT)
     silence = layer.get_submodule("mlp").register_forward_hook(lambda module, args, output: torch.zeros_like(output))
-    _, without_ffn = observe(model, layer)
+    _, without_ffn = entering_and_leaving(model, layer, TEXT)
     silence.remove()
     h = entered if name in PARALLEL else without_ffn
     similarities = torch.cosine_similarity(h, h + left - without_ffn, dim=-1)
@@ -108,19 +106,6 @@ def test_similarity_is_taken_where_the_residual_stream_is(each_model: tuple[str,
     assert torch.equal(passes[0][..., 2], similarities >= threshold)
 
 
-def observe(model: PreTrainedModel, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """What enters and what leaves a layer, ``[batch, sequence, hidden]``."""
-    seen: list[Tensor] = []
-
-    def look(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-        seen.extend((args[0], output if isinstance(output, Tensor) else output[0]))
-
-    hook = layer.register_forward_hook(look)
-    logits(model)
-    hook.remove()
-    return seen[0], seen[1]
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_models_without_an_ffn_module_of_its_own_are_refused(name: str) -> None:
     model = pico_model(name)
@@ -129,8 +114,7 @@ def test_models_without_an_ffn_module_of_its_own_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("model_type", "mistral"), ("n_layers", 8), ("hidden_size", 64), ("config_sha256", "f" * 64)],
+    ("field", "value"), [("model_type", "mistral"), ("n_layers", 8), ("hidden_size", 64), ("config_sha256", "f" * 64)]
 )
 def test_a_profile_of_another_model_is_refused_by_field(llama: PreTrainedModel, field: str, value: object) -> None:
     with pytest.raises(ffnskip.ProfileError, match=f"model.{field} is {value} in the profile .org/pico. and "):
@@ -185,38 +169,35 @@ def test_mode_can_change_between_passes_and_counts_can_start_anew(llama: PreTrai
         assert applied.stats.tokens == sum(applied.stats.skipped) == 0
 
 
-def rewire(layer: Any, added: Callable[[Tensor], Tensor]) -> None:
-    """Make a Llama layer add something else than its FFN's output."""
-
-    def forward(hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        attended, _ = layer.self_attn(layer.input_layernorm(hidden_states), **kwargs)
-        h = hidden_states + attended
-        return h + added(layer.post_attention_layernorm(h))
-
-    layer.forward = forward
+Sabotage = Callable[[PreTrainedModel], None]
 
 
-@pytest.mark.parametrize(
-    ("sabotage", "message"),
-    [
-        (lambda layer: torch.zeros_like, "the model does not call the FFN of every layer"),
-        (lambda layer: layer.mlp, "the model does not call every wrapped FFN once per pass"),
-        (lambda layer: lambda x: layer.mlp(layer.mlp(x)), "The FFN of layer 2 is no plain function behind a norm"),
-        (lambda layer: lambda x: 0.5 * layer.mlp(x), "layer 2 does not add its FFN's output to the stream"),
-        (lambda layer: lambda x: layer.mlp(x) + 1e-3 * torch.randn_like(x), r"\(is it in eval mode\?\)"),
-    ],
-    ids=["never-called", "wrapper-bypassed", "called-twice", "scaled", "random"],
-)
-def test_a_model_that_does_something_else_with_its_ffn_fails_the_self_check(
-    llama: PreTrainedModel, sabotage: Callable[[Any], Callable[[Tensor], Tensor]], message: str
-) -> None:
-    layer: Any = ffn_sites(llama)[2].layer
-    rewire(layer, sabotage(layer))
-    modules = list(llama.modules())
-    with pytest.raises(ffnskip.UnsupportedModelError, match=message):
-        ffnskip.apply(llama, pico_profile(llama))
-    assert list(llama.modules()) == modules
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+def adding(added: Callable[[nn.Module, Tensor], Tensor]) -> Sabotage:
+    """Layer 2 of a Llama model adds something else than its FFN's output."""
+
+    def rewire(model: PreTrainedModel) -> None:
+        layer: Any = ffn_sites(model)[2].layer
+
+        def forward(hidden_states: Tensor, **kwargs: Any) -> Tensor:
+            attended, _ = layer.self_attn(layer.input_layernorm(hidden_states), **kwargs)
+            h = hidden_states + attended
+            return h + added(layer.mlp, layer.post_attention_layernorm(h))
+
+        layer.forward = forward
+
+    return rewire
+
+
+def bypass_the_wrapper(model: PreTrainedModel) -> None:
+    ffn = ffn_sites(model)[2].layer.get_submodule("mlp")
+    adding(lambda _, x: ffn(x))(model)
+
+
+def return_more_than_a_tensor(model: PreTrainedModel) -> None:
+    adding(lambda ffn, x: ffn(x)[0])(model)
+    ffn: Any = ffn_sites(model)[2].layer.get_submodule("mlp")
+    ffn_forward = ffn.forward
+    ffn.forward = lambda x: (ffn_forward(x), "router scores")
 
 
 class Shell(nn.Module):
@@ -230,26 +211,38 @@ class Shell(nn.Module):
         return self.body.forward(*args, **kwargs)
 
 
-def test_a_decoder_that_is_called_past_its_hooks_fails_the_self_check(llama: PreTrainedModel) -> None:
-    llama.model = Shell(llama.model)
-    with pytest.raises(ffnskip.UnsupportedModelError, match="the rule did not see every token in every layer"):
-        ffnskip.apply(llama, pico_profile(llama))
+def call_the_decoder_past_its_hooks(model: PreTrainedModel) -> None:
+    model.model = Shell(model.model)
 
 
-def test_an_ffn_that_returns_more_than_a_tensor_is_refused(llama: PreTrainedModel) -> None:
-    layer: Any = ffn_sites(llama)[2].layer
-    rewire(layer, lambda x: layer.mlp(x)[0])
-    ffn_forward = layer.mlp.forward
-    layer.mlp.forward = lambda x: (ffn_forward(x), "router scores")
-    with pytest.raises(ffnskip.UnsupportedModelError, match="The FFN of layer 2 is no plain function"):
-        ffnskip.apply(llama, pico_profile(llama))
-
-
-def test_a_norm_without_a_known_name_is_refused(llama: PreTrainedModel) -> None:
-    layer: Any = ffn_sites(llama)[2].layer
+def rename_the_norms(model: PreTrainedModel) -> None:
+    layer: Any = ffn_sites(model)[2].layer
     del layer.input_layernorm, layer.post_attention_layernorm
-    with pytest.raises(ffnskip.UnsupportedModelError, match="'llama' the norm in front of the FFN has no known name"):
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "message"),
+    [
+        (adding(lambda ffn, x: torch.zeros_like(x)), "the model does not call the FFN of every layer"),
+        (bypass_the_wrapper, "the model does not call every wrapped FFN once per pass"),
+        (adding(lambda ffn, x: ffn(ffn(x))), "The FFN of layer 2 is no plain function behind a norm"),
+        (adding(lambda ffn, x: 0.5 * ffn(x)), "layer 2 does not add its FFN's output to the stream"),
+        (adding(lambda ffn, x: ffn(x) + 1e-3 * torch.randn_like(x)), r"\(is it in eval mode\?\)"),
+        (call_the_decoder_past_its_hooks, "the rule did not see every token in every layer"),
+        (return_more_than_a_tensor, "The FFN of layer 2 is no plain function"),
+        (rename_the_norms, "'llama' the norm in front of the FFN has no known name"),
+    ],
+    ids=["never-called", "bypassed", "called-twice", "scaled", "random", "past-hooks", "tuple", "norm"],
+)
+def test_a_model_that_does_something_else_with_its_ffn_is_refused_and_left_as_it_was(
+    llama: PreTrainedModel, sabotage: Sabotage, message: str
+) -> None:
+    sabotage(llama)
+    modules = list(llama.modules())
+    with pytest.raises(ffnskip.UnsupportedModelError, match=message):
         ffnskip.apply(llama, pico_profile(llama))
+    assert list(llama.modules()) == modules
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])

@@ -63,35 +63,24 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     assert cache_dir() == tmp_path / "own"
 
 
-def test_build_once_builds_once(tmp_path: Path) -> None:
-    folder = tmp_path / "deep" / "folder"
+def test_build_once_builds_once_and_leaves_nothing_half_made(tmp_path: Path) -> None:
+    folder, failing, raced = tmp_path / "deep" / "folder", tmp_path / "failing", tmp_path / "raced"
     assert build_once(folder, lambda new: (new / "a").touch()) == folder
     assert build_once(folder, lambda new: pytest.fail("built twice")) == folder
     assert [file.name for file in folder.iterdir()] == ["a"]
 
-
-def test_build_once_leaves_nothing_half_made(tmp_path: Path) -> None:
     def fail(new: Path) -> None:
         (new / "a").touch()
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        build_once(tmp_path / "folder", fail)
-    assert not any(tmp_path.iterdir())
-
-
-def test_build_once_loses_a_race_gracefully(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
+        build_once(failing, fail)
 
     def overtaken(new: Path) -> None:
         (new / "a").write_text("mine")
-        build_once(folder, lambda other: (other / "a").write_text("theirs"))
+        build_once(raced, lambda other: (other / "a").write_text("theirs"))
 
-    assert build_once(folder, overtaken) == folder
-    assert (folder / "a").read_text() == "theirs"
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert "FFNSKIP_CACHE" in sentence(lambda: build_once(tmp_path / "file" / "folder", lambda new: None))
+    assert build_once(raced, overtaken) == raced
+    assert (raced / "a").read_text() == "theirs"
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "deep", raced]
+    assert "FFNSKIP_CACHE" in sentence(lambda: build_once(raced / "a" / "folder", lambda new: None))

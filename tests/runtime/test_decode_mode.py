@@ -5,15 +5,15 @@ from functools import cache
 
 import pytest
 import torch
-from support.naive import NaiveRun, naive_forward
+from support.naive import naive_forward
 from support.pico import (
     HIDDEN,
     N_LAYERS,
     decisions,
     feed,
     ffn_calls,
+    float64_model,
     middle_threshold,
-    pico_model,
     pico_profile,
     pico_tokens,
 )
@@ -29,13 +29,8 @@ TEXT = pico_tokens(PROMPT, batch=3)
 
 
 @cache
-def model_of(name: str = "llama") -> PreTrainedModel:
-    return pico_model(name, torch.float64)
-
-
-@cache
 def middle_profile(name: str = "llama") -> Profile:
-    return pico_profile(model_of(name), threshold=middle_threshold(model_of(name), TEXT), warm_up=3)
+    return pico_profile(float64_model(name), threshold=middle_threshold(float64_model(name), TEXT), warm_up=3)
 
 
 def with_generate(model: PreTrainedModel, prompt: Tensor, mask: Tensor | None = None, **options: object) -> Tensor:
@@ -57,34 +52,29 @@ both_runners = pytest.mark.parametrize("run", [with_generate, with_decode])
 
 @both_runners
 def test_prompt_and_warm_up_run_dense_and_then_tokens_skip(run: Runner) -> None:
-    model = model_of()
+    model = float64_model()
     with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=3)), decisions(model) as passes:
         run(model, TEXT)
     assert [len(tokens[0]) for tokens in passes] == [PROMPT] + [1] * (NEW - 1)
     assert not torch.cat(passes[:4], dim=1).any()
     always = torch.tensor([False, False, True, True, True, False])
     assert torch.equal(torch.cat(passes[4:], dim=1), always.expand(3, NEW - 4, N_LAYERS))
+    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=0)), decisions(model) as passes:
+        run(model, TEXT[:, :1])
+    assert [int(tokens.sum()) for tokens in passes] == [0] + [9] * (NEW - 1)
 
 
 def test_an_ffn_that_every_row_skips_is_not_called() -> None:
-    model = model_of()
+    model = float64_model()
     profile = pico_profile(model, threshold=-1.0, warm_up=3)
     with ffn_calls(model) as calls, ffnskip.apply(model, profile, check=False):
         with_decode(model, TEXT)
     assert calls == [NEW, NEW, 4, 4, 4, NEW]
 
 
-@both_runners
-def test_a_prompt_of_one_token_runs_dense(run: Runner) -> None:
-    model = model_of()
-    with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=0)), decisions(model) as passes:
-        run(model, TEXT[:, :1])
-    assert [int(tokens.sum()) for tokens in passes] == [0] + [9] * (NEW - 1)
-
-
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox-parallel", "gpt2", "glm4"])
 def test_decode_mode_and_score_mode_take_the_same_decisions(name: str) -> None:
-    model, profile = model_of(name), middle_profile(name)
+    model, profile = float64_model(name), middle_profile(name)
     with ffnskip.apply(model, profile) as applied, decisions(model) as passes:
         text = torch.cat([TEXT, with_decode(model, TEXT)[:, :-1]], dim=1)
         one_by_one, decode_stats = torch.cat(passes, dim=1), applied.stats
@@ -101,7 +91,7 @@ def test_decode_mode_and_score_mode_take_the_same_decisions(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "mistral", "gpt2", "falcon-one-norm"])
 def test_greedy_decode_is_generate_token_for_token(name: str) -> None:
-    model = model_of(name)
+    model = float64_model(name)
     assert torch.equal(with_decode(model, TEXT), with_generate(model, TEXT))
     with ffnskip.apply(model, middle_profile(name)) as applied:
         skipping = with_decode(model, TEXT)
@@ -115,7 +105,7 @@ def test_greedy_decode_is_generate_token_for_token(name: str) -> None:
 @both_runners
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_rows_of_a_padded_batch_decide_as_they_do_alone(run: Runner, name: str) -> None:
-    model, lengths = model_of(name), (PROMPT, 4, 1)
+    model, lengths = float64_model(name), (PROMPT, 4, 1)
     padding = torch.tensor([[column < PROMPT - length for column in range(PROMPT)] for length in lengths])
     with ffnskip.apply(model, middle_profile(name)), decisions(model) as passes:
         together = run(model, TEXT.masked_fill(padding, 0), (~padding).long())
@@ -129,7 +119,7 @@ def test_rows_of_a_padded_batch_decide_as_they_do_alone(run: Runner, name: str) 
 
 
 def test_padding_is_neither_skipped_nor_counted_in_score_mode() -> None:
-    model, mask = model_of(), torch.ones_like(TEXT)
+    model, mask = float64_model(), torch.ones_like(TEXT)
     mask[1, 4:] = 0
     profile = pico_profile(model, threshold=-1.0, warm_up=2)
     with ffnskip.apply(model, profile, mode="score") as applied, decisions(model) as passes, torch.inference_mode():
@@ -138,29 +128,18 @@ def test_padding_is_neither_skipped_nor_counted_in_score_mode() -> None:
     assert (applied.stats.tokens, applied.stats.warm_up_tokens) == (5 + 2 + 5, 2 + 2 + 2)
 
 
-def naive_decode() -> tuple[Tensor, NaiveRun]:
-    model, profile = model_of(), middle_profile()
+def test_stats_and_cache_are_those_of_the_naive_algorithm() -> None:
+    """The cache holds every position of every layer, also behind skipped FFNs."""
+    model, profile = float64_model(), middle_profile()
     with ffnskip.apply(model, profile):
         text = torch.cat([TEXT[:1], with_decode(model, TEXT[:1])[:, :-1]], dim=1)
-    return text, naive_forward(model, text[0], profile.skip, PROMPT)
-
-
-def test_the_cache_holds_every_position_of_every_layer_also_behind_skipped_ffns() -> None:
-    model, (text, naive) = model_of(), naive_decode()
-    past = DynamicCache(config=model.config)
-    with ffnskip.apply(model, middle_profile()) as applied:
-        feed(model, text, PROMPT, past)
-    assert applied.stats.skip_ratio > 0
-    for mine, expected in zip(past.layers, naive.cache.layers, strict=True):
+    naive, cached = naive_forward(model, text[0], profile.skip, PROMPT), DynamicCache(config=model.config)
+    with ffnskip.apply(model, profile) as applied:
+        feed(model, text, PROMPT, cached)
+    for mine, expected in zip(cached.layers, naive.cache.layers, strict=True):
         assert mine.keys.shape == (1, 2, text.shape[1], HIDDEN // 4)
         assert torch.allclose(mine.keys, expected.keys, atol=1e-5)
         assert torch.allclose(mine.values, expected.values, atol=1e-5)
-
-
-def test_stats_are_the_counts_of_the_naive_algorithm() -> None:
-    model, profile, (text, naive) = model_of(), middle_profile(), naive_decode()
-    with ffnskip.apply(model, profile) as applied:
-        feed(model, text, PROMPT)
     stats, past = applied.stats, [token for token in naive.tokens if token.past_warm_up]
     assert (stats.tokens, stats.warm_up_tokens) == (len(past), 3) == (NEW - 1 - 3, 3)
     assert stats.skipped == naive.skipped.sum(dim=0).tolist()
@@ -172,28 +151,23 @@ def test_stats_are_the_counts_of_the_naive_algorithm() -> None:
     assert stats.never_skip_fraction == (len(past) - len(first)) / len(past)
 
 
-def test_a_second_turn_runs_dense_and_warms_up_again() -> None:
-    model, past = model_of(), DynamicCache(config=model_of().config)
-    turns = TEXT.repeat(1, 3)
+def test_a_second_turn_runs_dense_and_warms_up_again_and_a_cache_that_was_filled_before_counts_as_prompt() -> None:
+    model, past = float64_model(), DynamicCache(config=float64_model().config)
+    turns, filled = TEXT.repeat(1, 3), DynamicCache(config=model.config)
     with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=1)), decisions(model) as passes:
         feed(model, turns[:, :10], PROMPT, past)
         feed(model, turns[:, 10:], 4, past)
-    skips = [bool(tokens.any()) for tokens in passes]
-    assert skips == [False, False, True, True, False, False] + [True] * 6
-
-
-def test_a_cache_that_was_filled_before_counts_as_prompt() -> None:
-    model, past = model_of(), DynamicCache(config=model_of().config)
+    assert [bool(tokens.any()) for tokens in passes] == [False, False, True, True, False, False] + [True] * 6
     with torch.inference_mode():
-        model(TEXT, past_key_values=past)
+        model(TEXT, past_key_values=filled)
     with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=2)), decisions(model) as passes:
-        feed(model, TEXT[:, :4], 1, past)
+        feed(model, TEXT[:, :4], 1, filled)
     assert [bool(tokens.any()) for tokens in passes] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_a_static_cache_changes_nothing(name: str) -> None:
-    model = model_of(name)
+    model = float64_model(name)
     with ffnskip.apply(model, middle_profile(name)) as applied:
         dynamic, stats = with_generate(model, TEXT), applied.stats
         applied.reset_stats()
@@ -203,14 +177,14 @@ def test_a_static_cache_changes_nothing(name: str) -> None:
 
 
 def test_beams_are_rows_that_decide_alone() -> None:
-    model = model_of()
+    model = float64_model()
     with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=3)), decisions(model) as passes:
         with_generate(model, TEXT, num_beams=2)
     assert [int(tokens[..., 2].sum()) for tokens in passes] == [0] * 4 + [6] * (NEW - 4)
 
 
 def test_a_pass_that_fails_half_way_leaves_the_next_prompt_dense() -> None:
-    model, past = model_of(), DynamicCache(config=model_of().config)
+    model, past = float64_model(), DynamicCache(config=float64_model().config)
 
     def fail(*_: object) -> None:
         raise MemoryError
@@ -226,7 +200,7 @@ def test_a_pass_that_fails_half_way_leaves_the_next_prompt_dense() -> None:
 
 
 def test_a_row_ends_with_its_stop_token_and_the_loop_with_the_last_row() -> None:
-    model = model_of()
+    model = float64_model()
     free = with_decode(model, TEXT)
     stops = [int(free[0, 2]), int(free[1, 5]), int(free[2, 4])]
     expected, ends = free.clone(), []
@@ -236,16 +210,13 @@ def test_a_row_ends_with_its_stop_token_and_the_loop_with_the_last_row() -> None
         ends.append(end)
     assert torch.equal(with_decode(model, TEXT, stop_tokens=stops), expected[:, : max(ends) + 1])
     assert max(ends) < NEW - 1
-
-
-def test_no_new_tokens_is_no_pass() -> None:
-    with decisions(model_of()) as passes:
-        assert not list(generate_tokens(GeneralPath(model_of()), TEXT, max_new_tokens=0))
+    with decisions(model) as passes:
+        assert not list(generate_tokens(GeneralPath(model), TEXT, max_new_tokens=0))
     assert not passes
 
 
 def test_rows_past_their_stop_token_are_not_counted() -> None:
-    model = model_of()
+    model = float64_model()
     free = with_decode(model, TEXT)
     stop = int(free[0, 0])
     lengths = [next((step for step in range(NEW) if int(row[step]) == stop), NEW - 1) for row in free]
@@ -257,7 +228,7 @@ def test_rows_past_their_stop_token_are_not_counted() -> None:
 
 
 def test_a_sequence_whose_prompt_was_never_seen_starts_with_its_warm_up() -> None:
-    model = model_of()
+    model = float64_model()
     with ffnskip.apply(model, pico_profile(model, threshold=-1.0, warm_up=2)) as applied:
         with_decode(model, TEXT[:1])
         past = DynamicCache(config=model.config)

@@ -17,7 +17,7 @@ from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.model.sites import input_device, watch
 from ffnskip.profiles.profile import save_profile
 from ffnskip_cli.measure.flops import model_cost
-from ffnskip_cli.measure.quality import Quality, measure_quality
+from ffnskip_cli.measure.quality import measure_quality
 from ffnskip_cli.measure.worst_case import continue_prompts
 from ffnskip_cli.sources.models import load_model
 from ffnskip_cli.track import silently
@@ -47,46 +47,28 @@ def whole_and_offloaded(request: pytest.FixtureRequest, tmp_path: Path) -> tuple
     return whole, offloaded
 
 
-Models = tuple[PreTrainedModel, PreTrainedModel]
-
-
-def test_inputs_belong_where_the_embeddings_are_looked_up(whole_and_offloaded: Models) -> None:
-    assert [input_device(model) for model in whole_and_offloaded] == [torch.device("cpu")] * 2
-
-
-def test_an_offloaded_model_decodes_the_same_tokens_with_the_same_skips(whole_and_offloaded: Models) -> None:
+def test_an_offloaded_model_is_watched_decodes_and_measures_the_same(
+    whole_and_offloaded: tuple[PreTrainedModel, PreTrainedModel],
+) -> None:
     threshold = middle_threshold(whole_and_offloaded[0], TEXT)
-    results = []
+    tensors: list[list[Tensor]] = []
+    figures: list[tuple[object, ...]] = []
     for model in whole_and_offloaded:
-        with ffnskip.apply(model, pico_profile(model, threshold=threshold)) as applied:
-            tokens = torch.stack(list(generate_tokens(GeneralPath(model), TEXT, max_new_tokens=8)))
-            logits = feed(model, TEXT, prompt=4)
-        results.append((tokens.tolist(), logits, applied.stats))
-    (tokens, logits, stats), (offloaded_tokens, offloaded_logits, offloaded_stats) = results
-    assert offloaded_tokens == tokens
-    assert torch.equal(offloaded_logits, logits)
-    assert offloaded_stats == stats
-    assert stats.skip_ratio > 0
-
-
-def test_what_is_watched_in_an_offloaded_model_is_the_same(whole_and_offloaded: Models) -> None:
-    seen: list[list[Tensor]] = [[], []]
-    for model, tensors in zip(whole_and_offloaded, seen, strict=True):
-        with torch.inference_mode(), watch(model, lambda layer, h, f, tensors=tensors: tensors.extend((h, f))):
+        assert input_device(model) == torch.device("cpu")
+        seen: list[Tensor] = []
+        with torch.inference_mode(), watch(model, lambda layer, h, f, seen=seen: seen.extend((h, f))):
             model(TEXT, use_cache=False)
-    assert len(seen[0]) == 12
-    assert all(map(torch.equal, *seen))
-
-
-def test_an_offloaded_model_measures_the_same(whole_and_offloaded: Models) -> None:
-    threshold = middle_threshold(whole_and_offloaded[0], TEXT)
-    results: list[tuple[Quality, list[list[int]], object]] = []
-    for model in whole_and_offloaded:
         profile = pico_profile(model, threshold=threshold)
         (quality,) = measure_quality(model, [profile], TEXT, silently)
         continued = continue_prompts(Decoder(model, profile), TEXT, 8, silently)
-        results.append((quality, continued.tokens.tolist(), model_cost(model)))
-    assert results[0] == results[1]
+        with ffnskip.apply(model, profile) as applied:
+            tokens = torch.stack(list(generate_tokens(GeneralPath(model), TEXT, max_new_tokens=8)))
+            logits = feed(model, TEXT, prompt=4)
+        tensors.append([*seen, tokens, logits, continued.tokens])
+        figures.append((applied.stats, quality, model_cost(model)))
+        assert (len(seen), applied.stats.skip_ratio > 0) == (12, True)
+    assert all(map(torch.equal, *tensors))
+    assert figures[0] == figures[1]
 
 
 @pytest.fixture
@@ -107,10 +89,6 @@ def test_a_device_map_leaves_on_disk_what_does_not_fit(
         assert torch.equal(spread.model(TEXT).logits, whole.model(TEXT).logits)
 
 
-def test_a_device_map_on_a_machine_with_one_device_is_that_device(plateau_folder: Path) -> None:
-    assert load_model(str(plateau_folder), device_map="auto").placement == "cpu"
-
-
 def test_commands_give_the_same_answer_with_a_device_map(
     plateau_folder: Path, tmp_path: Path, text_file: Path, short_of_memory: None
 ) -> None:
@@ -129,6 +107,7 @@ def test_commands_give_the_same_answer_with_a_device_map(
         assert "The model lies on cpu, disk." in talk(spread)
 
 
-def test_device_map_and_device_exclude_each_other(plateau_folder: Path) -> None:
+def test_a_device_map_takes_one_device_whole_and_excludes_a_device(plateau_folder: Path) -> None:
+    assert load_model(str(plateau_folder), device_map="auto").placement == "cpu"
     sentence = mistake("generate", plateau_folder, "abc", "--device-map", "auto", "--device", "cpu")
     assert sentence == "--device-map auto chooses the devices itself: leave --device cpu out"

@@ -14,18 +14,8 @@ from ffnskip.model.neurons import Neurons, activations, count_neurons, down_proj
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.weights import Weights
 
-WITHOUT = (
-    "phi",
-    "phi3",
-    "glm4",
-    "gpt_neox-parallel",
-    "gpt_neox-sequential",
-    "starcoder2",
-    "gpt2",
-    "mixtral",
-    "falcon-one-norm",
-    "falcon-two-norms",
-)
+WITHOUT = ["phi", "phi3", "glm4", "starcoder2", "gpt2", "mixtral", "falcon-one-norm", "falcon-two-norms"]
+WITHOUT += ["gpt_neox-parallel", "gpt_neox-sequential"]
 WITH = [name for name in SUPPORTED if name not in WITHOUT]
 X = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
 
@@ -92,7 +82,6 @@ def test_a_neuron_that_does_not_exist_is_refused_and_the_model_stays_as_it_was(
     model = pico_model()
     before = list(model.modules())
     profile = make_compensated("linear", neurons=4, **pico_profile(model).model.model_dump())
-    assert profile.weights
     tensors = {name: tensor.clone() for name, tensor in profile.weights.tensors.items()}
     tensors[NEURONS][index, 2] = neuron
     with pytest.raises(ProfileError, match=r"neurons that the model's FFNs do not have as plain"):

@@ -1,9 +1,6 @@
 """A model that skips with compensation, against the rule written out naively: one token, one layer at a time."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 
 import pytest
 import torch
@@ -13,8 +10,11 @@ from support.pico import (
     N_LAYERS,
     PARALLEL,
     SUPPORTED,
+    decisions,
+    entering_and_leaving,
     feed,
     ffn_calls,
+    float64_model,
     middle_threshold,
     pico_model,
     pico_profile,
@@ -33,11 +33,6 @@ from ffnskip.rules import may_skip
 TEXT = pico_tokens(12, batch=2)
 
 
-@cache
-def llama() -> PreTrainedModel:
-    return pico_model("llama", torch.float64)
-
-
 def profile_of(model: PreTrainedModel, kind: Kind = "linear", **settings: object) -> Profile:
     """With a threshold of 1 nat, under which the random probes put about half of the tokens."""
     info = pico_profile(model).model.model_dump()
@@ -46,29 +41,13 @@ def profile_of(model: PreTrainedModel, kind: Kind = "linear", **settings: object
 
 def threshold_of(rule: str) -> float:
     """With which some tokens skip; no similarity meets it so closely that rounding could decide."""
-    return 1.0 if rule == "predicted-damage" else middle_threshold(llama(), TEXT) - 1e-9
+    return 1.0 if rule == "predicted-damage" else middle_threshold(float64_model(), TEXT) - 1e-9
 
 
-@contextmanager
-def decisions(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Collects one bool tensor ``[batch, sequence, n_layers]`` per forward pass: who skipped."""
-    passes: list[Tensor] = []
-    layers: list[Tensor] = []
-
-    def look(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        shape = args[0].shape[:-1]
-        skipping = module.skipping if isinstance(module, SkippableFFN) else None
-        layers.append(torch.zeros(shape, dtype=torch.bool) if skipping is None else skipping.view(shape))
-        if len(layers) == N_LAYERS:
-            passes.append(torch.stack(layers, dim=-1))
-            layers.clear()
-
-    hooks = [site.layer.get_submodule("mlp").register_forward_hook(look) for site in ffn_sites(model)]
-    try:
-        yield passes
-    finally:
-        for hook in hooks:
-            hook.remove()
+def skipping(module: nn.Module, output: Tensor) -> Tensor:
+    """Who skips, whatever is added for the FFN."""
+    decided = module.skipping if isinstance(module, SkippableFFN) else None
+    return torch.zeros(output.shape[:-1], dtype=torch.bool) if decided is None else decided.view(output.shape[:-1])
 
 
 SETTINGS: list[dict[str, int | None]] = [
@@ -84,12 +63,12 @@ def test_a_model_in_score_mode_does_as_the_formulas_say(
     kind: Kind, rank: int | None, neurons: int, rule: str, settings: dict[str, int | None]
 ) -> None:
     threshold = threshold_of(rule)
-    profile = profile_of(llama(), kind, rank=rank, neurons=neurons, rule=rule, threshold=threshold, **settings)
-    applied = ffnskip.apply(llama(), profile, mode="score", check=False)
-    with applied, decisions(llama()) as passes, torch.inference_mode():
-        logits = llama()(TEXT).logits
+    profile = profile_of(float64_model(), kind, rank=rank, neurons=neurons, rule=rule, threshold=threshold, **settings)
+    applied = ffnskip.apply(float64_model(), profile, mode="score", check=False)
+    with applied, decisions(float64_model(), skipping) as passes, torch.inference_mode():
+        logits = float64_model()(TEXT).logits
     for row in (0, 1):
-        naive = naive_forward(llama(), TEXT[row], profile.skip, weights=profile.weights)
+        naive = naive_forward(float64_model(), TEXT[row], profile.skip, weights=profile.weights)
         assert torch.equal(passes[0][row], naive.skipped)
         assert torch.allclose(logits[row], naive.logits, atol=1e-5)
     assert 0.1 < applied.stats.skip_ratio < 0.7
@@ -103,11 +82,11 @@ def test_a_model_in_decode_mode_does_as_the_formulas_say(
     kind: Kind, rank: int | None, neurons: int, rule: str, refresh_every: int | None
 ) -> None:
     settings = {"rule": rule, "threshold": threshold_of(rule), "refresh_every": refresh_every}
-    profile = profile_of(llama(), kind, rank=rank, neurons=neurons, **settings)
-    with ffnskip.apply(llama(), profile, check=False), decisions(llama()) as passes:
-        logits = feed(llama(), TEXT, prompt=4)
+    profile = profile_of(float64_model(), kind, rank=rank, neurons=neurons, **settings)
+    with ffnskip.apply(float64_model(), profile, check=False), decisions(float64_model(), skipping) as passes:
+        logits = feed(float64_model(), TEXT, prompt=4)
     for row in (0, 1):
-        naive = naive_forward(llama(), TEXT[row], profile.skip, 4, profile.weights)
+        naive = naive_forward(float64_model(), TEXT[row], profile.skip, 4, profile.weights)
         assert torch.equal(torch.cat(passes, dim=1)[row], naive.skipped)
         assert torch.allclose(logits[row], naive.logits, atol=1e-5)
         assert not naive.skipped[:6].any()  # prompt and warm-up
@@ -115,14 +94,14 @@ def test_a_model_in_decode_mode_does_as_the_formulas_say(
 
 
 def test_padding_skips_nothing_and_changes_no_decision() -> None:
-    profile = profile_of(llama())
+    profile = profile_of(float64_model())
     mask = torch.ones_like(TEXT)
     mask[1, :5] = 0
     position = (mask.cumsum(-1) - 1).clamp(min=0)
-    applied = ffnskip.apply(llama(), profile, mode="score", check=False)
-    with applied, decisions(llama()) as passes, torch.inference_mode():
-        llama()(TEXT, attention_mask=mask, position_ids=position)
-        llama()(TEXT[1:, 5:])
+    applied = ffnskip.apply(float64_model(), profile, mode="score", check=False)
+    with applied, decisions(float64_model(), skipping) as passes, torch.inference_mode():
+        float64_model()(TEXT, attention_mask=mask, position_ids=position)
+        float64_model()(TEXT[1:, 5:])
     padded, alone = passes[0][1], passes[1][0]
     assert not padded[:5].any()
     assert torch.equal(padded[5:], alone)
@@ -141,13 +120,12 @@ def test_at_zero_nats_nothing_is_skipped_and_every_logit_is_the_models_own(
         with ffnskip.apply(model, profile, mode="score") as applied:
             assert torch.equal(model(TEXT).logits, dense)
         assert torch.equal(model(TEXT).logits, dense)
-    assert applied.stats.skip_ratio == 0
-    assert applied.stats.never_skip_fraction == 1
+    assert (applied.stats.skip_ratio, applied.stats.never_skip_fraction) == (0, 1)
     assert applied.stats.checked == [0, 20, 20, 20, 20, 0]
 
 
 def test_at_very_many_nats_the_whole_region_is_skipped_and_its_ffns_are_never_called() -> None:
-    model = llama()
+    model = float64_model()
     profile = profile_of(model, threshold=1e300, warm_up=1)
     with ffn_calls(model) as calls, ffnskip.apply(model, profile, check=False) as applied:
         feed(model, TEXT, prompt=4)
@@ -158,16 +136,15 @@ def test_at_very_many_nats_the_whole_region_is_skipped_and_its_ffns_are_never_ca
 
 
 def test_every_token_that_may_skip_counts_as_checked_in_every_layer_of_the_region() -> None:
-    profile = profile_of(llama(), cold_s=2, cold_e=4, warm_up=3, refresh_every=3)
-    with ffnskip.apply(llama(), profile, mode="score") as applied, torch.inference_mode():
-        llama()(TEXT)
-    assert applied.stats.tokens == 2 * 9
-    assert applied.stats.warm_up_tokens == 2 * 3
+    profile = profile_of(float64_model(), cold_s=2, cold_e=4, warm_up=3, refresh_every=3)
+    with ffnskip.apply(float64_model(), profile, mode="score") as applied, torch.inference_mode():
+        float64_model()(TEXT)
+    assert (applied.stats.tokens, applied.stats.warm_up_tokens) == (2 * 9, 2 * 3)
     assert applied.stats.checked == [0, 0, 12, 12, 0, 0]
 
 
 def test_simulate_decides_each_layer_alone() -> None:
-    skip: Skip = profile_of(llama(), threshold=0.5, warm_up=1).skip
+    skip: Skip = profile_of(float64_model(), threshold=0.5, warm_up=1).skip
     scores = torch.tensor([-9.0, -0.8, math.log(0.5), 0.0, -math.inf, -9.0]).repeat(2, 1)
     skipped = skip.by.simulate(scores, may_skip(torch.arange(2), skip), skip)
     assert skipped.tolist() == [[False] * 6, [False, True, False, False, True, False]]
@@ -183,24 +160,14 @@ def test_what_is_added_reaches_the_residual_stream_as_the_ffns_output_would(name
         site = ffn_sites(model)[2]
         wrapper = site.layer.get_submodule("mlp")
         keep = wrapper.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        with_g = leaving(model, site.layer)
+        _, with_g = entering_and_leaving(model, site.layer, TEXT)
         keep.remove()
         silence = wrapper.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
-        without = leaving(model, site.layer)
+        _, without = entering_and_leaving(model, site.layer, TEXT)
         silence.remove()
     assert applied.stats.skipped == [0, 0, 48, 0, 0, 0]
     added = (seen[0].double() @ tensors["linear"].T + tensors["bias"]).float() * (0.22 if name == "granite" else 1.0)
     assert torch.allclose(with_g - without, added, atol=1e-4)
-
-
-def leaving(model: PreTrainedModel, layer: nn.Module) -> Tensor:
-    seen: list[Tensor] = []
-    hook = layer.register_forward_hook(
-        lambda module, args, out: seen.append(out if isinstance(out, Tensor) else out[0])
-    )
-    model(TEXT)
-    hook.remove()
-    return seen[0]
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "olmo2", *PARALLEL[:2]])

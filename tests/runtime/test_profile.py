@@ -16,57 +16,34 @@ from hypothesis import strategies as st
 from support.factories import TEXT, make_compensated, make_profile
 
 from ffnskip.errors import ProfileError
-from ffnskip.profiles import strict_yaml
-from ffnskip.profiles.evidence import (
-    CalibrationText,
-    Candidate,
-    CurvePoint,
-    EvaluationText,
-    Fit,
-    Measured,
-    Search,
-    SimilarityCurve,
-    WarmUpTrial,
-)
+from ffnskip.profiles import evidence, strict_yaml
+from ffnskip.profiles.evidence import SimilarityCurve
 from ffnskip.profiles.profile import Profile, dump_profile, json_schema, load_profile, parse_profile, save_profile
 
 SCHEMA_FILE = Path(__file__).parents[2] / "profiles" / "schema.json"
 
 
 def full_profile(**overrides: object) -> Profile:
-    measured = Measured(
-        target_ratio=0.25,
-        skip_ratio=0.251,
-        flops_saved=-1e-05,
-        never_skip_fraction=0.004,
-        perplexity_dense=7.04,
-        perplexity=1e16,
-        kl=4.1e-07,
-        top1_agreement=1,
-        tokens=8192,
-        standard_error={"perplexity": 0.1, "kl": 1e-07},
-        verdict="Not worth it: the perplexity rises from 7.04 to 1e16, and that's more than its 0.1 of noise.",
-        within_budget=False,
-        first_skipped=(0.0, 0.1, 0.2, 0.3, 0.0, 0.0),
+    text = "Not worth it: the perplexity rises from 7.04 to 1e16, and that's more than its 0.1 of noise."
+    verdict = {"target_ratio": 0.25, "verdict": text, "within_budget": False}
+    shares = {"skip_ratio": 0.251, "flops_saved": -1e-05, "never_skip_fraction": 0.004, "top1_agreement": 1}
+    costs = {"perplexity_dense": 7.04, "perplexity": 1e16, "kl": 4.1e-07, "tokens": 8192}
+    errors = {"standard_error": {"perplexity": 0.1, "kl": 1e-07}, "first_skipped": (0.0, 0.1, 0.2, 0.3, 0.0, 0.0)}
+    fit = {"tokens": 4096, "text_sha256": "0123" * 16, "gradient_tokens": 512, "ridge": 1e-07, "ratio": 0.25}
+    rule = {"cold_s": 1, "cold_e": 5}
+    candidates = (
+        evidence.Candidate(**rule, window=1, refresh_every=None, kl=0.04, standard_error=0.0),
+        evidence.Candidate(**rule, window=None, refresh_every=6, kl=0.4, standard_error=0.03),
     )
+    trial = evidence.WarmUpTrial(warm_up=25, kl=0.04, standard_error=0.0, repetition=0.2)
     sections = {
-        "calibration": CalibrationText(**TEXT, seed=0, dtype="bfloat16", on="text"),
-        "evaluation": EvaluationText(**TEXT),
+        "calibration": evidence.CalibrationText(**TEXT, seed=0, dtype="bfloat16", on="text"),
+        "evaluation": evidence.EvaluationText(**TEXT),
         "similarity": SimilarityCurve(mean=(0.9,) * 6, low=(-1,) * 6, high=(1.0,) * 6),
-        "search": Search(
-            ratio=0.25,
-            tokens=2048,
-            candidates=(
-                Candidate(cold_s=1, cold_e=5, window=1, refresh_every=None, kl=0.04, standard_error=0.0),
-                Candidate(cold_s=1, cold_e=5, window=None, refresh_every=6, kl=0.4, standard_error=0.03),
-            ),
-            warm_up=(WarmUpTrial(warm_up=25, kl=0.04, standard_error=0.0, repetition=0.2),),
-        ),
-        "fit": Fit(
-            tokens=4096, text_sha256="0123" * 16, gradient_tokens=512, ridge=1e-07, ratio=0.25, kl=(0.2, 0.1, 0.11)
-        ),
-        "measured": measured,
-        "curve": (CurvePoint(0.99, 0.05, 0.01), CurvePoint(0.98, 0.25, 0.04)),
+        "search": evidence.Search(ratio=0.25, tokens=2048, candidates=candidates, warm_up=(trial,)),
+        "fit": evidence.Fit(**fit, kl=(0.2, 0.1, 0.11)),
+        "measured": evidence.Measured(**verdict, **shares, **costs, **errors),
+        "curve": (evidence.CurvePoint(0.99, 0.05, 0.01), evidence.CurvePoint(0.98, 0.25, 0.04)),
         "made_with": {"torch": "2.13", "ffnskip": "0.1.0"},
     }
     return make_profile(**(sections | overrides))
@@ -74,13 +51,9 @@ def full_profile(**overrides: object) -> Profile:
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 words = st.text(min_size=1, max_size=64).filter(str.isprintable)
-numbers_in_disguise = st.sampled_from(
-    ["2.13", "1e3", "1E5", "0o17", "0x1F", "0123", "089", "12:30", ".5", "5.", ".nan"]
-)
-words_in_disguise = st.sampled_from(
-    ["yes", "on", "No", "null", "~", "<<", "=", "#", "!x", "&x", "*x", "%x", "- a", "a: b"]
-)
-tricky_words = words | numbers_in_disguise | words_in_disguise
+NUMBERS_IN_DISGUISE = ["2.13", "1e3", "1E5", "0o17", "0x1F", "0123", "089", "12:30", ".5", "5.", ".nan"]
+WORDS_IN_DISGUISE = ["yes", "on", "No", "null", "~", "<<", "=", "#", "!x", "&x", "*x", "%x", "- a", "a: b"]
+tricky_words = words | st.sampled_from(NUMBERS_IN_DISGUISE + WORDS_IN_DISGUISE)
 
 
 @pytest.mark.parametrize("profile", [make_profile(), full_profile()], ids=["small", "full"])
@@ -120,16 +93,15 @@ def test_the_written_form_is_for_people() -> None:
     assert "schema: ffnskip/v1" in lines
     assert "compensation: {kind: none}" in lines
     assert "- [0.99, 0.05, 0.01]" in lines
-    assert any(
-        line.startswith("skip: {rule: cosine, cold_s: 1, cold_e: 5, threshold: 0.9, warm_up: 2") for line in lines
-    )
+    assert "\nskip: {rule: cosine, cold_s: 1, cold_e: 5, threshold: 0.9, warm_up: 2" in text
     assert "flops_saved: -1.0e-05\n" in text
     assert list(yaml.safe_load(text)) == [field.alias or name for name, field in Profile.model_fields.items()]
-
-
-def test_absent_sections_are_not_written() -> None:
     sections = yaml.safe_load(dump_profile(make_profile()))
-    assert set(sections) == {"schema", "model", "skip", "compensation", "made_with"}
+    assert set(sections) == {"schema", "model", "skip", "compensation", "made_with"}  # and no absent ones
+    text = dump_profile(full_profile(revision="1" * 40, config_sha256="12e45678" * 8))
+    assert f'revision: "{"1" * 40}"' in text
+    assert f'config_sha256: "{"12e45678" * 8}"' in text
+    assert not re.search(r"[^\"0-9a-f][0-9a-f]{40}", text)  # hashes are always quoted
 
 
 def test_the_compensation_names_its_file_and_leaves_out_what_it_has_not() -> None:
@@ -138,13 +110,6 @@ def test_the_compensation_names_its_file_and_leaves_out_what_it_has_not() -> Non
     assert list(compensation) == ["kind", "rank", "file", "sha256"]
     assert compensation["file"] == f"weights-{compensation['sha256'][:12]}.safetensors"
     assert f'sha256: "{compensation["sha256"]}"' in text
-
-
-def test_hashes_are_always_quoted() -> None:
-    text = dump_profile(full_profile(revision="1" * 40, config_sha256="12e45678" * 8))
-    assert f'revision: "{"1" * 40}"' in text
-    assert f'config_sha256: "{"12e45678" * 8}"' in text
-    assert not re.search(r"[^\"0-9a-f][0-9a-f]{40}", text)
 
 
 NUMBERS = "1e-3=0.001 1E+3=1000.0 .5=0.5 5.=5.0 -0=0 +12=12 0123456=123456 089=89 0o17=15 0x1F=31"
@@ -163,26 +128,6 @@ def test_scalars_are_read_as_yaml_1_2_reads_them(written: str, meaning: object) 
     assert repr(value) == repr(meaning)
 
 
-def test_whole_numbers_are_fine_where_a_float_is_asked() -> None:
-    profile = parse_profile(dump_profile(make_profile()).replace("threshold: 0.9", "threshold: 1"))
-    assert profile.skip.threshold == 1.0
-    assert isinstance(profile.skip.threshold, float)
-
-
-def test_optional_keys_may_be_left_out() -> None:
-    text = dump_profile(make_profile()).replace(", window: null, refresh_every: null", "")
-    assert parse_profile(text.replace("  gguf_sha256: null\n", "")) == make_profile()
-
-
-def test_a_profile_from_before_first_skipped_is_read() -> None:
-    text = dump_profile(full_profile())
-    older = text.replace("  first_skipped: [0.0, 0.1, 0.2, 0.3, 0.0, 0.0]\n", "")
-    assert older != text
-    measured = parse_profile(older).measured
-    assert measured
-    assert measured.first_skipped is None
-
-
 @pytest.mark.parametrize(
     ("written", "mistake"),
     [
@@ -199,9 +144,21 @@ def test_a_share_for_every_layer_or_none(written: str, mistake: str) -> None:
         parse_profile(text, "p.yaml")
 
 
+def test_optional_keys_may_be_left_out_and_whole_numbers_be_where_a_float_is_asked() -> None:
+    text = dump_profile(make_profile())
+    pruned = text.replace(", window: null, refresh_every: null", "").replace("  gguf_sha256: null\n", "")
+    assert parse_profile(pruned) == make_profile()
+    threshold = parse_profile(text.replace("threshold: 0.9", "threshold: 1")).skip.threshold
+    assert (threshold, type(threshold)) == (1.0, float)
+    text = dump_profile(full_profile())
+    older = text.replace("  first_skipped: [0.0, 0.1, 0.2, 0.3, 0.0, 0.0]\n", "")
+    assert older != text
+    assert parse_profile(older).measured.first_skipped is None
+
+
 def test_a_profile_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        make_profile().skip.threshold = 0.5  # type: ignore[misc]
+        make_profile().skip.threshold = 0.5
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -231,21 +188,17 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_litter(
     assert os.listdir(tmp_path) == ["p.yaml"]
 
 
-@pytest.mark.parametrize("name", ["missing.yaml", "folder", "folder/missing/p.yaml", "nul\0l.yaml", "x" * 5000])
-def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["missing.yaml", "folder", "file/p.yaml", "nul\0l.yaml", "x" * 5000])
+def test_a_file_that_cannot_be_read_or_written_is_one_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
     with pytest.raises(ProfileError, match="cannot be read") as caught:
         load_profile(tmp_path / name)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
-
-
-@pytest.mark.parametrize("name", ["folder", "file/p.yaml", "nul\0l.yaml"])
-def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path, name: str) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "file").touch()
-    with pytest.raises(ProfileError, match="cannot be written"):
-        save_profile(make_profile(), tmp_path / name)
+    if name != "missing.yaml":
+        with pytest.raises(ProfileError, match="cannot be written"):
+            save_profile(make_profile(), tmp_path / name)
 
 
 def test_a_profile_too_large_to_load_is_not_written(tmp_path: Path) -> None:
@@ -256,22 +209,10 @@ def test_a_profile_too_large_to_load_is_not_written(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
-def test_the_checked_in_schema_is_the_schema_of_the_models() -> None:
-    assert json.loads(SCHEMA_FILE.read_text(encoding="utf-8")) == json_schema()
-
-
 def test_the_module_prints_the_schema() -> None:
     command = [sys.executable, "-m", "ffnskip.profiles"]
     printed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     assert printed == SCHEMA_FILE.read_text(encoding="utf-8")
-
-
-def test_a_misspelt_key_is_named_beside_the_missing_one() -> None:
-    text = dump_profile(make_profile()).replace("warm_up:", "warmup:")
-    with pytest.raises(
-        ProfileError, match=r"skip\.warm_up: is missing, and warmup is no key here: correct its spelling"
-    ):
-        parse_profile(text)
 
 
 def test_the_schema_accepts_profiles_and_refuses_others() -> None:

@@ -58,12 +58,9 @@ def test_bytes_that_are_no_yaml_are_refused(data: bytes | str, reason: str) -> N
     assert reason in refusal(data)
 
 
-@pytest.mark.parametrize("unit", ["[", "{a: ", "- ", "? ", "[{a: ", "- - {a: ["])
-def test_deep_nesting_is_refused_without_recursion(unit: str) -> None:
-    refusal("curve:\n  " + unit * 5000)
-
-
-def test_deep_nesting_names_the_field_and_the_limit() -> None:
+def test_deep_nesting_is_refused_without_recursion_and_names_the_field_and_the_limit() -> None:
+    for unit in ("[", "{a: ", "- ", "? ", "[{a: ", "- - {a: ["):
+        refusal("curve:\n  " + unit * 5000)
     block = "".join("  " * depth + "a:\n" for depth in range(200))
     assert refusal(block).endswith("a.a.a: nested deeper than 16 levels")
     assert refusal("curve: " + "[" * 5000).startswith("curve.0.0.0")
@@ -72,12 +69,9 @@ def test_deep_nesting_names_the_field_and_the_limit() -> None:
 @pytest.mark.parametrize("unit", ["#", " ", "\n", "a", "9", ",", "'", "é", "- ", "k: v\n", "&a ", "*a ", "!", "%"])
 def test_more_than_256_kib_is_refused_before_parsing(unit: str) -> None:
     assert "larger than 256 KiB" in refusal(unit * (256 * KIB + 1))
-
-
-def test_the_largest_allowed_file_is_read() -> None:
-    padded = VALID + "#" * (256 * KIB - len(VALID))
-    assert parse_profile(padded) == make_profile()
-    assert "larger than 256 KiB" in refusal(padded + "#")
+    largest = VALID + "#" * (256 * KIB - len(VALID))
+    assert parse_profile(largest) == make_profile()
+    assert "larger than 256 KiB" in refusal(largest + "#")
 
 
 @pytest.mark.parametrize("unit", ["'", '"', "a", "9", "[", "]", "?", ":", "!", "%TAG !a! b\n", "\n", "|"])
@@ -103,18 +97,6 @@ def read_or_refuse(data: bytes | str) -> None:
     assert parse_profile(dump_profile(profile)) == profile
 
 
-@settings(deadline=None)
-@given(st.binary(max_size=200))
-def test_random_bytes(data: bytes) -> None:
-    read_or_refuse(data)
-
-
-@settings(deadline=None)
-@given(st.text(max_size=200))
-def test_random_text(text: str) -> None:
-    read_or_refuse(text)
-
-
 YAML_MARKS = [": ", ", ", "- ", "? ", "[", "]", "{", "}", "'", '"', "|", ">", "#", "---", "...", "<<"]
 YAML_SPACES = ["\n", "  ", "\t", "\r"]
 YAML_TAGS = ["&a", "*a", "!", "!!str", "!<", "%YAML 1.2\n", "%TAG ! !\n", "\\", "\\u", "\\U", "\\x"]
@@ -124,9 +106,10 @@ YAML_PIECES = st.sampled_from(YAML_MARKS + YAML_SPACES + YAML_TAGS + YAML_WORDS 
 
 
 @settings(deadline=None)
-@given(st.lists(YAML_PIECES, max_size=30).map("".join))
-def test_random_yaml_pieces(text: str) -> None:
-    read_or_refuse(text)
+@given(st.binary(max_size=200), st.text(max_size=200), st.lists(YAML_PIECES, max_size=30).map("".join))
+def test_random_bytes_text_and_pieces_of_yaml(data: bytes, text: str, pieces: str) -> None:
+    for noise in (data, text, pieces):
+        read_or_refuse(noise)
 
 
 @settings(deadline=None)

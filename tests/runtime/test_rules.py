@@ -1,15 +1,12 @@
 """The rule against Algorithm 1 written out naively (`naive.py`): on recorded similarities and in a running model."""
 
-from functools import cache
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.factories import make_profile
 from support.naive import NaiveToken, naive_forward
-from support.pico import N_LAYERS, decisions, feed, pico_model, pico_profile, pico_tokens
-from transformers import PreTrainedModel
+from support.pico import N_LAYERS, decisions, feed, float64_model, pico_profile, pico_tokens
 
 import ffnskip
 from ffnskip.general.walk import Mode
@@ -29,11 +26,6 @@ def skips(draw: st.DrawFn, threshold: st.SearchStrategy[float]) -> Skip:
         window=draw(st.none() | st.integers(1, N_LAYERS + 1)),
         refresh_every=draw(st.none() | st.integers(2, 4)),
     ).skip
-
-
-@cache
-def llama() -> PreTrainedModel:
-    return pico_model("llama", torch.float64)
 
 
 COARSE = st.sampled_from([-1.0, 0.5, 0.75, 1.0])  # so that similarities often meet the threshold exactly
@@ -59,9 +51,9 @@ def test_simulate_decides_as_algorithm_1(skip: Skip, similarities: list[list[flo
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(skip=skips(st.floats(0.8, 1.0)))
 def test_a_model_in_score_mode_decides_as_algorithm_1(skip: Skip) -> None:
-    naive = naive_forward(llama(), TEXT[0], skip)
-    with applied(skip, "score"), decisions(llama()) as passes, torch.inference_mode():
-        logits = llama()(TEXT).logits
+    naive = naive_forward(float64_model(), TEXT[0], skip)
+    with applied(skip, "score"), decisions(float64_model()) as passes, torch.inference_mode():
+        logits = float64_model()(TEXT).logits
     assert torch.equal(passes[0][0], naive.skipped)
     assert torch.allclose(logits[0], naive.logits, atol=1e-5)
 
@@ -69,16 +61,16 @@ def test_a_model_in_score_mode_decides_as_algorithm_1(skip: Skip) -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(skip=skips(st.floats(0.8, 1.0)), prompt=st.integers(1, 5))
 def test_a_model_in_decode_mode_decides_as_algorithm_1(skip: Skip, prompt: int) -> None:
-    naive = naive_forward(llama(), TEXT[0], skip, prompt)
-    with applied(skip, "decode"), decisions(llama()) as passes:
-        logits = feed(llama(), TEXT, prompt)
+    naive = naive_forward(float64_model(), TEXT[0], skip, prompt)
+    with applied(skip, "decode"), decisions(float64_model()) as passes:
+        logits = feed(float64_model(), TEXT, prompt)
     assert torch.equal(torch.cat(passes, dim=1)[0], naive.skipped)
     assert torch.allclose(logits[0], naive.logits, atol=1e-5)
 
 
 def applied(skip: Skip, mode: Mode) -> ffnskip.Applied:
-    profile = pico_profile(llama()).model_copy(update={"skip": skip})
-    return ffnskip.apply(llama(), profile, mode=mode, check=False)
+    profile = pico_profile(float64_model()).model_copy(update={"skip": skip})
+    return ffnskip.apply(float64_model(), profile, mode=mode, check=False)
 
 
 def test_similarity_is_the_cosine_of_h_and_h_plus_f() -> None:

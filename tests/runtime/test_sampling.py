@@ -1,12 +1,9 @@
 """How the next token is chosen: reproducibly, and from the distribution that was asked for."""
 
-from functools import cache
-
 import pytest
 import torch
-from support.pico import VOCABULARY, pico_model, pico_tokens
+from support.pico import VOCABULARY, float64_model, pico_tokens
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ffnskip import FfnskipError, Sampling
 from ffnskip.decode import GeneralPath, generate_tokens
@@ -14,14 +11,9 @@ from ffnskip.decode import GeneralPath, generate_tokens
 TEXT = pico_tokens(7, batch=3)
 
 
-@cache
-def model_of() -> PreTrainedModel:
-    return pico_model(dtype=torch.float64)
-
-
 def sampled(**options: float) -> Tensor:
     """``[3, 10]`` tokens of the dense model; greedy ones without options."""
-    steps = generate_tokens(GeneralPath(model_of()), TEXT, max_new_tokens=10, sampling=Sampling(**options))
+    steps = generate_tokens(GeneralPath(float64_model()), TEXT, max_new_tokens=10, sampling=Sampling(**options))
     return torch.stack(list(steps), dim=1)
 
 
@@ -44,7 +36,7 @@ def test_a_cold_or_narrow_sample_is_the_greedy_one() -> None:
 
 
 def test_samples_come_from_the_nucleus_and_grow_wilder_with_temperature() -> None:
-    model, prompt = model_of(), TEXT[:1].expand(2000, -1)
+    model, prompt = float64_model(), TEXT[:1].expand(2000, -1)
     with torch.inference_mode():
         logits = model(TEXT[:1]).logits[0, -1]
 
@@ -57,9 +49,8 @@ def test_samples_come_from_the_nucleus_and_grow_wilder_with_temperature() -> Non
         assert torch.allclose(frequencies(temperature=temperature).double(), expected, atol=0.05)
     likely = logits.softmax(dim=-1).sort(descending=True)
     size = int((likely.values.cumsum(0) < 0.5).sum()) + 1
-    assert set(frequencies(temperature=1.0, top_p=0.5).nonzero().flatten().tolist()) == set(
-        likely.indices[:size].tolist()
-    )
+    drawn = frequencies(temperature=1.0, top_p=0.5).nonzero().flatten()
+    assert set(drawn.tolist()) == set(likely.indices[:size].tolist())
 
 
 @pytest.mark.parametrize("options", [{"temperature": -0.5}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 2}])

@@ -84,6 +84,16 @@ def make_compensated(
     return profile.with_weights(make_weights(profile)) if profile.weight_shapes else profile
 
 
+MEAN = [0.06, 0.94, 0.95, 0.97, 0.98, 0.7]  # similarities by layer
+SIMILARITY = {"mean": MEAN, "low": MEAN, "high": MEAN}
+
+
+def profile_with_curve(mean: list[float], **overrides: Any) -> Profile:
+    """A profile with these similarities."""
+    similarity = {"mean": mean, "low": [value - 0.01 for value in mean], "high": mean}
+    return make_profile(**{"threshold": 0.96, "similarity": similarity, **overrides})
+
+
 KINDS: list[tuple[Kind, int | None, int]] = [  # with rank and neurons
     *(("none", None, 0), ("mean", None, 0), ("linear", None, 0)),
     *(("linear", None, 4), ("low-rank", 3, 0), ("low-rank", 3, 4)),

@@ -1,7 +1,7 @@
 """Pico models of many architectures, built in-process: 6 layers, hidden size 32, random weights from a fixed seed."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -152,17 +152,24 @@ def ffn_calls(model: PreTrainedModel) -> Iterator[list[int]]:
             hook.remove()
 
 
+def adds_nothing(module: nn.Module, output: Tensor) -> Tensor:
+    """Whose FFN added exactly nothing, ``[batch, sequence]``: who skipped, where there is no compensation."""
+    return (output == 0).all(dim=-1)
+
+
 @contextmanager
-def decisions(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Collects one bool tensor ``[batch, sequence, n_layers]`` per forward pass: whose FFN added exactly nothing."""
+def decisions(
+    model: PreTrainedModel, skipped: Callable[[nn.Module, Tensor], Tensor] = adds_nothing
+) -> Iterator[list[Tensor]]:
+    """Collects one bool tensor ``[batch, sequence, n_layers]`` per forward pass: who skipped."""
     passes: list[Tensor] = []
-    added_nothing: list[Tensor] = []
+    layers: list[Tensor] = []
 
     def look(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        added_nothing.append((output == 0).all(dim=-1))
-        if len(added_nothing) == N_LAYERS:
-            passes.append(torch.stack(added_nothing, dim=-1))
-            added_nothing.clear()
+        layers.append(skipped(module, output))
+        if len(layers) == N_LAYERS:
+            passes.append(torch.stack(layers, dim=-1))
+            layers.clear()
 
     hooks = [site.layer.get_submodule("mlp").register_forward_hook(look) for site in ffn_sites(model)]
     try:
@@ -170,3 +177,17 @@ def decisions(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@torch.inference_mode()
+def entering_and_leaving(model: PreTrainedModel, layer: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters and what leaves a layer, ``[batch, sequence, hidden]``."""
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        seen.extend((args[0], output if isinstance(output, Tensor) else output[0]))
+
+    hook = layer.register_forward_hook(look)
+    model(tokens)
+    hook.remove()
+    return seen[0], seen[1]
