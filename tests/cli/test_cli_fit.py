@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.cli import mistake, succeed, talk
 
-from ffnskip.profiles.profile import Profile, load_profile
+from ffnskip.profiles.profile import load_profile
 
 SIZES = ("--tokens", 1024, "--eval-tokens", 256, "--sequence-length", 64, "--fit-tokens", 2048, "--warm-up", 4)
 PAPER = ("--rule", "cosine", "--compensate", "none", "--candidates", 0)
@@ -34,20 +34,13 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def measured_kl(profile: Profile) -> float:
-    assert profile.measured
-    return profile.measured.kl
-
-
 def test_the_default_is_predicted_damage_with_a_low_rank_map_and_neurons(own: Path) -> None:
     profile = load_profile(own)
     assert sorted(files_in(own.parent)) == sorted([own.name, str(profile.compensation.file)])
     assert (profile.skip.rule, profile.skip.window, profile.skip.warm_up) == ("predicted-damage", None, 4)
     assert (profile.compensation.kind, profile.compensation.rank, profile.compensation.neurons) == ("low-rank", 5, 16)
-    assert profile.measured
     assert profile.measured.target_ratio == 0.25
     assert profile.measured.skip_ratio == pytest.approx(0.25, abs=0.03)
-    assert profile.fit
     assert (profile.fit.tokens, profile.fit.ratio) == (2048, 0.25)
     thresholds = [point.threshold for point in sorted(profile.curve, key=lambda point: (point.skip_ratio, point))]
     assert thresholds == sorted(thresholds)  # the more damage is allowed, the more is skipped
@@ -61,7 +54,7 @@ def test_it_costs_less_than_the_papers_rule_at_the_same_target(
     assert sorted(files_in(tmp_path)) == ["paper.yaml"]
     paper = load_profile(tmp_path / "paper.yaml")
     assert (paper.skip.rule, paper.compensation.kind, paper.fit) == ("cosine", "none", None)
-    assert measured_kl(load_profile(own)) < 0.7 * measured_kl(paper)
+    assert load_profile(own).measured.kl < 0.7 * paper.measured.kl
 
 
 def test_the_same_command_gives_the_same_bytes(calibrate: tuple[object, ...], own: Path, tmp_path: Path) -> None:
@@ -75,35 +68,22 @@ def test_several_targets_share_one_file_of_weights(calibrate: tuple[object, ...]
     assert len({profile.compensation.file for profile in profiles}) == 1
     assert len(files_in(tmp_path)) == 4
     assert {profile.fit.ratio for profile in profiles if profile.fit} == {0.25}  # the loop is closed in the middle
-    costs = [measured_kl(profile) for profile in profiles]
+    costs = [profile.measured.kl for profile in profiles]
     assert costs == sorted(costs)
 
 
-@pytest.mark.parametrize(
-    ("command", "options"),
-    [
-        ("generate", ("hello", "--max-new-tokens", 8, "--profile", "OWN")),
-        ("apply", ("OWN",)),
-        ("bench", ("--profile", "OWN", "--measure", "quality", "--eval-tokens", 256)),
-    ],
-)
-def test_what_runs_a_model_takes_the_profile_with_its_weights(
-    plateau_folder: Path, own: Path, text_file: Path, command: str, options: tuple[object, ...]
+def test_every_command_takes_the_profile_with_its_weights(
+    plateau_folder: Path, own: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    text = ("--eval-dataset", text_file) if command == "bench" else ()
-    given = (own if option == "OWN" else option for option in options)
-    result = succeed(command, plateau_folder, *given, *text)
-    assert result.stdout
-
-
-def test_inspect_and_validate_take_the_profile_with_its_weights(own: Path) -> None:
-    inspected = json.loads(succeed("inspect", own, "--format", "json").stdout)
-    assert "predicted-damage" in json.dumps(inspected)
-    assert succeed("inspect", own).stdout
-    assert str(own) in succeed("validate", own).stdout
-
-
-def test_a_profile_whose_weights_are_gone_is_refused(plateau_folder: Path, own: Path, tmp_path: Path) -> None:
+    quality = ("--measure", "quality", "--eval-tokens", 256, "--eval-dataset", text_file)
+    for command in (
+        ("generate", plateau_folder, "hello", "--max-new-tokens", 8, "--profile", own),
+        ("apply", plateau_folder, own),
+        ("bench", plateau_folder, "--profile", own, *quality),
+        ("inspect", own),
+        ("validate", own),
+    ):
+        assert succeed(*command).stdout
     alone = tmp_path / "alone.yaml"
     alone.write_bytes(own.read_bytes())
     assert "cannot be read" in mistake("generate", plateau_folder, "hello", "--profile", alone)
@@ -121,7 +101,6 @@ def test_the_papers_rule_takes_every_compensation(
     assert len(files_in(tmp_path)) == 2
     assert (profile.skip.rule, profile.compensation.kind) == ("cosine", choices[0])
     assert profile.compensation.neurons == {0: 0, 1: 16, 4: 4}[{("linear",): 1, ("mean",): 0}.get(choices, choices[-1])]
-    assert profile.measured
     assert profile.fit
 
 
@@ -130,15 +109,23 @@ def test_probes_can_go_without_compensation(calibrate: tuple[object, ...], own: 
     profile = load_profile(tmp_path / "own.yaml")
     assert (profile.skip.rule, profile.compensation.kind) == ("predicted-damage", "none")
     assert len(files_in(tmp_path)) == 2
-    assert measured_kl(profile) > measured_kl(load_profile(own))
+    assert profile.measured.kl > load_profile(own).measured.kl
 
 
-def test_a_limit_on_kl_holds_on_unseen_text(calibrate: tuple[object, ...], tmp_path: Path) -> None:
-    succeed(*calibrate, "--max-kl", 0.02, "--output", tmp_path, "--compensate", "mean")
-    measured = load_profile(tmp_path / "kl-0.02.yaml").measured
-    assert measured
-    assert 0 < measured.kl <= 0.02 + 1e-4
-    assert measured.skip_ratio > 0.05
+def test_a_limit_on_kl_holds_on_unseen_text_pins_are_kept_and_a_shortfall_of_text_is_said(
+    plateau_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text(text_file.read_text()[:12_000])
+    pins = ("--cold-s", 1, "--cold-e", 7, "--refresh-every", 4, "--compensate", "mean", "--fit-tokens", 20_000)
+    texts = ("--dataset", short, "--eval-dataset", text_file, *SIZES)
+    result = succeed("calibrate", plateau_folder, *texts, *pins, "--max-kl", 0.02, "--output", tmp_path)
+    profile = load_profile(tmp_path / "kl-0.02.yaml")
+    assert 0 < profile.measured.kl <= 0.02 + 1e-4
+    assert profile.measured.skip_ratio > 0.05
+    assert (profile.skip.cold_s, profile.skip.cold_e, profile.skip.refresh_every) == (1, 7, 4)
+    (warning,) = [line for line in talk(result) if "asked for" in line]
+    assert warning.startswith("Warning: 20000 tokens of fitting text were asked for, and ")
 
 
 def test_it_can_record_on_what_the_model_writes_and_choose_the_warm_up(
@@ -149,17 +136,8 @@ def test_it_can_record_on_what_the_model_writes_and_choose_the_warm_up(
     options = ("--dataset", text_file, "--on", "generated", *sizes, "--output", path)
     succeed("calibrate", plateau_folder, "--target", 0.25, *options)
     profile = load_profile(path)
-    assert profile.calibration
     assert (profile.skip.rule, profile.calibration.on) == ("predicted-damage", "generated")
-    assert profile.search
     assert profile.skip.warm_up in [trial.warm_up for trial in profile.search.warm_up]
-
-
-def test_pins_of_the_region_are_kept(calibrate: tuple[object, ...], tmp_path: Path) -> None:
-    pins = ("--cold-s", 1, "--cold-e", 7, "--refresh-every", 4, "--compensate", "mean")
-    succeed(*calibrate, "--target", 0.2, "--output", tmp_path / "own.yaml", *pins)
-    skip = load_profile(tmp_path / "own.yaml").skip
-    assert (skip.cold_s, skip.cold_e, skip.refresh_every) == (1, 7, 4)
 
 
 def test_a_fit_that_was_killed_is_resumed_and_its_recording_solved_again_with_the_same_bytes(
@@ -199,18 +177,6 @@ def test_a_dry_run_forecasts_the_fit(calibrate: tuple[object, ...], tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
     without = json.loads(succeed(*arguments, *PAPER).stdout)
     assert "fit" not in without["memory_bytes"]
-
-
-def test_a_shortfall_of_text_to_fit_to_is_said(plateau_folder: Path, text_file: Path, tmp_path: Path) -> None:
-    options = ("--fit-tokens", 20_000, "--rule", "cosine", "--compensate", "mean", "--candidates", 0)
-    short = tmp_path / "short.txt"
-    short.write_text(text_file.read_text()[:12_000])
-    result = succeed(
-        *("calibrate", plateau_folder, "--dataset", short, "--eval-dataset", text_file, *SIZES, *options),
-        *("--target", 0.1, "--output", tmp_path / "own.yaml"),
-    )
-    (warning,) = [line for line in talk(result) if "asked for" in line]
-    assert warning.startswith("Warning: 20000 tokens of fitting text were asked for, and ")
 
 
 @pytest.mark.parametrize(

@@ -33,41 +33,29 @@ def generated(*arguments: object, new_tokens: int = 24) -> str:
 
 
 def test_text_goes_to_stdout_and_figures_to_stderr(plateau_folder: Path, plateau_profiles: Path) -> None:
-    options = ("--profile", plateau_profiles / "0.05.yaml", "--max-new-tokens", 24)
-    result = succeed("generate", plateau_folder, PROMPT, *options)
-    assert result.stdout.endswith("\n")
-    assert len(result.stdout) > 1
-    (figures,) = talk(result)
+    dense = succeed("generate", plateau_folder, "-", "--max-new-tokens", 24, stdin=PROMPT)
+    assert dense.stdout == generated(plateau_folder, PROMPT)
+    assert talk(dense)[0].startswith("dense: 24 tokens, ")
+    assert "skip_ratio" not in dense.stderr
+    options = ("--profile", plateau_profiles / "0.05.yaml", "--threshold", -1)
+    skipping = succeed("generate", plateau_folder, PROMPT, *options, "--max-new-tokens", 24)
+    assert skipping.stdout not in (dense.stdout, "\n")
+    assert skipping.stdout.endswith("\n")
+    (figures,) = talk(skipping)
     assert figures.startswith("ffnskip: 24 tokens, ")
     assert "skip_ratio 0." in figures
     assert "never_skip_fraction " in figures
+    (figures,) = talk(succeed("generate", plateau_folder, PROMPT, *options, "--max-new-tokens", 3))
+    assert figures.endswith("all of them warm-up: nothing could be skipped yet")
 
 
-def test_without_a_profile_the_model_runs_dense(plateau_folder: Path) -> None:
-    result = succeed("generate", plateau_folder, PROMPT, "--max-new-tokens", 3)
-    assert talk(result)[0].startswith("dense: 3 tokens, ")
-    assert "skip_ratio" not in result.stderr
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--profile", "OWN", "--threshold", 2),  # which nothing reaches
+def test_options_that_leave_the_dense_text_as_it_is(plateau_folder: Path, plateau_profiles: Path) -> None:
+    for options in (
+        ("--profile", plateau_profiles / "0.05.yaml", "--threshold", 2),  # which nothing reaches
         ("--raw",),  # the model has no template
         ("--temperature", 1, "--top-p", 1e-9),  # the likeliest token alone
-    ],
-    ids=["threshold", "raw", "top-p"],
-)
-def test_options_that_leave_the_dense_text_as_it_is(
-    plateau_folder: Path, plateau_profiles: Path, options: tuple[object, ...]
-) -> None:
-    arguments = [plateau_profiles / "0.05.yaml" if option == "OWN" else option for option in options]
-    assert generated(plateau_folder, PROMPT, *arguments) == generated(plateau_folder, PROMPT)
-
-
-def test_a_low_threshold_changes_the_text(plateau_folder: Path, plateau_profiles: Path) -> None:
-    options = ("--profile", plateau_profiles / "0.05.yaml", "--threshold", -1)
-    assert generated(plateau_folder, PROMPT, *options) != generated(plateau_folder, PROMPT)
+    ):
+        assert generated(plateau_folder, PROMPT, *options) == generated(plateau_folder, PROMPT)
 
 
 def test_packed_weights_decode_with_a_profile_and_without(plateau_folder: Path, plateau_profiles: Path) -> None:
@@ -97,11 +85,6 @@ def test_compare_shows_both_texts_side_by_side(plateau_folder: Path, plateau_pro
     assert skipping == "".join(generated(*arguments).split())
 
 
-def test_a_prompt_can_come_from_stdin(plateau_folder: Path) -> None:
-    result = succeed("generate", plateau_folder, "-", "--max-new-tokens", 24, stdin=PROMPT)
-    assert result.stdout == generated(plateau_folder, PROMPT)
-
-
 def test_a_chat_model_gets_its_template_unless_raw(chat_folder: Path) -> None:
     chat = generated(chat_folder, PROMPT)
     raw = generated(chat_folder, PROMPT, "--raw")
@@ -113,22 +96,6 @@ def test_a_seed_repeats_a_sample(plateau_folder: Path, plateau_profiles: Path) -
     sampled = (plateau_folder, PROMPT, "--temperature", 1, "--profile", plateau_profiles / "0.05.yaml", "--seed")
     assert generated(*sampled, 1) == generated(*sampled, 1)
     assert generated(*sampled, 1) != generated(*sampled, 2)
-
-
-def test_a_text_that_ends_in_its_warm_up_says_that_nothing_could_skip(
-    plateau_folder: Path, plateau_profiles: Path
-) -> None:
-    options = ("--profile", plateau_profiles / "0.05.yaml", "--max-new-tokens", 3)
-    (figures,) = talk(succeed("generate", plateau_folder, PROMPT, *options))
-    assert figures.endswith("all of them warm-up: nothing could be skipped yet")
-
-
-def test_the_verdict_of_a_profile_over_budget_is_repeated(plateau_folder: Path, plateau_profiles: Path) -> None:
-    path = plateau_profiles / "0.30.yaml"
-    warning, _ = talk(succeed("generate", plateau_folder, PROMPT, "--profile", path, "--max-new-tokens", 3))
-    measured = load_profile(path).measured
-    assert measured
-    assert warning == f"Warning: This profile is {measured.verdict}."
 
 
 def test_a_target_moves_along_the_curve_and_says_what_it_should_cost(
@@ -162,16 +129,16 @@ def test_a_target_whose_kl_is_over_budget_is_warned_of(
     )
 
 
-def test_a_verdict_that_rests_on_more_than_kl_holds_for_higher_targets_too(
+def test_a_verdict_over_budget_is_repeated_and_holds_for_higher_targets_too(
     plateau_folder: Path, plateau_profiles: Path
 ) -> None:
     path = plateau_profiles / "0.30.yaml"
     measured = load_profile(path).measured
-    assert measured
-    arguments = ("generate", plateau_folder, PROMPT, "--profile", path, "--max-new-tokens", 3, "--target")
-    _, warning, _ = talk(succeed(*arguments, measured.skip_ratio))
+    arguments = ("generate", plateau_folder, PROMPT, "--profile", path, "--max-new-tokens", 3)
+    assert talk(succeed(*arguments))[:-1] == [f"Warning: This profile is {measured.verdict}."]
+    _, warning, _ = talk(succeed(*arguments, "--target", measured.skip_ratio))
     assert warning == f"Warning: Already at ratio {measured.skip_ratio:g} this profile is {measured.verdict}."
-    assert "Warning" not in succeed(*arguments, measured.skip_ratio / 2).stderr
+    assert "Warning" not in succeed(*arguments, "--target", measured.skip_ratio / 2).stderr
 
 
 def test_a_target_beyond_the_curve_is_refused_before_the_model_is_loaded(plateau_profiles: Path) -> None:
@@ -204,16 +171,12 @@ def test_wrong_arguments(plateau_folder: Path, prompt: str, options: list[str], 
     assert words in mistake("generate", plateau_folder, prompt, *options, stdin="")
 
 
-def test_a_prompt_that_is_not_text(plateau_folder: Path) -> None:
-    assert mistake("generate", plateau_folder, "-", stdin=b"caf\xe9") == "The prompt is not UTF-8 text."
-    assert mistake("generate", plateau_folder, b"caf\xe9".decode(errors="surrogateescape")) == (
-        "The prompt is not UTF-8 text."
-    )
-
-
-def test_a_profile_for_another_model_or_a_wrong_threshold(
+def test_a_prompt_that_is_not_text_or_a_profile_for_another_model(
     plateau_folder: Path, plateau_profiles: Path, pico_folder: Path
 ) -> None:
+    assert mistake("generate", plateau_folder, "-", stdin=b"caf\xe9") == "The prompt is not UTF-8 text."
+    surrogate = b"caf\xe9".decode(errors="surrogateescape")
+    assert mistake("generate", plateau_folder, surrogate) == "The prompt is not UTF-8 text."
     profile = ("--profile", plateau_profiles / "0.30.yaml")
     assert "model.n_layers is 8" in mistake("generate", pico_folder, "a", *profile, "--max-new-tokens", 3)
     assert "finite" in mistake("generate", plateau_folder, PROMPT, *profile, "--threshold", "nan")

@@ -23,7 +23,6 @@ def test_a_limit_on_quality_holds_on_unseen_text(
 ) -> None:
     succeed(*calibrate, *goal, "--output", tmp_path)
     measured = load_profile(tmp_path / name).measured
-    assert measured
     costs = {"max_kl": measured.kl, "max_perplexity_increase": measured.perplexity / measured.perplexity_dense - 1}
     assert costs[field] <= limit + 1e-4  # written with five digits
     assert measured.skip_ratio > 0
@@ -76,7 +75,6 @@ def test_the_search_is_in_the_profile_and_pins_are_kept(calibrate: tuple[object,
     searching = ("--candidates", 6, "--warm-up", "auto", "--cold-s", 1)
     succeed(*calibrate, "--target", 0.1, "--output", path, *searching)
     profile = load_profile(path)
-    assert profile.search
     assert profile.search.ratio == 0.1
     assert 1 < len(profile.search.candidates) <= 6
     assert {candidate.cold_s for candidate in profile.search.candidates} == {1}
@@ -86,32 +84,21 @@ def test_the_search_is_in_the_profile_and_pins_are_kept(calibrate: tuple[object,
     assert load_profile(path).search is None
 
 
-def test_how_far_the_ratio_moves_on_a_text_of_another_kind_is_said(
-    calibrate: tuple[object, ...], tmp_path: Path
+def test_several_texts_are_mixed_by_weight_and_how_far_the_ratio_moves_on_another_kind_is_said(
+    plateau_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    other = tmp_path / "digits.txt"
-    other.write_text("\n".join(str(number**3) for number in range(5000)))
-    path = tmp_path / "own.yaml"
-    result = succeed(*calibrate, "--target", 0.1, "--output", path, "--eval-dataset", other)
-    measured = load_profile(path).measured
-    assert measured
-    (sentence,) = [line for line in talk(result) if "the rule at work" in line]
-    error = measured.standard_error["skip_ratio"]
-    assert sentence.startswith(
-        f"{path} skips {measured.skip_ratio:.3f} ± {error:.3f} of the FFNs on digits.txt, and 0."
-    )
-    assert "on log.txt, which it was calibrated on" in sentence
-
-
-def test_several_texts_are_mixed_by_weight(plateau_folder: Path, text_file: Path, tmp_path: Path) -> None:
     other, path = tmp_path / "digits.txt", tmp_path / "own.yaml"
     other.write_text("\n".join(str(number**3) for number in range(9000)))
-    texts = ("--dataset", f"{text_file}=3", "--dataset", other)
-    succeed("calibrate", plateau_folder, *texts, "--target", 0.1, "--output", path, *SMALL)
+    command = ("calibrate", plateau_folder, "--dataset", f"{text_file}=3", "--target", 0.1, "--output", path, *SMALL)
+    succeed(*command, "--dataset", other)
     profile = load_profile(path)
-    assert profile.calibration
-    assert profile.evaluation
     for text, tokens in ((profile.calibration, 1024), (profile.evaluation, 512)):
         assert (text.dataset, text.tokens_used) == ("mixture", tokens)
-        assert [(part.dataset, part.weight) for part in text.parts] == [("log.txt", 3), ("digits.txt", 1)]
-        assert [part.tokens_used for part in text.parts] == [tokens * 3 // 4, tokens // 4]
+        parts = [(part.dataset, part.weight, part.tokens_used) for part in text.parts]
+        assert parts == [("log.txt", 3, tokens * 3 // 4), ("digits.txt", 1, tokens // 4)]
+    said = talk(succeed(*command, "--eval-dataset", other))
+    measured = load_profile(path).measured
+    (sentence,) = [line for line in said if "the rule at work" in line]
+    moved = f"{path} skips {measured.skip_ratio:.3f} ± {measured.standard_error['skip_ratio']:.3f} of the FFNs"
+    assert sentence.startswith(f"{moved} on digits.txt, and 0.")
+    assert "on log.txt, which it was calibrated on" in sentence

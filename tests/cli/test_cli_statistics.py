@@ -33,14 +33,11 @@ def calibrate(plateau_folder: Path, text_file: Path) -> tuple[object, ...]:
     return ("calibrate", plateau_folder, "--dataset", text_file)
 
 
-def test_a_run_that_is_over_leaves_the_profile_and_the_recording(undisturbed: Path) -> None:
-    assert sorted(path.name for path in undisturbed.iterdir()) == ["own.st", "own.yaml"]
-    assert load_statistics([undisturbed / "own.st"]).missing == 0
-
-
 def test_a_recording_is_solved_for_other_targets_without_running_it_again(
     calibrate: tuple[object, ...], undisturbed: Path, tmp_path: Path
 ) -> None:
+    assert sorted(path.name for path in undisturbed.iterdir()) == ["own.st", "own.yaml"]
+    assert load_statistics([undisturbed / "own.st"]).missing == 0
     recording = ("--stats-in", undisturbed / "own.st")
     result = succeed(*calibrate, *EVALUATION, *GOAL, *recording, "--output", tmp_path / "own.yaml")
     assert "recording similarities: " not in result.stderr
@@ -55,9 +52,7 @@ def test_shards_are_the_whole(calibrate: tuple[object, ...], undisturbed: Path, 
     for number, path in enumerate(parts, start=1):
         result = succeed(*calibrate, *SIZES, *EVALUATION, "--shard", f"{number}/3", "--stats-out", path)
         assert result.stdout == ""
-        assert any(
-            line.startswith("Recorded 5 of 16 ") or line.startswith("Recorded 6 of 16 ") for line in talk(result)
-        )
+        assert any(line.startswith(("Recorded 5 of 16 ", "Recorded 6 of 16 ")) for line in talk(result))
     solve = (*calibrate, *EVALUATION, *GOAL, "--output", tmp_path / "own.yaml")
     lacking = mistake(*solve, "--stats-in", parts[0], "--stats-in", parts[2])
     assert lacking.startswith("The recording lacks 5 of 16 sequences: ")
@@ -137,30 +132,22 @@ def test_what_does_not_go_with_a_recording(
     assert words in mistake(*command, *extra)
 
 
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
-def test_shards_that_are_none(calibrate: tuple[object, ...], tmp_path: Path, shard: str) -> None:
-    assert "is not I/N with I from 1 to N" in mistake(
-        *calibrate, f"--shard={shard}", "--stats-out", tmp_path / "own.st"
-    )
-
-
-def test_a_shard_needs_a_file(calibrate: tuple[object, ...]) -> None:
+def test_a_shard_is_one_of_several_and_needs_a_file(calibrate: tuple[object, ...], tmp_path: Path) -> None:
     assert mistake(*calibrate, "--shard", "1/2").startswith("--shard records to a file of its own: ")
+    for shard in ("0/2", "3/2", "1", "a/b", "1/0", "-1/2"):
+        sentence = mistake(*calibrate, f"--shard={shard}", "--stats-out", tmp_path / "own.st")
+        assert "is not I/N with I from 1 to N" in sentence
 
 
-def test_a_recording_of_another_model_is_refused(
-    pico_folder: Path, text_file: Path, undisturbed: Path, tmp_path: Path
+def test_a_recording_of_another_model_or_text_is_refused(
+    plateau_folder: Path, pico_folder: Path, text_file: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    options = ("--dataset", text_file, "--stats-in", undisturbed / "own.st", "--output", tmp_path / "own.yaml")
-    sentence = mistake("calibrate", pico_folder, *GOAL, *options)
-    assert sentence.startswith(f"{undisturbed / 'own.st'} does not fit the model: ")
-
-
-def test_a_recording_of_another_text_is_refused(plateau_folder: Path, undisturbed: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.txt"
+    recording, other = undisturbed / "own.st", tmp_path / "other.txt"
     other.write_text("something else\n" * 1000)
-    options = ("--dataset", other, "--stats-in", undisturbed / "own.st", "--output", tmp_path / "own.yaml")
-    assert mistake("calibrate", plateau_folder, *GOAL, *options).startswith("The recording is of log.txt, and what")
+    options = (*GOAL, "--stats-in", recording, "--output", tmp_path / "own.yaml", "--dataset")
+    sentence = mistake("calibrate", pico_folder, *options, text_file)
+    assert sentence.startswith(f"{recording} does not fit the model: ")
+    assert mistake("calibrate", plateau_folder, *options, other).startswith("The recording is of log.txt, and what")
 
 
 def test_a_dry_run_says_what_would_run_and_runs_none_of_it(calibrate: tuple[object, ...], tmp_path: Path) -> None:
