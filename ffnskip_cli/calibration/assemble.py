@@ -18,7 +18,7 @@ from ffnskip.profiles.evidence import (
     WarmUpTrial,
 )
 from ffnskip.profiles.profile import Profile
-from ffnskip.profiles.schema import Compensation, ModelInfo, Skip
+from ffnskip.profiles.schema import Compensation, ModelInfo, Parts, Skip
 from ffnskip_cli.budget import MAX_KL, MIN_TOP1_AGREEMENT
 from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.rules.cosine.search import Scored
@@ -37,13 +37,14 @@ _DIGITS = 5  # significant; the standard errors are far larger than what is cut 
 _PERCENTILES = (0.1, 0.9)
 
 
-def draft(model: ModelInfo, skip: Skip) -> Profile:
+def draft(model: ModelInfo, skip: Skip, parts: Parts | None = None) -> Profile:
     """A profile that has a rule but neither a solved threshold nor measurements yet."""
     return Profile(
         schema="ffnskip/v1",
         model=model,
         skip=skip,
         compensation=Compensation(kind="none"),
+        parts=parts,
         made_with={name: version(name).partition("+")[0] for name in ("ffnskip", "torch", "transformers")},
     )
 
@@ -148,6 +149,8 @@ def measured(goal: Goal, quality: Quality, cost: ModelCost, added: Overhead, seq
     return Measured(
         **{goal.kind: goal.value},
         flops_saved=_tidy(cost.saved_share(quality.stats, added, quality.sequences, sequence_length)),
+        flops_saved_past_warm_up=_tidy(cost.saved_share_past(quality.stats, added, quality.sequences, sequence_length)),
+        least_skipped=_tidy(quality.stats.least) if any(quality.stats.left_out) else None,
         never_skip_fraction=_tidy(quality.stats.never_skip_fraction),
         tokens=quality.tokens,
         verdict=sentence,

@@ -59,8 +59,9 @@ class Settings:
     rule: Annotated[
         str,
         typer.Option(
-            metavar="|".join(reversed(rule_names())),
-            help="When to skip: by the damage that a probe predicts, or by similarity as in the paper.",
+            metavar="|".join(rule_names()),
+            help="When to skip whole FFNs: by similarity as in the paper, or by the damage that a probe predicts; "
+            "price leaves out parts of FFNs and attention instead.",
         ),
     ] = "predicted-damage"
     compensate: Annotated[
@@ -152,7 +153,8 @@ class Settings:
     @property
     def fits(self) -> bool:
         """Whether there is a probe or a compensation to fit."""
-        return self.probes or self.compensate != "none"
+        whole_ffns = not rule_named(self.rule).leaves_out_parts  # in place of which something may be added
+        return whole_ffns and (self.probes or self.compensate != "none")
 
     def refuse_region(self, n_layers: int) -> None:
         """Raise FfnskipError if what is pinned is no region of a model with `n_layers`, or too small for every goal."""

@@ -89,7 +89,7 @@ def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
 def _row(calibrated: Calibrated, path: Path) -> dict[str, object]:
     profile = calibrated.profile
     assert profile.measured is not None
-    goals = ("target_ratio", "max_kl", "max_perplexity_increase")
+    goals = ("target_ratio", "target_flops", "max_kl", "max_perplexity_increase")
     return {
         "path": str(path),
         "goal": profile.measured.goal,
@@ -106,9 +106,12 @@ def _row(calibrated: Calibrated, path: Path) -> dict[str, object]:
 def _columns(finished: Sequence[Calibrated], format: Format) -> list[Column]:
     """All columns for programs; for people only those that mean something under the rule, which all profiles share."""
     skips = [calibrated.profile.skip for calibrated in finished]
-    left_out = set() if skips[0].by.has_window or format == "csv" else {"window"}
-    if left_out and not any(skip.refresh_every for skip in skips):
-        left_out.add("refresh_every")
+    rule = skips[0].by
+    meaningless = {"compensation", "never_skip_fraction"} if rule.leaves_out_parts else {"least_skipped"}
+    left_out = (
+        set() if rule.has_window else {"window", *(() if any(s.refresh_every for s in skips) else ["refresh_every"])}
+    )
+    left_out = set() if format == "csv" else left_out | meaningless
     columns = [
         Column("path", "profile"),
         Column("goal", "asked for"),
@@ -118,11 +121,13 @@ def _columns(finished: Sequence[Calibrated], format: Format) -> list[Column]:
         Column("window", "window"),
         Column("refresh_every", "refresh every"),
         Column("warm_up", "warm-up"),
-        Column("threshold", threshold_title(skips[0]), ".6f"),
+        Column("threshold", threshold_title(skips[0]), ".3e" if rule.leaves_out_parts else ".6f"),
         Column("calibration_ratio", "ratio (calibration)", ".3f"),
         Column("skip_ratio", "ratio (held out)", ".3f"),
         Column("flops_saved", "FLOPs saved", ".1%"),
+        Column("flops_saved_past_warm_up", "past warm-up", ".1%"),
         Column("never_skip_fraction", "never skip", ".1%"),
+        Column("least_skipped", "least skipped", ".1%"),
         Column("perplexity_dense", "perplexity dense", ".2f"),
         Column("perplexity", "perplexity", ".2f"),
         Column("kl", "KL", ".3f"),

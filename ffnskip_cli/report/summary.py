@@ -23,10 +23,13 @@ _CHOSEN = Column("chosen", "")
 _PERCENT = ".2%"
 _FIGURES = {
     "target_ratio": _PERCENT,
+    "target_flops": _PERCENT,
     "max_kl": ".4f",
     "max_perplexity_increase": _PERCENT,
     "skip_ratio": _PERCENT,
     "flops_saved": _PERCENT,
+    "flops_saved_past_warm_up": _PERCENT,
+    "least_skipped": _PERCENT,
     "never_skip_fraction": _PERCENT,
     "perplexity_dense": ".3f",
     "perplexity": ".3f",

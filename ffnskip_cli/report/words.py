@@ -73,7 +73,9 @@ def _sentences(profile: Profile) -> Iterator[str]:
 def _rule(profile: Profile) -> Iterator[str]:
     skip, n_layers = profile.skip, profile.model.n_layers
     yield skip.by.sentence(skip, _layers(skip.cold_s, skip.cold_e))
-    if profile.weight_shapes:
+    if skip.by.leaves_out_parts:
+        yield f"What its channels are worth lies in the file {profile.compensation.file} beside the profile."
+    elif profile.weight_shapes:
         yield _added(profile.compensation)
     cold = [_layers(start, end) for start, end in ((0, skip.cold_s), (skip.cold_e, n_layers)) if start < end]
     if cold:
@@ -96,15 +98,19 @@ def _added(compensation: Compensation) -> str:
 
 def _figures(measured: Measured, text: str) -> Iterator[str]:
     errors = "; ± is one standard error" if measured.standard_error else ""
-    held = "" if measured.target_ratio is not None else " The limit was made to hold on this very text."
+    limited = measured.max_kl is not None or measured.max_perplexity_increase is not None
+    held = " The limit was made to hold on this very text." if limited else ""
+    share = "skipped FFNs / all FFNs" if measured.least_skipped is None else "FLOPs of FFNs left out / all of them"
     yield (
         f"The goal was {measured.goal}; past the warm-up, {measured.tokens:,} tokens of {text} gave "
-        f"{_reached(measured)} (skipped FFNs / all FFNs{errors}).{held}"
+        f"{_reached(measured)} ({share}{errors}).{held}"
     )
     flops, never = measured.flops_saved, measured.never_skip_fraction
     what = f"saves {flops:.1%} of a decode's FLOPs" if flops >= 0 else f"costs {-flops:.1%} more FLOPs in a decode"
     yield f"It {what}, warm-up and all overhead charged."
-    if never:
+    if measured.least_skipped is not None:
+        yield f"In the worst case, a token past the warm-up leaves out {measured.least_skipped:.1%} of its FFNs' FLOPs."
+    elif never:
         yield f"The worst case saves nothing: {never:.1%} of the tokens past the warm-up skip no FFN at all."
     else:
         yield "Every token past the warm-up skips at least one FFN."

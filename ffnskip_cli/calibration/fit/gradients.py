@@ -10,6 +10,7 @@ input by how much, as far as a linear probe can.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ class Gradients:
 
 def take_gradients(lab: Lab, sequences: Tensor, first: int, seed: int) -> Gradients:
     """Run forward and backward over ``sequences [n, length]``, using the positions from `first` on."""
-    sites = ffn_sites(lab.model)
+    model = differentiable(lab.model)
+    sites = ffn_sites(model)
     hidden = lab.model.config.get_text_config().hidden_size
     fisher = torch.zeros(len(sites), hidden, hidden, dtype=torch.float64)
     logarithms = NormalEquations(len(sites), hidden + 1, 1)
@@ -51,13 +53,34 @@ def take_gradients(lab: Lab, sequences: Tensor, first: int, seed: int) -> Gradie
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for sequence in lab.track(sequences, "taking gradients", len(sequences)):
-            for layer, (x, gradient) in enumerate(_backward(lab.model, sites, sequence)):
+            for layer, (x, gradient) in enumerate(_backward(model, sites, sequence)):
                 x, gradient = x[first:].float(), gradient[first:].float()
                 fisher[layer] += (gradient.T @ gradient).double().cpu()
                 size = gradient.square().sum(dim=1, keepdim=True).clamp(min=_TINY)
                 logarithms.add(layer, with_one(x), size.log())
             tokens += len(sequence) - first
     return Gradients((fisher / tokens).float(), _centred(logarithms).float())
+
+
+def is_emulated(model: PreTrainedModel) -> bool:
+    """Whether the model lies on a CPU that has no instructions for its numbers."""
+    narrow = model.dtype in (torch.bfloat16, torch.float16)
+    return model.device.type == "cpu" and narrow and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def differentiable(model: PreTrainedModel) -> PreTrainedModel:
+    """The model to go backward through: a float32 copy where it is emulated, as that takes thirty times as long."""
+    return deepcopy(model).float() if is_emulated(model) else model
+
+
+def sampled_log_likelihood(model: PreTrainedModel, sequence: Tensor) -> Tensor:
+    """Log-likelihood, summed over ``sequence [length]``, of next tokens that are sampled from the model itself."""
+    embedded = model.get_input_embeddings()(sequence[None].long().to(input_device(model)))
+    logits = model(inputs_embeds=embedded.detach().requires_grad_(True), use_cache=False).logits[0].float()
+    log_likelihoods = logits.log_softmax(dim=-1)
+    labels = torch.multinomial(log_likelihoods.detach().exp().cpu(), 1).to(logits.device)
+    total: Tensor = log_likelihoods.gather(1, labels).sum()
+    return total
 
 
 def with_one(x: Tensor) -> Tensor:
@@ -95,13 +118,8 @@ def _backward(model: PreTrainedModel, sites: list[FFNSite], sequence: Tensor) ->
         hooks.append(site.layer.register_forward_hook(leave(layer)))  # type: ignore[arg-type]
     try:
         with torch.enable_grad():
-            embedded = model.get_input_embeddings()(sequence[None].long().to(input_device(model)))
-            logits = model(inputs_embeds=embedded.detach().requires_grad_(True), use_cache=False).logits[0].float()
-            log_likelihoods = logits.log_softmax(dim=-1)
-            labels = torch.multinomial(log_likelihoods.detach().exp().cpu(), 1).to(logits.device)
-            gradients = torch.autograd.grad(
-                log_likelihoods.gather(1, labels).sum(), [streams[layer] for layer in range(len(sites))]
-            )
+            log_likelihood = sampled_log_likelihood(model, sequence)
+            gradients = torch.autograd.grad(log_likelihood, [streams[layer] for layer in range(len(sites))])
     finally:
         for hook in hooks:
             hook.remove()

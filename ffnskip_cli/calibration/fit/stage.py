@@ -23,7 +23,7 @@ from ffnskip_cli.text.corpus import Corpus
 MAX_REFITS = 4
 GAIN = 0.01  # that a refit must bring, or it was the last
 USUAL_RATIO = 0.25  # where the loop is closed if only limits on quality are asked for
-_BACKWARD = 3  # forward passes that a forward and backward pass costs
+BACKWARD = 3  # forward passes that a forward and backward pass costs
 _MEASURED = 4  # passes that measuring a fit takes of a sequence: its scores, the dense model, and two thresholds
 
 
@@ -67,7 +67,7 @@ class FitStage:
         choosing = min(sizes.fit, parts.CHOICE_SEQUENCES) if separable and neurons != 0 else 0
         fitting = dense + probes * self.settings.probes
         measuring = _MEASURED * min(parts.HELD_BACK, sizes.recorded)
-        steps = [Step("take gradients", _BACKWARD * parts.gradient_sequences(sizes.fit, sizes.length))]
+        steps = [Step("take gradients", BACKWARD * parts.gradient_sequences(sizes.fit, sizes.length))]
         if kind == "auto":
             passes = choosing + fitting + MOST_CANDIDATES * 2 * measuring
             steps.append(Step(f"compare up to {MOST_CANDIDATES} compensations", passes))

@@ -3,9 +3,14 @@
 from ffnskip_cli.calibration.rules.base import RuleCompiler
 from ffnskip_cli.calibration.rules.cosine.compiler import CosineCompiler
 from ffnskip_cli.calibration.rules.predicted_damage import PredictedDamageCompiler
+from ffnskip_cli.calibration.rules.price import PriceCompiler
 from ffnskip_cli.calibration.settings import Settings
 
-_COMPILERS: dict[str, type[RuleCompiler]] = {"cosine": CosineCompiler, "predicted-damage": PredictedDamageCompiler}
+_COMPILERS: dict[str, type[RuleCompiler]] = {
+    "cosine": CosineCompiler,
+    "predicted-damage": PredictedDamageCompiler,
+    "price": PriceCompiler,
+}
 
 
 def register(rule: str, compiler: type[RuleCompiler]) -> None:

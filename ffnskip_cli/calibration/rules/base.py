@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ffnskip.profiles.profile import Profile
-from ffnskip.profiles.schema import Skip
+from ffnskip.profiles.schema import Parts, Skip
 from ffnskip_cli.calibration import assemble
 from ffnskip_cli.calibration.fit.stage import FitStage
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
@@ -46,8 +46,8 @@ class RuleCompiler:
         """What `run` takes at most."""
         return self.fit.cost(sizes)
 
-    def start(self, statistics: Statistics, **settings: Any) -> Profile:
-        """A draft with what is pinned, and the usual where nothing is; `settings` of the rule come on top."""
+    def start(self, statistics: Statistics, parts: Parts | None = None) -> Profile:
+        """A draft with what is pinned, and the usual where nothing is; `parts` for a rule that leaves some out."""
         recorded, n_layers = statistics.record.values.shape[1:]
         self.settings.refuse_region(n_layers)
         usual: dict[str, Any] = {
@@ -58,5 +58,5 @@ class RuleCompiler:
             "refresh_every": None,
         }
         pinned = {name: value for name in usual if (value := getattr(self.settings, name)) not in (None, "auto")}
-        skip = Skip.model_validate({"rule": self.settings.rule, "threshold": 0.0, **usual, **pinned, **settings})
-        return assemble.draft(statistics.identity.source.model, skip)
+        skip = Skip.model_validate({"rule": self.settings.rule, "threshold": 0.0, **usual, **pinned})
+        return assemble.draft(statistics.identity.source.model, skip, parts)

@@ -13,7 +13,8 @@ from ffnskip_cli.calibration.recording.record import Record, sample_size
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.calibration.threshold import limit
 from ffnskip_cli.calibration.threshold.solve import highest_ratio, solve_threshold
-from ffnskip_cli.calibration.threshold.verify import VERIFY_ROUNDS, VERIFY_TOKENS, Verified, verify
+from ffnskip_cli.calibration.threshold.verify import VERIFY_ROUNDS, VERIFY_TOKENS, Figure, Verified, verify
+from ffnskip_cli.measure.flops import model_cost, overhead
 from ffnskip_cli.measure.quality import Quality
 
 CURVE_POINTS = 8  # besides those of the goals
@@ -70,7 +71,7 @@ class SolveStage:
 
     def cost(self, sizes: Sizes) -> list[Step]:
         """Rounds of verifying a ratio, or of looking for the ratio that keeps a limit."""
-        limits = sum(goal.kind != "target_ratio" for goal in self.settings.goals)
+        limits = sum(goal.is_limit for goal in self.settings.goals)
         verifying = VERIFY_ROUNDS * min(sizes.recorded, sample_size(VERIFY_TOKENS, sizes.length))
         passes = (len(self.settings.goals) - limits) * verifying + limits * ADJUSTMENTS * limit.passes(sizes)
         return [Step("solve and verify", passes)]
@@ -93,7 +94,7 @@ class MeasureStage:
 
     def cost(self, sizes: Sizes) -> list[Step]:
         """The dense model, the curve and the goals; a limit is measured whenever it is adjusted."""
-        limits = sum(goal.kind != "target_ratio" for goal in self.settings.goals)
+        limits = sum(goal.is_limit for goal in self.settings.goals)
         thresholds = self.curve_points + len(self.settings.goals) + 1 + 2 * ADJUSTMENTS * limits
         return [Step("measure quality", thresholds * sizes.held_out)]
 
@@ -102,6 +103,8 @@ def _reach(lab: Lab, record: Record, goal: Goal, held_out: HeldOut) -> Verified:
     draft = held_out.draft
     if goal.kind == "target_ratio":
         return verify(lab, draft, record, goal.value)
+    if goal.kind == "target_flops":
+        return verify(lab, draft, record, goal.value, _flops_saved(lab, draft, record))
     allowed, best = goal.value, None
     for _ in range(ADJUSTMENTS):
         solution = limit.largest_within(lab, draft, record, goal, allowed)
@@ -115,6 +118,18 @@ def _reach(lab: Lab, record: Record, goal: Goal, held_out: HeldOut) -> Verified:
     if best is None:
         raise FfnskipError(f"No threshold was found that gives {goal} on the held-out text, too: allow more.")
     return best
+
+
+def _flops_saved(lab: Lab, draft: Profile, record: Record) -> Figure:
+    """The share of all FLOPs past warm-up that is saved, all overhead charged."""
+    cost, added = model_cost(lab.model), overhead(draft, lab.model)
+    first, length = record.prompt_tokens + draft.skip.warm_up, record.sequences.shape[1]
+    flops = cost.dense_flops(first, length) / (length - first)  # of a mean token past warm-up
+    return Figure(
+        "A share of the FLOPs",
+        lambda stats: cost.saved_flops(stats, added) / (max(stats.tokens, 1) * flops),
+        scale=cost.n_layers * cost.ffn_flops / flops,
+    )
 
 
 def _curve(record: Record, draft: Profile, largest: float, points: int) -> set[float]:

@@ -10,13 +10,13 @@ from ffnskip_cli.calibration.recording.record import Record
 
 def simulated_ratio(record: Record, skip: Skip) -> float:
     """The skip_ratio that the rule has on the record: skipped FFNs / (n_layers x tokens past warm-up)."""
-    skipped = blocks = 0
+    skipped, blocks = 0.0, 0
     recorded = record.values.shape[1]
     allowed = may_skip(torch.arange(skip.warm_up, recorded), skip)
     for values in record.chunks(skip.warm_up):
         tokens = values.flatten(0, 1)
-        skipped += int(skip.by.simulate(tokens, allowed.repeat(len(values)), skip).sum())
-        blocks += tokens.numel()
+        skipped += float(skip.by.simulate(tokens, allowed.repeat(len(values)), skip).sum(dtype=torch.float64))
+        blocks += tokens.shape[0] * tokens.shape[1]
     return skipped / blocks
 
 

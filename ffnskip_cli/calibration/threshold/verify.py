@@ -1,4 +1,4 @@
-"""Run the model with the rule on, and correct the threshold until the measured ratio is the target.
+"""Run the model with the rule on, and correct the threshold until what it saves is the target.
 
 The simulation cannot know that a skip changes the values of the later layers and, through the KV cache, of the later
 tokens. The measured ratio does.
@@ -6,6 +6,8 @@ tokens. The measured ratio does.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -45,8 +47,31 @@ def behind_prompts(profile: Profile, record: Record) -> Profile:
     return profile.model_copy(update={"skip": skip})
 
 
+@dataclass(frozen=True)
+class Figure:
+    """What is to reach a target.
+
+    Attributes:
+        name: in words.
+        of: the figure of a run's counts.
+        scale: about how much of it there is for a skip_ratio of 1.
+    """
+
+    name: str
+    of: Callable[[SkipStats], float]
+    scale: float = 1.0
+
+
+SKIP_RATIO = Figure("A skip ratio", lambda stats: stats.skip_ratio)
+
+
 def measure_ratio(lab: Lab, profile: Profile, record: Record) -> float:
-    """The skip_ratio of the running model on the record's sequences, in score mode behind their prompts.
+    """The skip_ratio of the running model on the record's sequences; see `measure`."""
+    return measure(lab, profile, record)[0]
+
+
+def measure(lab: Lab, profile: Profile, record: Record) -> tuple[float, SkipStats]:
+    """The skip_ratio of the running model on the record's sequences, in score mode behind their prompts, and counts.
 
     Run on `VERIFY_TOKENS` of them; on the rest the ratio is taken to differ as the simulated one does.
     """
@@ -59,7 +84,7 @@ def measure_ratio(lab: Lab, profile: Profile, record: Record) -> float:
         key = ["ratio", settings, sequence.tolist()]
         counts = lab.journal.remember(key, partial(_count, lab.model, profile, sequence))
         total.add(SkipStats(**counts))
-    return total.skip_ratio + rest
+    return total.skip_ratio + rest, total
 
 
 @torch.inference_mode()
@@ -69,10 +94,10 @@ def _count(model: PreTrainedModel, profile: Profile, sequence: Tensor) -> dict[s
     return asdict(applied.stats)
 
 
-def verify(lab: Lab, profile: Profile, record: Record, target: float) -> Verified:
+def verify(lab: Lab, profile: Profile, record: Record, target: float, figure: Figure = SKIP_RATIO) -> Verified:
     """Correct the profile's threshold in closed loop.
 
-    Each round asks the simulation for another ratio, until the measured one is the target.
+    Each round asks the simulation for another ratio, until the measured figure is the target.
 
     Raises:
         FfnskipError: no round came within 0.01 of the target.
@@ -80,20 +105,22 @@ def verify(lab: Lab, profile: Profile, record: Record, target: float) -> Verifie
     most = highest_ratio(record, profile.skip)
     # Two ends are known before any measurement: a threshold that nothing passes skips nothing in the running model
     # too, and one that everything passes skips as much as in the simulation.
-    asked, bracket = target, Bracket((0.0, -target), (most, most - target))
-    best = Verified(profile.skip.threshold, float("inf"))
+    asked, bracket = target / figure.scale, Bracket((0.0, -target), (most, most * figure.scale - target))
+    best, closest = Verified(profile.skip.threshold, 0.0), math.inf
     for _ in range(VERIFY_ROUNDS):
         threshold = solve_threshold(record, profile.skip, asked)
-        measured = Verified(threshold, measure_ratio(lab, profile.with_threshold(threshold), record))
-        if abs(measured.ratio - target) < abs(best.ratio - target):
-            best = measured
-        if abs(best.ratio - target) <= GOOD_ENOUGH:
+        ratio, stats = measure(lab, profile.with_threshold(threshold), record)
+        # On the whole recording the figure differs from the sample's as the ratio does.
+        reached = figure.of(stats) + (ratio - stats.skip_ratio) * figure.scale
+        if abs(reached - target) < abs(closest - target):
+            best, closest = Verified(threshold, ratio), reached
+        if abs(closest - target) <= GOOD_ENOUGH:
             return best
-        asked = bracket.next(asked, measured.ratio - target)
-    if abs(best.ratio - target) > PROMISED:
+        asked = bracket.next(asked, reached - target)
+    if abs(closest - target) > PROMISED:
         raise FfnskipError(
-            f"A skip ratio of {target:g} cannot be reached: the closest threshold found, {best.threshold:g}, gives "
-            f"{best.ratio:.3f} in the running model; ask for that instead."
+            f"{figure.name} of {target:g} cannot be reached: the closest threshold found, {best.threshold:g}, gives "
+            f"{closest:.3f} in the running model; ask for that instead."
         )
     return best
 

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ffnskip.model.parts import FFN_ROLES, Part
 from ffnskip.profiles.schema import Skip
 from ffnskip.rules import Rule, Turn, may_skip
 from ffnskip.stats import SkipStats
@@ -38,7 +39,7 @@ class Walk:
 
     def _clear(self) -> None:
         self.active = False
-        self._past = self._allowed = self._ever = torch.empty(0)
+        self._past = self._allowed = self._ever = self._left_out = torch.empty(0)
         self._turn: Turn | None = None
         self._n_allowed = 0
 
@@ -61,11 +62,14 @@ class Walk:
         self._n_allowed = int(allowed.sum())
         if self._n_allowed == 0:  # all are within their warm-up, or run dense to refresh
             self.stats.never_skipped += n_past
+            if n_past and self.rule.leaves_out_parts:
+                self.stats.least = 0.0
             return
         self.active = True
         self._past, self._allowed = past, allowed
         self._turn = self.rule.turn(self.skip, allowed)
         self._ever = torch.zeros_like(past)
+        self._left_out = torch.zeros(len(past), dtype=torch.float64, device=past.device)  # in whole FFNs
 
     def _generated_index(self, position: Tensor) -> Tensor | None:
         """``[batch, sequence]``: how many generated tokens came before each; None for a pass over a prompt."""
@@ -119,9 +123,34 @@ class Walk:
         self.stats.checked[layer] += int((self._allowed & ran).sum())
         self._turn.observe(layer, value, ran)
 
+    def allowed(self, device: torch.device) -> Tensor:
+        """Which tokens of this pass the rule applies to, ``[N]`` bool."""
+        self._move(device)
+        return self._allowed
+
+    def leave_out(self, layer: int, part: Part, counts: Tensor, share: float) -> None:
+        """Count parts that are left out.
+
+        Args:
+            layer: whose parts they are.
+            part: of which role.
+            counts: ``[N]``, how many each token leaves out.
+            share: what all parts of this role are of the FFN's FLOPs; 0 for attention's.
+        """
+        left_out = counts.double() * (share / part.width)
+        self._left_out += left_out
+        self._ever |= counts > 0
+        self.stats.left_out[layer] += float(left_out.sum())
+        if share == 0.0:
+            self.stats.attention_flops += int(counts.sum()) * part.flops
+        elif part.role == FFN_ROLES[0]:
+            self.stats.checked[layer] += self._n_allowed
+
     def end(self) -> None:
         """Finish the forward pass."""
         if self.active:
+            if self.rule.leaves_out_parts and bool(self._past.any()):
+                self.stats.least = min(self.stats.least, float(self._left_out[self._past].min()) / self.stats.n_layers)
             self.stats.never_skipped += int((self._past & ~self._ever).sum())
         self._clear()
 
@@ -129,4 +158,5 @@ class Walk:
         """Follow the hidden states when the layers of a model lie on several devices."""
         if self._turn is not None and self._allowed.device != device:
             self._turn.to(device)
-            self._allowed, self._past, self._ever = (t.to(device) for t in (self._allowed, self._past, self._ever))
+            for name in ("_allowed", "_past", "_ever", "_left_out"):
+                setattr(self, name, getattr(self, name).to(device))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ffnskip.compensation.compensator import Compensator
 from ffnskip.errors import FfnskipError
+from ffnskip.general.thin import is_thinned, thin
 from ffnskip.general.walk import Mode, Walk
 from ffnskip.model.sites import FFNSite, decoder_body, ffn_sites
 from ffnskip.profiles.profile import Profile
@@ -100,7 +101,7 @@ class SkippableFFN(nn.Module):
 
 def refuse_second_profile(model: PreTrainedModel) -> None:
     """Raise FfnskipError when the model has a profile on."""
-    if any(isinstance(module, SkippableFFN) for module in model.modules()):
+    if any(isinstance(module, SkippableFFN) or is_thinned(module) for module in model.modules()):
         raise FfnskipError("The model already has a profile on: take it off with remove() first.")
 
 
@@ -171,6 +172,16 @@ class Applied:
         self.remove()
 
     def _install(self) -> None:
+        if self._walk.rule.leaves_out_parts:
+            self._hooks += thin([(index, site.layer) for index, site in self._sites], self.profile, self._walk)
+        else:
+            self._wrap_ffns()
+        body = decoder_body(self.model)
+        self._signature = inspect.signature(body.forward)
+        self._hooks.append(body.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._hooks.append(body.register_forward_hook(self._end))
+
+    def _wrap_ffns(self) -> None:
         compensators = [  # all of them before the model is touched: they may refuse its FFNs
             Compensator(self.profile, index - self.profile.skip.cold_s, site.layer.get_submodule("mlp"))
             for index, site in self._sites
@@ -182,10 +193,6 @@ class Applied:
             site.layer.mlp = wrapper
             if site.norm_after is not None:
                 setattr(site.layer, site.norm_after, nn.Identity())
-        body = decoder_body(self.model)
-        self._signature = inspect.signature(body.forward)
-        self._hooks.append(body.register_forward_pre_hook(self._begin, with_kwargs=True))
-        self._hooks.append(body.register_forward_hook(self._end))
 
     def _begin(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = self._signature.bind_partial(*args, **kwargs).arguments

@@ -146,9 +146,9 @@ def _joined(parts: list[Tensor]) -> Tensor:
     end = parts[0].data_ptr()
     adjacent = True
     for part in parts:
-        adjacent &= part.is_contiguous() and part.data_ptr() == end
+        adjacent &= part.stride() == parts[0].stride() and part.data_ptr() == end
         adjacent &= part.untyped_storage().data_ptr() == parts[0].untyped_storage().data_ptr()
-        end = part.data_ptr() + part.numel() * part.element_size()
+        end = part.data_ptr() + len(part) * part.stride(0) * part.element_size()
     if not adjacent:
         return torch.cat(parts)
     rows = sum(len(part) for part in parts)

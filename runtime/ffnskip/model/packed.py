@@ -54,6 +54,11 @@ class PackedLinear(_Packed):
         return None if bias is None else bias.to(self.dtype)
 
     @property
+    def in_features(self) -> int:
+        """Columns of the matrix."""
+        return self.matrix.columns
+
+    @property
     def out_features(self) -> int:
         """Rows of the matrix."""
         return self.matrix.rows

@@ -175,14 +175,20 @@ class Measured(Section):
 
     target_ratio: Ratio | None = None
     """The skip_ratio that was asked for, or null."""
+    target_flops: Ratio | None = None
+    """The flops_saved_past_warm_up that was asked for, or null."""
     max_kl: NotNegative | None = None
     """The limit on kl that was asked for, or null."""
     max_perplexity_increase: NotNegative | None = None
     """The limit on perplexity / perplexity_dense - 1 that was asked for, or null."""
     skip_ratio: Ratio
-    """Skipped FFNs / (layers x tokens past warm-up)."""
+    """Skipped FFNs / (layers x tokens past warm-up); of the rule price, the share of FFN FLOPs that was left out."""
     flops_saved: Annotated[float, Field(le=1)]
     """Fraction of the dense decode's FLOPs that was saved, all overhead charged; negative if it cost more."""
+    flops_saved_past_warm_up: Annotated[float, Field(le=1)] | None = None
+    """The same of the tokens past warm-up alone."""
+    least_skipped: Ratio | None = None
+    """Of all tokens past warm-up, the smallest share of their FFNs' FLOPs that was left out; null for whole FFNs."""
     never_skip_fraction: Ratio
     """Tokens past warm-up in which no FFN was skipped / tokens past warm-up."""
     perplexity_dense: NotNegative
@@ -211,13 +217,15 @@ class Measured(Section):
             return f"KL at most {self.max_kl:g}"
         if self.max_perplexity_increase is not None:
             return f"perplexity at most {100 * self.max_perplexity_increase:g}% up"
+        if self.target_flops is not None:
+            return f"FLOPs {self.target_flops:g}"
         return f"ratio {self.target_ratio:g}"
 
     @model_validator(mode="after")
     def _one_goal(self) -> "Measured":
-        goals = (self.target_ratio, self.max_kl, self.max_perplexity_increase)
+        goals = (self.target_ratio, self.target_flops, self.max_kl, self.max_perplexity_increase)
         if sum(goal is not None for goal in goals) != 1:
-            raise ValueError("give exactly one of target_ratio, max_kl and max_perplexity_increase")
+            raise ValueError("give exactly one of target_ratio, target_flops, max_kl and max_perplexity_increase")
         return self
 
 

@@ -31,6 +31,7 @@ from ffnskip.profiles.messages import first_error
 from ffnskip.profiles.schema import (
     Compensation,
     ModelInfo,
+    Parts,
     Section,
     Skip,
     Word,
@@ -50,6 +51,7 @@ class Profile(Section):
     model: ModelInfo
     skip: Skip
     compensation: Compensation
+    parts: Parts | None = None
     calibration: CalibrationText | None = None
     evaluation: EvaluationText | None = None
     similarity: SimilarityCurve | None = None
@@ -72,8 +74,13 @@ class Profile(Section):
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors that those must be; empty where rule and compensation need none."""
         hidden, layers = self.model.hidden_size, self.skip.cold_e - self.skip.cold_s
-        of_a_layer = self.skip.by.tensors(hidden) | tensor_shapes(self.compensation, hidden)
+        of_a_layer = self.skip.by.tensors(hidden, self.part_widths) | tensor_shapes(self.compensation, hidden)
         return {name: (layers, *shape) for name, shape in of_a_layer.items()}
+
+    @property
+    def part_widths(self) -> dict[str, int]:
+        """How many parts of each role a layer has (`ffnskip.model.parts`); empty where none is left out."""
+        return {} if self.parts is None else self.parts.model_dump()
 
     @property
     def deciding(self) -> list[object]:
@@ -102,7 +109,7 @@ class Profile(Section):
     def with_region(self, cold_s: int, cold_e: int) -> "Profile":
         """The same profile for a part of its skip region, with the weights of that part."""
         kept = slice(cold_s - self.skip.cold_s, cold_e - self.skip.cold_s)
-        profile = self.model_copy(update={"skip": self.skip.model_copy(update={"cold_s": cold_s, "cold_e": cold_e})})
+        profile = self.with_skip(cold_s=cold_s, cold_e=cold_e)
         if self._weights is None:
             return profile
         tensors = {name: tensor[kept] for name, tensor in self._weights.tensors.items()}
@@ -113,9 +120,13 @@ class Profile(Section):
         if self.weight_shapes and self._weights is None:
             raise ProfileError("The profile came without its weights: read it from its file, with the weights beside.")
 
+    def with_skip(self, **settings: Any) -> "Profile":
+        """The same profile with other settings of its rule, which are not checked."""
+        return self.model_copy(update={"skip": self.skip.model_copy(update=settings)})
+
     def with_threshold(self, threshold: float) -> "Profile":
         """The same profile with another threshold; what it says under `measured` stays that of the old one."""
-        return self.model_copy(update={"skip": self.skip.model_copy(update={"threshold": threshold})})
+        return self.with_skip(threshold=threshold)
 
     def at_ratio(self, ratio: float) -> "Profile":
         """The same profile with the threshold that its curve has at another skip_ratio, as `point_at` finds it."""
@@ -187,6 +198,12 @@ class Profile(Section):
         for name, values in per_layer.items():
             if len(values) != n_layers:
                 raise ValueError(f"{name}: must hold {n_layers} numbers, one per layer, not {len(values)}")
+        if (self.parts is not None) != skip.by.leaves_out_parts:
+            raise ValueError("parts: belongs to the rule price: give it there and nowhere else")
+        if self.parts is not None and self.compensation.kind != "none":
+            raise ValueError(
+                "compensation.kind: the rule price skips no FFN as a whole, so nothing is added: write none"
+            )
         if self.compensation.file is not None and not self.weight_shapes:
             raise ValueError("compensation.file: this rule with this kind needs no file, but one is named")
         return self

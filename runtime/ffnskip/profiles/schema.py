@@ -77,14 +77,15 @@ class Skip(Section):
     """When to skip a feed-forward block (FFN): the rule and its numbers."""
 
     rule: RuleName
-    """`cosine` is Algorithm 1 of FFN-SkipLLM; with `predicted-damage` every layer decides alone."""
+    """`cosine` is Algorithm 1 of FFN-SkipLLM; with `predicted-damage` every layer decides alone; `price` leaves out
+    parts of FFNs and attention."""
     cold_s: Count
     """First layer of the skip region; layers before it always run."""
     cold_e: Count
     """End of the skip region (exclusive); this layer and all after it always run."""
     threshold: float
     """`cosine`: similarity cos(h, h + f) at or above which the FFNs that follow are skipped. `predicted-damage`: nats
-    per skipped FFN under which it is skipped."""
+    per skipped FFN under which it is skipped. `price`: nats per FLOP under which a part is left out."""
     warm_up: Count
     """Generated tokens at the start of a sequence that run dense."""
     window: Positive | None = None
@@ -101,6 +102,19 @@ class Skip(Section):
     def _rule_agrees(self) -> "Skip":
         self.by.refuse(self)
         return self
+
+
+class Parts(Section):
+    """The parts that the rule `price` may leave out: inputs of the matrices of one layer."""
+
+    attention_input: Positive
+    """Inputs of query, key and value projection."""
+    attention_output: Positive
+    """Inputs of attention's output projection."""
+    ffn_input: Positive
+    """Inputs of gate and up projection."""
+    neurons: Positive
+    """Neurons of the FFN, the inputs of its down projection."""
 
 
 class Compensation(Section):

@@ -4,6 +4,7 @@ from ffnskip.errors import FfnskipError
 from ffnskip.rules.base import Rule, SkipSettings, Turn, may_skip
 from ffnskip.rules.cosine import Cosine
 from ffnskip.rules.predicted_damage import PredictedDamage
+from ffnskip.rules.price import Price
 
 _RULES: dict[str, Rule] = {}
 
@@ -24,7 +25,7 @@ def rule_names() -> tuple[str, ...]:
     return tuple(_RULES)
 
 
-for _rule in (Cosine(), PredictedDamage()):
+for _rule in (Cosine(), PredictedDamage(), Price()):
     register(_rule)
 
 __all__ = ["Rule", "SkipSettings", "Turn", "may_skip", "register", "rule_named", "rule_names"]

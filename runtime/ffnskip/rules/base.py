@@ -84,6 +84,7 @@ class Rule(ABC):
         least: the smallest threshold that has a meaning.
         never: a threshold at which the rule runs and nothing is skipped.
         steps: thresholds as whole steps, from one that every value passes to one that none does; see `threshold_at`.
+        leaves_out_parts: whether it leaves out parts of FFNs and attention, not whole FFNs (`ffnskip.rules.price`).
         has_window: whether `skip.window` bounds what one decision skips.
         by_similarity: whether the value is ``cos(h, h + f)``, whose mean over the text is a profile's `similarity`.
         why_fewer: why some FFN of every skip region runs for every token, as a clause; empty where all can be skipped.
@@ -97,6 +98,7 @@ class Rule(ABC):
     least: ClassVar[float] = float("-inf")
     never: ClassVar[float]
     steps: ClassVar[range]
+    leaves_out_parts: ClassVar[bool] = False
     has_window: ClassVar[bool] = False
     by_similarity: ClassVar[bool] = False
     why_fewer: ClassVar[str] = ""
@@ -131,17 +133,22 @@ class Rule(ABC):
         """The value ``[n]`` of a rule that reads the input, from its `tensors` of one layer and ``x [n, hidden]``."""
         raise NotImplementedError
 
-    def tensors(self, hidden: int) -> dict[str, tuple[int, ...]]:
-        """The shapes of the tensors that one layer's decisions need, by name, for a stream of width `hidden`."""
+    def tensors(self, hidden: int, parts: Mapping[str, int] | None = None) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors that one layer's decisions need, by name.
+
+        Args:
+            hidden: width of the stream.
+            parts: how many parts of each role a layer has, for a rule that leaves out parts.
+        """
         return {}
 
-    def check_flops(self, hidden: int) -> int:
-        """FLOPs of one value."""
+    def check_flops(self, hidden: int, parts: Mapping[str, int] | None = None) -> int:
+        """FLOPs of one value, or of looking at all parts of a layer."""
         return 0
 
-    def check_weights(self, hidden: int) -> int:
-        """Weights that are read for one value."""
-        return sum(shape[0] for shape in self.tensors(hidden).values() if shape)
+    def check_weights(self, hidden: int, parts: Mapping[str, int] | None = None) -> int:
+        """Weights that are read for that."""
+        return sum(shape[0] for shape in self.tensors(hidden, parts).values() if shape)
 
     def looks_at(self, cold_s: int, cold_e: int) -> range:
         """The layers of a skip region in which a value is read."""
@@ -170,7 +177,7 @@ class Rule(ABC):
             skip: the rule's settings.
 
         Returns:
-            ``[tokens, n_layers]`` bool: True where the FFN is skipped.
+            ``[tokens, n_layers]``: True where the FFN is skipped, or the share of its FLOPs that is left out.
         """
         skipped = values.new_zeros(values.shape, dtype=allowed.dtype)
         turn = self.turn(skip, allowed)

@@ -8,6 +8,7 @@ to ``cold_e``, or ``window`` of them, after which comparing starts again. The st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ffnskip.rules.base import Rule, SkipSettings, Turn
@@ -85,7 +86,7 @@ class Cosine(Rule):
         """See `similarity`."""
         return similarity(h, f)
 
-    def check_flops(self, hidden: int) -> int:
+    def check_flops(self, hidden: int, parts: Mapping[str, int] | None = None) -> int:
         """``h + f``, and the three inner products of the cosine."""
         return 7 * hidden
 

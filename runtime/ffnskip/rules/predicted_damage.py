@@ -59,11 +59,11 @@ class PredictedDamage(Rule):
         # The bias goes on top in float32: the product alone is near 0, where bfloat16 is fine enough.
         return F.linear(x, tensors[PROBE][None])[:, 0].float() + tensors[PROBE_BIAS]
 
-    def tensors(self, hidden: int) -> dict[str, tuple[int, ...]]:
+    def tensors(self, hidden: int, parts: Mapping[str, int] | None = None) -> dict[str, tuple[int, ...]]:
         """See `Rule`."""
         return {PROBE: (hidden,), PROBE_BIAS: ()}
 
-    def check_flops(self, hidden: int) -> int:
+    def check_flops(self, hidden: int, parts: Mapping[str, int] | None = None) -> int:
         """One inner product."""
         return 2 * hidden
 

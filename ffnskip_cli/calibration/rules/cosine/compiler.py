@@ -67,7 +67,7 @@ class CosineCompiler(RuleCompiler):
     def _search_cost(self, sizes: Sizes) -> Step:
         """Every call compares at least one candidate with the dense model, whose pass is shared."""
         rules = self.settings.candidates if self.searches else 1
-        limits = {goal.kind for goal in self.settings.goals if goal.kind != "target_ratio"}
+        limits = {goal.kind for goal in self.settings.goals if goal.is_limit}
         scored = min(sizes.recorded, sample_size(SEARCH_TOKENS, sizes.length))
         passes = 2 * rules * (1 + CORRECTIONS) * scored + len(limits) * limit.passes(sizes)
         return Step(f"compare up to {rules} rules" if self.searches else "solve for the warm-ups", passes)
@@ -118,7 +118,7 @@ def _largest_ratio(lab: Lab, draft: Profile, record: Record, settings: Settings)
     """Of the goals that can be reached; a limit's is what the draft itself reaches within the largest one."""
     most = highest_ratio(record, draft.skip)
     largest = max(settings.goals, key=lambda goal: goal.value)
-    if largest.kind == "target_ratio":
+    if not largest.is_limit:
         possible = [goal.value for goal in settings.goals if goal.value <= most]
         return max(possible) if possible else refuse_beyond(record, draft.skip, largest.value)
     ratio = limit.largest_within(lab, draft, record, largest, largest.value).ratio
