@@ -14,10 +14,12 @@ from ffnskip.fast.build import step_library
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.codes import ACTIVATIONS, FORMATS, RULES
 from ffnskip.fast.fused_model import FusedLayer, FusedModel
-from ffnskip.fast.layout import together
+from ffnskip.fast.layout import input_stretch, together
+from ffnskip.fast.parts import PartCounts
 from ffnskip.fast.skipping import FusedCompensation, FusedSkip
 from ffnskip.fast.step import MAX_BATCH
 from ffnskip.model.matrix import Matrix, plain
+from ffnskip.model.parts import ROLES
 from ffnskip.stats import SkipStats
 
 PARTS = ("attention", "ffn", "compensation", "rule", "head")
@@ -42,12 +44,15 @@ class CpuStep:
         if cache.batch > MAX_BATCH:
             raise FfnskipError(f"The native decode step takes at most {MAX_BATCH} sequences at once.")
         self.cache = cache
+        self._leaves_out_parts = skip is not None and bool(skip.limits)
         self._library = step_library()
         self._referenced: list[object] = []  # what the structs point at must live as long as they do
         self._logits = torch.empty(cache.batch, model.vocabulary, dtype=torch.float32, device="cpu")
         self._counters = torch.zeros(3, len(model.layers), dtype=torch.int64, device="cpu")
         self._never_skipped = torch.zeros(1, dtype=torch.int64, device="cpu")
-        counts = structs.Counts(*map(_pointer, (*self._counters, self._never_skipped)))
+        self._parts = PartCounts(model)
+        counters = (*self._counters, self._never_skipped, self._parts.left_out, self._parts.least)
+        counts = structs.Counts(*map(_pointer, counters))
         arguments = (self._model(model, skip), self._cache(), counts)
         self._referenced += arguments
         self._handle = self._library.ffnskip_open(*map(ctypes.byref, arguments), torch.get_num_threads())
@@ -69,6 +74,8 @@ class CpuStep:
         stats.add_counts(self._counters.tolist(), int(self._never_skipped))
         self._counters.zero_()
         self._never_skipped.zero_()
+        if self._leaves_out_parts:
+            self._parts.drain(stats)
 
     def seconds(self) -> dict[str, float]:
         """Time that this step has spent so far in each of `PARTS`."""
@@ -82,9 +89,10 @@ class CpuStep:
         cos, sin = model.rotary_tables(self.cache.capacity)
         self._referenced += [cos, sin]
         layers = (structs.Layer * len(model.layers))(*(self._layer(layer, cos, sin) for layer in model.layers))
-        compensations = self._compensations(model, skip) if skip else []
+        compensations = self._compensations(model, skip) if skip and skip.layers else []
         array = (structs.Compensation * len(compensations))(*compensations)
-        self._referenced += [layers, array]
+        parts = self._limits(skip)
+        self._referenced += [layers, array, parts]
         return structs.Model(
             n_layers=len(model.layers),
             hidden=model.hidden,
@@ -109,6 +117,8 @@ class CpuStep:
             cold_s=skip.cold_s if skip else 0,
             cold_e=skip.cold_e if skip else 0,
             compensations=ctypes.cast(array, c_void_p),
+            parts=ctypes.cast(parts, c_void_p),
+            shares=(ctypes.c_double * len(ROLES))(*self._parts.shares),
         )
 
     def _layer(self, layer: FusedLayer, cos: Tensor, sin: Tensor) -> structs.Layer:
@@ -135,12 +145,19 @@ class CpuStep:
             for compensation, layer in zip(skip.layers, factors, strict=True)
         ]
 
+    def _limits(self, skip: FusedSkip | None) -> ctypes.Array[structs.Parts]:
+        layers = skip.limits if skip else ()
+        pointers = [(c_void_p * len(ROLES))(*map(self._vector, layer)) for layer in layers]
+        return (structs.Parts * len(layers))(*(structs.Parts(array) for array in pointers))
+
     def _matrix(self, matrix: Matrix | None) -> structs.Matrix:
         if matrix is None:
             return structs.Matrix()
-        data, scale = self._vector(matrix.data), self._vector(matrix.scale)
-        bias = self._vector(matrix.bias)
-        return structs.Matrix(data, scale, bias, matrix.rows, matrix.columns, FORMATS[matrix.format])
+        stretch = input_stretch(matrix.data)
+        self._referenced.append(matrix.data)
+        data = _pointer(matrix.data) if stretch else self._vector(matrix.data)
+        scale, bias = self._vector(matrix.scale), self._vector(matrix.bias)
+        return structs.Matrix(data, scale, bias, matrix.rows, matrix.columns, stretch, FORMATS[matrix.format])
 
     def _vector(self, tensor: Tensor | None) -> int | None:
         if tensor is None:

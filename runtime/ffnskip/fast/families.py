@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ffnskip.errors import UnsupportedModelError
 from ffnskip.fast.fused_model import Activation, FusedLayer, FusedModel
-from ffnskip.fast.layout import lay_out
+from ffnskip.fast.layout import input_stretch, lay_out
 from ffnskip.model.matrix import Matrix, plain
 from ffnskip.model.packed import PackedEmbedding, PackedLinear
 from ffnskip.model.sites import decoder_body
@@ -32,10 +32,14 @@ _ACTIVATIONS: dict[str, Activation] = {
 _GROWING_ROPE = ("dynamic", "longrope")
 
 
-def fuse(model: PreTrainedModel) -> FusedModel:
+def fuse(model: PreTrainedModel, *, by_input: bool = False) -> FusedModel:
     """Find a model's weights as a decode step reads them.
 
     The matrices are moved to where a step reads them fast (`ffnskip.fast.layout`); the model works as before.
+
+    Args:
+        model: a loaded model.
+        by_input: whether the matrices of the layers lie input by input, for a step that leaves out inputs.
 
     Raises:
         UnsupportedModelError: the model is none of `FAMILIES`, or is built or loaded in a way that is not covered.
@@ -60,7 +64,8 @@ def fuse(model: PreTrainedModel) -> FusedModel:
     hidden = _embedding(embedding).columns
     for layer in layers:
         _check_shapes(layer, config, hidden)
-    lay_out([*(group for layer in layers for group in _groups(layer)), [model.get_output_embeddings()]])
+    lay_out([group for layer in layers for group in _groups(layer)], by_input=by_input)
+    lay_out([[model.get_output_embeddings()]])  # by itself: it stays where it is when the layers are laid out anew
     return FusedModel(
         layers=[
             _layer(layer, config, rope_types.index(_rope_type(config, index))) for index, layer in enumerate(layers)
@@ -200,7 +205,7 @@ def _plain(weight: Tensor, bias: Tensor | None) -> Matrix:
     if weight.dtype not in (torch.float32, torch.bfloat16):
         name = str(weight.dtype).removeprefix("torch.")
         raise UnsupportedModelError(f"The fused decode step reads no {name} weights: load the model as bfloat16.")
-    if type(weight.data) is not Tensor or not weight.is_contiguous():
+    if type(weight.data) is not Tensor or not (weight.is_contiguous() or input_stretch(weight)):
         raise UnsupportedModelError("The fused decode step reads plain matrices only: load the model unquantized.")
     return plain(weight, bias)
 

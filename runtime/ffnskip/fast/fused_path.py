@@ -15,6 +15,7 @@ from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.families import fuse
 from ffnskip.fast.fused_model import FusedModel
+from ffnskip.fast.parts import leaves_out_parts, refuse_parts
 from ffnskip.fast.skipping import FusedSkip, fuse_profile
 from ffnskip.fast.step import MAX_BATCH, FusedStep
 from ffnskip.profiles.profile import Profile
@@ -51,7 +52,10 @@ class FusedEngine:
     def __init__(self, model: PreTrainedModel, profile: Profile | None, stats: SkipStats) -> None:
         self.model = model
         _refuse_without_compiler(model)
-        self._fused = fuse(model)
+        by_input = leaves_out_parts(profile)
+        if by_input:
+            refuse_parts(model)
+        self._fused = fuse(model, by_input=by_input)
         self.profile = profile
         self.stats = stats
         self._skip = None if profile is None else fuse_profile(profile, self._fused.intermediate, self._fused.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ffnskip.compensation.kinds import BIAS, DOWN, FIRST, LINEAR, NEURONS, SECOND
 from ffnskip.errors import ProfileError, UnsupportedModelError
 from ffnskip.fast.codes import RULES
+from ffnskip.fast.parts import limits
 from ffnskip.model.matrix import Matrix, plain
 from ffnskip.profiles.profile import Profile
 from ffnskip.rules.base import Reads
@@ -52,7 +53,8 @@ class FusedSkip:
         reach: how many FFNs one trigger of `cosine` skips at most.
         cold_s, cold_e: the skip region, layers ``[cold_s, cold_e)``.
         looked_at: the layers in which a value is read.
-        layers: of the skip region, in order.
+        layers: of the skip region, in order; none for a rule that skips no FFN as a whole.
+        limits: per layer of the skip region, for a rule that leaves out parts (`ffnskip.fast.parts.limits`).
     """
 
     rule: str
@@ -63,6 +65,7 @@ class FusedSkip:
     cold_e: int
     looked_at: range
     layers: Sequence[FusedCompensation]
+    limits: Sequence[tuple[Tensor, ...]] = ()
 
 
 def fuse_profile(profile: Profile, intermediate: int, device: torch.device) -> FusedSkip:
@@ -82,10 +85,14 @@ def fuse_profile(profile: Profile, intermediate: int, device: torch.device) -> F
     if skip.rule not in RULES:
         raise UnsupportedModelError(f"The rule {skip.rule} has no fused decode step.")
     tensors = {} if profile.weights is None else profile.weights.tensors
-    layers = [
-        _compensation({name: t[index].to(device) for name, t in tensors.items()}, profile, intermediate, device)
-        for index in range(skip.cold_e - skip.cold_s)
-    ]
+    layers = (
+        []
+        if rule.leaves_out_parts
+        else [
+            _compensation({name: t[index].to(device) for name, t in tensors.items()}, profile, intermediate, device)
+            for index in range(skip.cold_e - skip.cold_s)
+        ]
+    )
     return FusedSkip(
         rule=skip.rule,
         reads=rule.reads,
@@ -95,6 +102,7 @@ def fuse_profile(profile: Profile, intermediate: int, device: torch.device) -> F
         cold_e=skip.cold_e,
         looked_at=rule.looks_at(skip.cold_s, skip.cold_e),
         layers=layers,
+        limits=limits(profile, device) if rule.leaves_out_parts else (),
     )
 
 

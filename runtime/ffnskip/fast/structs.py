@@ -15,6 +15,7 @@ class Matrix(Structure):
         *((name, c_void_p) for name in ("data", "scale", "bias")),
         ("rows", c_int64),
         ("columns", c_int64),
+        ("stretch", c_int64),
         ("format", c_int32),
     )
 
@@ -39,6 +40,10 @@ class Compensation(Structure):
     )
 
 
+class Parts(Structure):
+    _fields_ = (("limits", c_void_p * 4),)
+
+
 _SIZES = ("n_layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "rotary")
 
 
@@ -55,6 +60,8 @@ class Model(Structure):
         ("threshold", c_float),
         *((name, c_int64) for name in ("reach", "cold_s", "cold_e")),
         ("compensations", c_void_p),
+        ("parts", c_void_p),
+        ("shares", c_double * 4),
     )
 
 
@@ -68,7 +75,9 @@ class Cache(Structure):
 
 
 class Counts(Structure):
-    _fields_ = tuple((name, c_void_p) for name in ("skipped", "checked", "first_skipped", "never_skipped"))
+    _fields_ = tuple(
+        (name, c_void_p) for name in ("skipped", "checked", "first_skipped", "never_skipped", "left_out", "least")
+    )
 
 
 class Input(Structure):
@@ -79,7 +88,7 @@ class Input(Structure):
     )
 
 
-MIRRORS = (Matrix, Layer, Compensation, Model, Cache, Counts, Input)
+MIRRORS = (Matrix, Layer, Compensation, Model, Cache, Counts, Input, Parts)
 
 
 def declare(library: ctypes.CDLL, mirrors: Iterable[type[Structure]] = MIRRORS) -> ctypes.CDLL:

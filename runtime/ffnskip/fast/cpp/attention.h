@@ -6,9 +6,13 @@
 inline void Worker::attention(const Layer& layer, int64_t index) {
     const Rows all = every_row();
     for (int b = 0; b < batch_; b++) rms_norm(h(b), layer.norm_attention, m_.eps, m_.hidden, x(b));
-    product(layer.q, all, mine_.x.data(), m_.hidden, s_.q.data(), layer.q.rows);
-    product(layer.k, all, mine_.x.data(), m_.hidden, s_.k.data(), layer.k.rows);
-    product(layer.v, all, mine_.x.data(), m_.hidden, s_.v.data(), layer.v.rows);
+    if (layer.q.stretch) {
+        project_qkv(layer, index);
+    } else {
+        product(layer.q, all, mine_.x.data(), m_.hidden, s_.q.data(), layer.q.rows);
+        product(layer.k, all, mine_.x.data(), m_.hidden, s_.k.data(), layer.k.rows);
+        product(layer.v, all, mine_.x.data(), m_.hidden, s_.v.data(), layer.v.rows);
+    }
     barrier_.wait();
     const auto [begin, end] = share(batch_ * m_.heads, id_, count_, 1);
     for (int64_t item = begin; item < end; item++) {
@@ -18,7 +22,8 @@ inline void Worker::attention(const Layer& layer, int64_t index) {
         else head_of_attention<uint16_t>(layer, index, b, head, item == begin);
     }
     barrier_.wait();
-    product(layer.out, all, s_.mixed.data(), m_.heads * m_.head_dim, s_.added.data(), m_.hidden);
+    if (layer.out.stretch) project_out(layer, index);
+    else product(layer.out, all, s_.mixed.data(), m_.heads * m_.head_dim, s_.added.data(), m_.hidden);
     barrier_.wait();
     for (int b = 0; b < batch_; b++) add(b, layer.after_attention);
     lap(ATTENTION);

@@ -15,6 +15,7 @@ struct Matrix {  // `data` is null where there is none
     const void* scale;
     const float* bias;
     int64_t rows, columns;
+    int64_t stretch;  // numbers from one column to the next where columns lie one behind the other; 0: rows do
     Format format;
 };
 

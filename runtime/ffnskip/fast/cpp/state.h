@@ -12,14 +12,27 @@ constexpr int MAX_BATCH = 16;
 
 static int64_t widest_up(const Model& m) {
     int64_t widest = m.intermediate;
+    if (m.rule == PRICE) return widest;
     for (int64_t i = 0; i < m.cold_e - m.cold_s; i++) widest = std::max(widest, m.compensations[i].up.rows);
     return widest;
 }
 
 static int64_t widest_last(const Model& m) {
     int64_t widest = 0;
+    if (m.rule == PRICE) return widest;
     for (int64_t i = 0; i < m.cold_e - m.cold_s; i++) widest = std::max(widest, m.compensations[i].last.columns);
     return widest;
+}
+
+// Inputs and outputs of the largest product whose matrices lie input by input; 0 where none do.
+static int64_t widest_input(const Model& m) {
+    if (!m.layers[0].q.stretch) return 0;
+    return std::max({m.hidden, m.heads * m.head_dim, m.intermediate});
+}
+
+static int64_t most_sums(const Model& m) {
+    if (!m.layers[0].q.stretch) return 0;
+    return std::max({(m.heads + 2 * m.kv_heads) * m.head_dim, m.hidden, 2 * m.intermediate});
 }
 
 // What all threads share of a step.
@@ -27,16 +40,17 @@ struct Shared {
     Shared(const Model& m, const Cache& c)
         : q(c.batch * m.heads * m.head_dim), k(c.batch * m.kv_heads * m.head_dim), v(k.size()),
           mixed(c.batch * m.heads * m.head_dim), gate(c.batch * m.intermediate), up(c.batch * widest_up(m)),
-          added(c.batch * m.hidden), z(c.batch * widest_last(m)) {}
-    std::vector<float> q, k, v, mixed, gate, up, added, z;
+          added(c.batch * m.hidden), z(c.batch * widest_last(m)), no_limits(widest_input(m)) {}
+    std::vector<float> q, k, v, mixed, gate, up, added, z, no_limits;
 };
 
 // What each thread has for itself.
 struct Scratch {
     Scratch(const Model& m, const Cache& c)
         : h(c.batch * m.hidden), x(c.batch * m.hidden), f(m.hidden), scores(c.capacity + 1), key(m.head_dim),
-          value(m.head_dim) {}
-    std::vector<float> h, x, f, scores, key, value;
+          value(m.head_dim), sums(c.batch * most_sums(m)) {}
+    std::vector<float> h, x, f, scores, key, value, sums;
+    Kept kept;
 };
 
 struct Step {

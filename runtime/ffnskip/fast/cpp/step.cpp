@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "feed_forward.h"
+#include "parts.h"
 
 #ifdef _OPENMP
 #include <omp.h>

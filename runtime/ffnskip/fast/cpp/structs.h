@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "blocks.h"
+#include "inputs.h"
 #include "matrix.h"
 
 struct Layer {
@@ -23,7 +24,13 @@ struct Compensation {
     const float* bias;
 };
 
-enum Rule : int32_t { NEVER, COSINE, PREDICTED_DAMAGE };
+enum Role { ATTENTION_INPUT, ATTENTION_OUTPUT, FFN_INPUT, NEURONS, N_ROLES };
+
+struct Parts {  // of one layer: the magnitudes under which inputs are left out
+    const float* limits[N_ROLES];
+};
+
+enum Rule : int32_t { NEVER, COSINE, PREDICTED_DAMAGE, PRICE };
 
 struct Model {
     int64_t n_layers, hidden, intermediate, heads, kv_heads, head_dim, rotary;
@@ -35,7 +42,9 @@ struct Model {
     Rule rule;
     float threshold;
     int64_t reach, cold_s, cold_e;
-    const Compensation* compensations;
+    const Compensation* compensations;  // of the rules that skip FFNs
+    const Parts* parts;                  // of the rule `price`
+    double shares[N_ROLES];              // of an FFN's FLOPs, that one input is
 };
 
 struct Cache {  // [layers, batch, kv_heads, capacity, head_dim]
@@ -45,8 +54,9 @@ struct Cache {  // [layers, batch, kv_heads, capacity, head_dim]
     Format format;
 };
 
-struct Counts {  // per layer; never_skipped is one number
-    int64_t *skipped, *checked, *first_skipped, *never_skipped;
+struct Counts {  // per layer, left_out also per role; never_skipped and least are one number
+    int64_t *skipped, *checked, *first_skipped, *never_skipped, *left_out;
+    double* least;
 };
 
 struct Input {
@@ -65,7 +75,7 @@ static int64_t size_of(const char* name) {
     const Size sizes[] = {
         {"Matrix", sizeof(Matrix)}, {"Layer", sizeof(Layer)}, {"Compensation", sizeof(Compensation)},
         {"Model", sizeof(Model)},   {"Cache", sizeof(Cache)}, {"Counts", sizeof(Counts)},
-        {"Input", sizeof(Input)},
+        {"Input", sizeof(Input)},   {"Parts", sizeof(Parts)},
     };
     for (const Size& known : sizes)
         if (!std::strcmp(known.name, name)) return known.size;

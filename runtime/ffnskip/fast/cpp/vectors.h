@@ -28,6 +28,7 @@ INLINE Floats load(const float* from) {
 #if defined(__AVX2__)
 INLINE Ints widen(const uint16_t* from) { return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)); }
 INLINE Ints widen(const uint8_t* from) { return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)); }
+INLINE Ints widen(const int8_t* from) { return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)); }
 // Sixteen products, added up in pairs.
 INLINE Ints products(const int8_t* a, const int16_t* b) {
     const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)a));
@@ -50,7 +51,10 @@ INLINE Ints products(const int8_t* a, const int16_t* b) {
 // bfloat16 is the upper half of a float32.
 INLINE Floats load(const uint16_t* from) { return (Floats)(widen(from) << 16); }
 
+INLINE Floats load(const int8_t* from) { return __builtin_convertvector(widen(from), Floats); }
+
 INLINE float widened(const float* from) { return *from; }
+INLINE float widened(const int8_t* from) { return *from; }
 INLINE float widened(const uint16_t* from) {
     const uint32_t bits = uint32_t(*from) << 16;
     float x;

@@ -1,4 +1,4 @@
-// One thread's way through a step; attention.h and feed_forward.h define the blocks of a layer.
+// One thread's way through a step; attention.h, feed_forward.h and parts.h define the blocks of a layer.
 //
 // All threads walk through all layers together. What is small (norms, decisions) each computes for itself, from the
 // same numbers to the same result, into memory of its own; what reads weights is shared out by rows, with a barrier
@@ -29,11 +29,15 @@ class Worker {
         }
         for (int64_t i = 0; i < m_.n_layers; i++) {
             attention(m_.layers[i], i);
-            feed_forward(m_.layers[i], i);
+            if (m_.layers[i].gate.stretch) feed_forward_of_parts(m_.layers[i], i);
+            else feed_forward(m_.layers[i], i);
         }
         head();
-        if (id_ == 0)
-            for (int b = 0; b < batch_; b++) *step_.counts.never_skipped += in_.counted[b] && !ever_[b];
+        if (id_ != 0) return;
+        for (int b = 0; b < batch_; b++) {
+            *step_.counts.never_skipped += in_.counted[b] && !ever_[b];
+            if (in_.counted[b]) *step_.counts.least = std::min(*step_.counts.least, left_out_[b] / m_.n_layers);
+        }
     }
 
    private:
@@ -63,6 +67,14 @@ class Worker {
     void observe(const Layer& layer, int64_t index, int b);
     void start_compensation(const Compensation& compensation, const Rows& which);
     void finish_compensation(const Compensation& compensation, const Rows& which);
+
+    Rows running() const;
+    void choose(Role role, int64_t index, const Rows& which, const float* x, int64_t width);
+    void add_up(const Matrix& w, const Rows& which, int64_t n);
+    void collect(const Matrix& w, const Rows& which, int64_t first, int64_t n, float* y);
+    void project_qkv(const Layer& layer, int64_t index);
+    void project_out(const Layer& layer, int64_t index);
+    void feed_forward_of_parts(const Layer& layer, int64_t index);
 
     // What the block adds for row b: its output, behind a norm if there is one.
     const float* behind(int b, const float* norm) {
@@ -115,4 +127,5 @@ class Worker {
     Clock::time_point last_;
     int32_t remaining_[MAX_BATCH] = {};
     bool ever_[MAX_BATCH] = {};
+    double left_out_[MAX_BATCH] = {};  // in whole FFNs
 };

@@ -1,0 +1,103 @@
+// The blocks of a layer whose matrices lie input by input, so that single inputs can be left out.
+//
+// Threads share out the inputs that are kept, each adds up sums of its own, and behind a barrier each collects the sums
+// of all for its share of the outputs: half a stretch per thread would be too short for the memory to run at full speed.
+#pragma once
+
+#include "worker.h"
+
+// Lists which inputs of a product are kept, and counts the others; all threads come to the same list.
+inline void Worker::choose(Role role, int64_t index, const Rows& which, const float* x, int64_t width) {
+    const bool in_region = m_.rule == PRICE && m_.cold_s <= index && index < m_.cold_e;
+    const float* limits = in_region ? m_.parts[index - m_.cold_s].limits[role] : nullptr;
+    const float *from[MAX_BATCH], *limit[MAX_BATCH];
+    int64_t left_out[MAX_BATCH];
+    for (int i = 0; i < which.n; i++) {
+        from[i] = x + which.of[i] * width;
+        limit[i] = limits && in_.allowed[which.of[i]] ? limits : s_.no_limits.data();
+    }
+    if (which.n == 1) mine_.kept.list(std::integral_constant<int, 1>(), from, limit, width, left_out);
+    else mine_.kept.list(which.n, from, limit, width, left_out);
+    if (!in_region) return;
+    for (int i = 0; i < which.n; i++) {
+        const int b = which.of[i];
+        ever_[b] |= left_out[i] > 0;
+        left_out_[b] += double(left_out[i]) * m_.shares[role];
+        if (id_ != 0) continue;
+        step_.counts.left_out[index * N_ROLES + role] += left_out[i];
+        if (role == FFN_INPUT) step_.counts.checked[index] += in_.allowed[b];
+    }
+}
+
+// The sums of this thread's share of the inputs, for `n` outputs that begin with those of `w`; then a barrier.
+inline void Worker::add_up(const Matrix& w, const Rows& which, int64_t n) {
+    const auto [begin, end] = share(mine_.kept.n, id_, count_, AT_ONCE);
+    sum_inputs(w, mine_.kept, begin, end, which.n, n, mine_.sums.data());
+    barrier_.wait();
+}
+
+// y[row] = W x[row] from the sums of all threads, for this thread's share of W's rows, which begin at output `first` of
+// the `n` that were summed up.
+inline void Worker::collect(const Matrix& w, const Rows& which, int64_t first, int64_t n, float* y) {
+    const auto [begin, end] = share(w.rows, id_, count_, 4);
+    const float* scale = static_cast<const float*>(w.scale);
+    for (int i = 0; i < which.n; i++) {
+        float* to = y + which.of[i] * w.rows;
+        std::fill(to + begin, to + end, 0.0f);
+        for (int thread = 0; thread < count_; thread++) {
+            const float* sums = step_.scratch[thread]->sums.data() + i * n + first;
+            for (int64_t r = begin; r < end; r++) to[r] += sums[r];
+        }
+        if (scale)
+            for (int64_t r = begin; r < end; r++) to[r] *= scale[r];
+        if (w.bias)
+            for (int64_t r = begin; r < end; r++) to[r] += w.bias[r];
+    }
+}
+
+inline Rows Worker::running() const {
+    Rows rows;
+    for (int b = 0; b < batch_; b++)
+        if (!in_.ended[b]) rows.add(b);
+    return rows;
+}
+
+inline void Worker::project_qkv(const Layer& layer, int64_t index) {
+    const Rows rows = running();
+    const int64_t n = layer.q.rows + layer.k.rows + layer.v.rows;
+    choose(ATTENTION_INPUT, index, rows, mine_.x.data(), m_.hidden);
+    add_up(layer.q, rows, n);
+    collect(layer.q, rows, 0, n, s_.q.data());
+    collect(layer.k, rows, layer.q.rows, n, s_.k.data());
+    collect(layer.v, rows, layer.q.rows + layer.k.rows, n, s_.v.data());
+}
+
+inline void Worker::project_out(const Layer& layer, int64_t index) {
+    const Rows rows = running();
+    choose(ATTENTION_OUTPUT, index, rows, s_.mixed.data(), m_.heads * m_.head_dim);
+    add_up(layer.out, rows, m_.hidden);
+    collect(layer.out, rows, 0, m_.hidden, s_.added.data());
+}
+
+inline void Worker::feed_forward_of_parts(const Layer& layer, int64_t index) {
+    const Rows rows = running();
+    const int64_t n = m_.intermediate;
+    for (int i = 0; i < rows.n; i++) rms_norm(h(rows.of[i]), layer.norm_ffn, m_.eps, m_.hidden, x(rows.of[i]));
+    choose(FFN_INPUT, index, rows, mine_.x.data(), m_.hidden);
+    lap(RULE);
+    add_up(layer.gate, rows, 2 * n);
+    collect(layer.gate, rows, 0, 2 * n, s_.gate.data());
+    collect(layer.up, rows, n, 2 * n, s_.up.data());
+    const auto [begin, end] = share(n, id_, count_, 4);  // what this thread has collected
+    for (int i = 0; i < rows.n; i++)
+        activate(m_.activation, &s_.gate[rows.of[i] * n + begin], &s_.up[rows.of[i] * n + begin], end - begin);
+    barrier_.wait();
+    lap(FFN);
+    choose(NEURONS, index, rows, s_.gate.data(), n);
+    lap(RULE);
+    add_up(layer.down, rows, m_.hidden);
+    collect(layer.down, rows, 0, m_.hidden, s_.added.data());
+    barrier_.wait();
+    for (int i = 0; i < rows.n; i++) add(rows.of[i], layer.after_ffn);
+    lap(FFN);
+}
