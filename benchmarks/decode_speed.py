@@ -2,9 +2,9 @@
 
     python benchmarks/decode_speed.py demo profiles/smollm2-135m-instruct/0.25.yaml -o docs/performance.json
 
-prints a table as Markdown. With `--llama-python`, an interpreter that has llama-cpp-python, and `--gguf`, the model's
-GGUF file, llama.cpp takes turns as well, in a process of its own: the yardstick. Run it on a machine that does nothing
-else.
+prints a table as Markdown. All decode along held-out text, fed token by token. With `--llama-python`, an interpreter
+that has llama-cpp-python, and `--gguf`, the model's GGUF file, llama.cpp takes turns as well, in a process of its own:
+the yardstick. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from ffnskip import Decoder, Profile, SkipStats, load_profile, pack_weights
 from ffnskip.fast.fused_path import FusedEngine
 from ffnskip_cli import console
-from ffnskip_cli.measure.flops import model_cost, overhead
+from ffnskip_cli.measure.flops import mean_keys, model_cost, overhead
 from ffnskip_cli.measure.speed import Run, Speed, Way, decoder_way, hugging_face_way, measure_speed
 from ffnskip_cli.sources.models import load_model
 from ffnskip_cli.text.named import dataset_names, evaluation_text, text_names
@@ -58,8 +58,8 @@ def main(
         loaded,
         text_names(ours.evaluation),
         calibrated_on=dataset_names(ours.calibration),
-        tokens=max(quality_tokens, repetitions * 256),
-        sequence_length=256,
+        tokens=max(quality_tokens, repetitions * (prompt_tokens + new_tokens)),
+        sequence_length=prompt_tokens + new_tokens,
         seed=ours.calibration.seed,
         offline=False,
     ).tokens.long()
@@ -77,8 +77,10 @@ def main(
         if llama_python is not None and gguf is not None:
             for format in LLAMA_FORMATS:
                 ways[f"llama.cpp, {format}"] = stack.enter_context(llama_way(llama_python, gguf, format))
-        speeds = measure_speed(ways, text[:, :prompt_tokens], new_tokens, repetitions, ours.skip.warm_up, console.track)
-    rows = [_row(name, speed, speeds, models, ours) for name, speed in speeds.items()]
+        prompts, forced = text[:, :prompt_tokens], text[:, prompt_tokens:]
+        speeds = measure_speed(ways, prompts, new_tokens, repetitions, ours.skip.warm_up, console.track, forced)
+    keys = mean_keys(prompt_tokens, new_tokens)
+    rows = [_row(name, speed, speeds, models, ours, keys) for name, speed in speeds.items()]
     sample = text[: quality_tokens // text.shape[1]]
     for format, (kl, agreement) in _quality(wide, models, sample).items():
         next(row for row in rows if row["name"] == f"dense, {format}").update(kl=kl, top1_agreement=agreement)
@@ -88,6 +90,7 @@ def main(
         "threads": torch.get_num_threads(),
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
+        "timed_on": "text",
         "repetitions": repetitions,
         "rows": rows,
     }
@@ -96,7 +99,12 @@ def main(
 
 
 def _row(
-    name: str, speed: Speed, speeds: dict[str, Speed], models: dict[str, PreTrainedModel], profile: Profile
+    name: str,
+    speed: Speed,
+    speeds: dict[str, Speed],
+    models: dict[str, PreTrainedModel],
+    profile: Profile,
+    keys: float,
 ) -> dict[str, Any]:
     kind, _, format = name.partition(", ")
     row: dict[str, Any] = {
@@ -111,7 +119,7 @@ def _row(
         cost = model_cost(models[format])
         row["skip_ratio"] = speed.total_stats.skip_ratio
         row["over_dense"] = speed.speedup_over(speeds[f"dense, {format}"])
-        row["ceiling"] = cost.ceiling(speed.total_stats, overhead(profile, models[format]))
+        row["ceiling"] = cost.ceiling(speed.total_stats, overhead(profile, models[format]), keys)
     return row
 
 
@@ -139,7 +147,10 @@ def _step_through(engine: FusedEngine, sequence: Tensor) -> Tensor:
 
 @contextmanager
 def llama_way(python: Path, gguf: Path, format: str) -> Iterator[Way]:
-    """llama.cpp in another process, which decodes when it is sent a prompt and answers with the times of its tokens."""
+    """llama.cpp in another process, which decodes when it is sent a prompt and answers with the times of its tokens.
+
+    It writes its own continuations, as its speed does not depend on the tokens.
+    """
     script = Path(__file__).with_name("llama_worker.py")
     command = [str(python), str(script), str(gguf), format, str(torch.get_num_threads()), str(_LONGEST)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
@@ -147,7 +158,7 @@ def llama_way(python: Path, gguf: Path, format: str) -> Iterator[Way]:
         assert worker.stdout is not None
         send, receive = worker.stdin, worker.stdout
 
-        def way(prompt: Tensor, new_tokens: int) -> Run:
+        def way(prompt: Tensor, new_tokens: int, forced: Tensor | None) -> Run:
             send.write(json.dumps({"prompt": prompt[0].tolist(), "new_tokens": new_tokens}) + "\n")
             send.flush()
             return Run(json.loads(receive.readline()))

@@ -13,6 +13,7 @@ from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.bench import Options
 from ffnskip_cli.commands.options import Format, Weights
+from ffnskip_cli.measure.speed import pair_ratios
 from ffnskip_cli.measure.suite import PARTS, Plan, run_suite
 from ffnskip_cli.report.tables import Column, print_json, render, turned
 from ffnskip_cli.sources.models import LoadedModel
@@ -20,8 +21,10 @@ from ffnskip_cli.text.corpus import Corpus
 from ffnskip_cli.text.named import check_names, dataset_names, evaluation_text, text_names
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
+SLOWER = 0.98  # of the dense speed; the two per cent above it are what a profile may cost that skips nothing
 NOISY = 0.25  # of the median; beyond it a difference of a few per cent between rows cannot be seen
 
 
@@ -39,9 +42,10 @@ def run(options: Options) -> None:
     length = _sequence_length(profile, prompt_tokens)
     decoded = prompt_tokens + new_tokens if parts & {"speed", "worst-case"} else 0
     common.refuse_longer(loaded.model, max(length, decoded), "lower --prompt-tokens and --new-tokens")
-    text = _text(loaded, profile, names, options)
+    text = _text(loaded, profile, names, options, length, options.eval_tokens)
     common.say_expected_cost(profile, options.move)
     _warn_if_text_changed(profile, text, options)
+    timed_text = _timed_text(loaded, profile, names, options, text) if "speed" in parts else None
     plan = Plan(parts, prompt_tokens, new_tokens, options.repetitions, options.prompts)
     document: dict[str, Any] = {
         "schema": "ffnskip-bench/v1",
@@ -56,18 +60,25 @@ def run(options: Options) -> None:
         "eval_tokens": text.tokens_used,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
+        "new_tokens_past_warm_up": max(new_tokens - 1 - profile.skip.warm_up, 0),  # nothing follows the last one
+        "timed_on": options.timed_on,
         "prompts": min(options.prompts, len(text.tokens)),
         "repetitions": options.repetitions,
-        "rows": run_suite(measured, profile, text.tokens, plan, console.track, original=original),
+        "rows": run_suite(
+            measured, profile, text.tokens, plan, console.track, timed_text=timed_text, original=original
+        ),
     }
     _print(document, options.format)
     if options.breakdown:
         _print_breakdown(document["rows"], options.format)
     _warn_if_noisy(document["rows"])
+    _warn_if_slower(document["rows"], options.timed_on)
 
 
-def _text(loaded: LoadedModel, profile: Profile, names: list[str], options: Options) -> Corpus:
-    """The text to measure on, apart from what was calibrated on."""
+def _text(
+    loaded: LoadedModel, profile: Profile, names: list[str], options: Options, length: int, tokens: int
+) -> Corpus:
+    """The text to measure on, apart from what was calibrated on, in sequences of that length."""
     calibration = profile.calibration
     usual_seed = calibration.seed if calibration else 0
     with console.busy("Preparing text"):
@@ -75,11 +86,33 @@ def _text(loaded: LoadedModel, profile: Profile, names: list[str], options: Opti
             loaded,
             names,
             calibrated_on=dataset_names(calibration) if calibration else (),
-            tokens=options.eval_tokens,
-            sequence_length=_sequence_length(profile, options.prompt_tokens),
+            tokens=tokens,
+            sequence_length=length,
             seed=usual_seed if options.seed is None else options.seed,
             offline=options.model_options.offline,
         )
+
+
+def _timed_text(
+    loaded: LoadedModel, profile: Profile, names: list[str], options: Options, text: Corpus
+) -> Tensor | None:
+    """``[sequences, prompt + new tokens]`` to time decoding along, from the documents of `text`; None for none.
+
+    It is `text` itself if its sequences are long enough, else the same documents packed into longer ones.
+    """
+    if options.timed_on == "generated":
+        return None
+    length = options.prompt_tokens + options.new_tokens
+    if text.tokens.shape[1] >= length:
+        return text.tokens[:, :length]
+    sequences = len(text.tokens) if text.parts else max(options.eval_tokens // length, 1)
+    try:
+        return _text(loaded, profile, names, options, length, sequences * length).tokens
+    except FfnskipError as error:
+        raise FfnskipError(
+            f"The text has no {length} tokens in a row to time decoding along: lower --prompt-tokens or --new-tokens, "
+            "name a longer --eval-dataset, or give --timed-on generated."
+        ) from error
 
 
 def _packed(model: PreTrainedModel, weights: Weights) -> tuple[PreTrainedModel, PreTrainedModel | None]:
@@ -102,6 +135,18 @@ def _warn_if_noisy(rows: list[dict[str, Any]]) -> None:
             f"The runs of one row differ by up to {max(spreads):.0%} of their median: the machine is busy, so the "
             "speeds and the speed-up mean little. Repeat on a quiet machine or with more repetitions."
         )
+
+
+def _warn_if_slower(rows: list[dict[str, Any]], timed_on: str) -> None:
+    """Say so of a profile under whose speed-up nearly every pair of runs agrees that it loses time."""
+    by_name = {row["name"]: row for row in rows}
+    dense, ffnskip = by_name["dense"], by_name["ffnskip"]
+    if ffnskip["speedup"] is None or ffnskip["speedup"] >= SLOWER:
+        return
+    ratios = pair_ratios(ffnskip["tokens_per_second"]["samples"], dense["tokens_per_second"]["samples"])
+    if sum(ratio >= 1.0 for ratio in ratios) <= len(ratios) // 8:  # by chance alone once in 32 times, of five pairs
+        where = "On this text" if timed_on == "text" else "On its own continuations"
+        common.warn_of_slower_profile(where, f"speed-up {ffnskip['speedup']:.2f}")
 
 
 def _warn_if_text_changed(profile: Profile, text: Corpus, options: Options) -> None:
@@ -167,6 +212,7 @@ def _columns() -> list[Column]:
         Column("skip_ratio", "skip ratio", ".3f"),
         Column("flops_per_token", "FLOPs/token", ".3g"),
         Column("flops_saved", "FLOPs saved", ".1%"),
+        Column("flops_saved_past_warm_up", "past warm-up", ".1%"),
         Column("never_skip_fraction", "never skip", ".1%"),
         Column("tokens_per_second", "tokens/s", ".1f"),
         Column("decode_skip_ratio", "timed ratio", ".3f"),

@@ -83,6 +83,14 @@ def _say_cost_at(profile: Profile, target: float) -> None:
         warn_if_over_budget(profile, f"Already at ratio {profile.measured.skip_ratio:g} this profile")
 
 
+def warn_of_slower_profile(where: str, figures: str) -> None:
+    """Tell users of a profile that costs them time."""
+    console.warn(
+        f"{where} decoding with the profile is slower than dense ({figures}): it skips too little there to pay for "
+        "what it adds."
+    )
+
+
 def hint_command(*arguments: object) -> None:
     """Name the next command, ready to be pasted into a shell."""
     console.hint(shlex.join(["ffnskip", *map(str, arguments)]))

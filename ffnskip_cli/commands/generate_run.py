@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -22,6 +23,9 @@ from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.generate import Options
 from ffnskip_cli.sources.models import LoadedModel
+
+_ENOUGH_TO_TIME = 32  # tokens of an answer
+SLOWER = 0.95  # of the dense speed; one answer each cannot tell less apart
 
 
 def run(options: Options) -> None:
@@ -44,7 +48,9 @@ def run(options: Options) -> None:
     writer = _Writer(loaded, tokens, options.max_new_tokens, sampling)
     answer = writer.write(None if options.compare else _stream(loaded), decoder)
     if options.compare:
-        _side_by_side(writer.write(None, Decoder(loaded.model, check=False)), answer)
+        dense = writer.write(None, Decoder(loaded.model, check=False))
+        _side_by_side(dense.text, answer.text)
+        _warn_if_slower(answer.times, dense.times)
 
 
 def _prompt_text(prompt: str) -> str:
@@ -58,6 +64,12 @@ def _prompt_text(prompt: str) -> str:
     return text
 
 
+@dataclass(frozen=True)
+class _Answer:
+    text: str
+    times: list[float]  # when each token came, in seconds
+
+
 class _Writer:
     """Generates from one prompt, and says how it went."""
 
@@ -67,8 +79,8 @@ class _Writer:
         self._max_new_tokens = max_new_tokens
         self._sampling = sampling
 
-    def write(self, show: Callable[[int | None], None] | None, decoder: Decoder) -> str:
-        """Generate, showing each token (and None at the end) as it comes; returns the text."""
+    def write(self, show: Callable[[int | None], None] | None, decoder: Decoder) -> _Answer:
+        """Generate, showing each token (and None at the end) as it comes."""
         tokens: list[int] = []
         times: list[float] = []
         stop = _stop_tokens(self._loaded)
@@ -82,7 +94,7 @@ class _Writer:
         if show is not None:
             show(None)
         _say_how_it_went(times, None if decoder.profile is None else decoder.stats)
-        return str(self._loaded.tokenizer.decode(tokens, skip_special_tokens=True))
+        return _Answer(str(self._loaded.tokenizer.decode(tokens, skip_special_tokens=True)), times)
 
 
 def _prompt_tokens(loaded: LoadedModel, text: str, raw: bool) -> Tensor:
@@ -118,7 +130,7 @@ def _stream(loaded: LoadedModel) -> Callable[[int | None], None]:
 
 
 def _say_how_it_went(times: list[float], stats: SkipStats | None) -> None:
-    speed = f"{(len(times) - 1) / (times[-1] - times[0]):.1f} tokens/s" if len(times) > 1 else "too short to time"
+    speed = f"{_tokens_per_second(times):.1f} tokens/s" if len(times) > 1 else "too short to time"
     line = f"{'dense' if stats is None else 'ffnskip'}: {len(times)} tokens, {speed}"
     if stats is not None:
         if stats.tokens == 0:
@@ -127,6 +139,19 @@ def _say_how_it_went(times: list[float], stats: SkipStats | None) -> None:
             line += f", skip_ratio {stats.skip_ratio:.3f}, never_skip_fraction {stats.never_skip_fraction:.3f}"
             line += f" over {stats.tokens} tokens past warm-up"
     console.talk.print(line)
+
+
+def _tokens_per_second(times: list[float]) -> float:
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def _warn_if_slower(times: list[float], dense_times: list[float]) -> None:
+    """Say so of a profile that lost time on answers long enough to tell."""
+    if min(len(times), len(dense_times)) < _ENOUGH_TO_TIME:
+        return
+    speed, dense = _tokens_per_second(times), _tokens_per_second(dense_times)
+    if speed < SLOWER * dense:
+        common.warn_of_slower_profile("In this answer", f"{speed:.1f} against {dense:.1f} tokens/s")
 
 
 def _side_by_side(dense: str, skipping: str) -> None:

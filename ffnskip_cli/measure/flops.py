@@ -20,7 +20,7 @@ from ffnskip.profiles.profile import Profile
 from ffnskip.stats import SkipStats
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def overhead(profile: Profile, model: PreTrainedModel) -> Overhead:
     hidden, rule = profile.model.hidden_size, profile.skip.by
     of_model, matrices, bias = weights_read(profile.compensation, hidden)
     return Overhead(
-        check_flops=rule.check_flops(hidden),
-        check_bytes=rule.check_weights(hidden) * model.dtype.itemsize,
+        check_flops=rule.check_flops(hidden, profile.part_widths),
+        check_bytes=rule.check_weights(hidden, profile.part_widths) * model.dtype.itemsize,
         added_flops=2 * (of_model + matrices),
         added_bytes=of_model * model_cost(model).ffn_bytes_per_weight + (matrices + bias) * model.dtype.itemsize,
     )
@@ -64,6 +64,7 @@ class ModelCost:
         flops_per_key: of the attention scores and values, per cached position, summed over the layers.
         ffn_bytes: weights of one layer's FFN.
         all_bytes: all weights that a decoded token reads.
+        bytes_per_key: of the key-value cache, per cached position, summed over the layers; in the model's dtype.
     """
 
     n_layers: int
@@ -72,6 +73,7 @@ class ModelCost:
     flops_per_key: int
     ffn_bytes: float
     all_bytes: float
+    bytes_per_key: int
 
     @property
     def ffn_bytes_per_weight(self) -> float:
@@ -84,24 +86,47 @@ class ModelCost:
         return (last - first) * (self.n_layers * self.ffn_flops + self.other_flops) + keys * self.flops_per_key
 
     def saved_flops(self, stats: SkipStats, overhead: Overhead) -> float:
-        """FLOPs of the skipped FFNs minus those of the profile's own work; negative when that cost more."""
+        """FLOPs of what was skipped or left out, minus those of the profile's own work; may be negative."""
         saved = sum(stats.skipped) * (self.ffn_flops - overhead.added_flops)
+        saved += sum(stats.left_out) * self.ffn_flops + stats.attention_flops
         return saved - sum(stats.checked) * overhead.check_flops
 
     def saved_share(self, stats: SkipStats, overhead: Overhead, sequences: int, length: int) -> float:
         """flops_saved of scored sequences, each taken as one decode of `length` tokens without a prompt."""
         return self.saved_flops(stats, overhead) / (sequences * self.dense_flops(0, length))
 
-    def ceiling(self, stats: SkipStats, overhead: Overhead) -> float:
+    def saved_share_past(self, stats: SkipStats, overhead: Overhead, sequences: int, length: int) -> float:
+        """The same of the tokens past warm-up alone."""
+        first = length - stats.tokens // sequences
+        return self.saved_flops(stats, overhead) / (sequences * self.dense_flops(first, length))
+
+    def ceiling(self, stats: SkipStats, overhead: Overhead, keys: float) -> float:
         """The speed-up at batch 1 if time went by bytes alone: those read dense / those read with the profile.
 
-        With it, a checked FFN reads its probe, and a skipped one the weights of the compensation instead of its own.
+        Both read the key-value cache, which stays whole. With the profile, a checked FFN reads its probe, and a skipped
+        one the weights of the compensation instead of its own.
+
+        Args:
+            stats: what was skipped in the decodes.
+            overhead: of the profile.
+            keys: cached positions that a token attends to, the mean over the decodes' tokens. Sliding windows are not
+                taken off.
         """
         if not (tokens := stats.tokens + stats.warm_up_tokens):
             return 1.0
         saved = sum(stats.skipped) * (self.ffn_bytes - overhead.added_bytes)
+        saved += sum(stats.left_out) * self.ffn_bytes + stats.attention_flops / 2 * self.ffn_bytes_per_weight
         saved -= sum(stats.checked) * overhead.check_bytes
-        return self.all_bytes / (self.all_bytes - saved / tokens)
+        dense = self.all_bytes + keys * self.bytes_per_key
+        return dense / (dense - saved / tokens)
+
+
+def mean_keys(prompt_tokens: int, new_tokens: int) -> float:
+    """Cached positions that a decode's step attends to, its own among them: the mean over all of its steps.
+
+    There is one step fewer than new tokens, as the last one is not fed back.
+    """
+    return prompt_tokens + new_tokens / 2
 
 
 def model_cost(model: PreTrainedModel) -> ModelCost:
@@ -120,6 +145,7 @@ def model_cost(model: PreTrainedModel) -> ModelCost:
         flops_per_key=4 * config.num_attention_heads * head_dim(config) * len(ffns),
         ffn_bytes=per_layer.bytes,
         all_bytes=everything.bytes,
+        bytes_per_key=2 * _kv_heads(config) * head_dim(config) * model.dtype.itemsize * len(ffns),
     )
 
 
@@ -146,6 +172,13 @@ def _weights(root: nn.Module, config: object) -> _Weights:
             flops += 2 * weight.numel() * share
             read += weight.numel() * weight.element_size() * share
     return _Weights(flops, read)
+
+
+def _kv_heads(config: PreTrainedConfig) -> int:
+    """Heads whose keys and values are cached."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1  # an older Falcon
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
 def _routed_fraction(config: object) -> float:

@@ -3,20 +3,25 @@
 Machines drift: clocks, caches and neighbours change from minute to minute. So the ways take turns on the same prompt
 and the order turns too; what to quote are medians and ratios between rows of one run.
 
-Only decoding is timed, from the first generated token to the last; reading the prompt costs all ways the same.
+A way decodes along a text, whose tokens are fed one by one whatever it would choose (teacher forcing), or it writes its
+own continuation of the prompt. The two are different clocks: greedy continuations repeat themselves, and where they do
+a profile skips several times as much as along text.
+
+Only decoding is timed, from the first new token to the last; reading the prompt costs all ways the same.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.generation import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from ffnskip.decoder import Decoder
@@ -26,7 +31,8 @@ from ffnskip_cli.track import Track
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Way = Callable[[Tensor, int], "Run"]
+Way = Callable[[Tensor, int, Tensor | None], "Run"]
+"""From a prompt ``[1, prompt]``, the number of new tokens, and those to feed ``[1, new tokens]``, or None."""
 _REHEARSAL_TOKENS = 8  # past warm-up, so that skipping is rehearsed too
 
 
@@ -89,7 +95,7 @@ class Speed:
 
     def speedup_over(self, other: Speed) -> float:
         """Median of the ratios to the other way's run on the same prompt, minutes of drift apart from other pairs."""
-        return median(mine / theirs for mine, theirs in zip(self.samples, other.samples, strict=True))
+        return median(pair_ratios(self.samples, other.samples))
 
     @property
     def total_stats(self) -> SkipStats | None:
@@ -102,12 +108,17 @@ class Speed:
         return total
 
 
+def pair_ratios(samples: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Of the runs of two ways on the same prompts, pair by pair."""
+    return [mine / theirs for mine, theirs in zip(samples, others, strict=True)]
+
+
 def decoder_way(decoder: Decoder) -> Way:
     """The runtime's own loop, with the decoder's profile or without one."""
 
-    def way(prompt: Tensor, new_tokens: int) -> Run:
+    def way(prompt: Tensor, new_tokens: int, forced: Tensor | None = None) -> Run:
         decoder.reset_stats()
-        tokens = decoder.decode(prompt, max_new_tokens=new_tokens)
+        tokens = decoder.decode(prompt, max_new_tokens=new_tokens, forced=forced)
         times = _times(itertools.islice(tokens, 1))  # the prompt has been read
         before = decoder.seconds()
         times += _times(tokens)
@@ -119,10 +130,11 @@ def decoder_way(decoder: Decoder) -> Way:
 
 
 def hugging_face_way(model: PreTrainedModel) -> Way:
-    """What users have without ffnskip: greedy `model.generate`."""
+    """What users have without ffnskip: greedy `model.generate`; along a text by a logits processor that forces it."""
 
-    def way(prompt: Tensor, new_tokens: int) -> Run:
+    def way(prompt: Tensor, new_tokens: int, forced: Tensor | None = None) -> Run:
         clock = _Clock()
+        along = [] if forced is None else [_Forced(forced.to(prompt.device), prompt.shape[1])]
         model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
@@ -131,6 +143,7 @@ def hugging_face_way(model: PreTrainedModel) -> Way:
             do_sample=False,
             streamer=clock,
             pad_token_id=0,
+            logits_processor=LogitsProcessorList(along),
         )
         return Run(clock.times)
 
@@ -138,7 +151,13 @@ def hugging_face_way(model: PreTrainedModel) -> Way:
 
 
 def measure_speed(
-    ways: Mapping[str, Way], prompts: Tensor, new_tokens: int, repetitions: int, warm_up: int, track: Track
+    ways: Mapping[str, Way],
+    prompts: Tensor,
+    new_tokens: int,
+    repetitions: int,
+    warm_up: int,
+    track: Track,
+    forced: Tensor | None = None,
 ) -> dict[str, Speed]:
     """Time every way `repetitions` times, taking turns.
 
@@ -149,14 +168,15 @@ def measure_speed(
         repetitions: runs per way; a short one that is not counted goes first.
         warm_up: the profile's.
         track: shows progress.
+        forced: ``[n, new_tokens]``, the text that follows the prompts, to decode along; None to let the model write.
     """
     speeds = {name: Speed() for name in ways}
     for way in ways.values():
-        way(prompts[:1], warm_up + _REHEARSAL_TOKENS)
+        way(prompts[:1], warm_up + _REHEARSAL_TOKENS, None)
     turns = [(r, name) for r in range(repetitions) for name in _turned(list(ways), r)]
     for repetition, name in track(turns, "measuring speed", len(turns)):
-        row = repetition % len(prompts)
-        speeds[name].add(ways[name](prompts[row : row + 1], new_tokens))
+        row = slice(repetition % len(prompts), repetition % len(prompts) + 1)
+        speeds[name].add(ways[name](prompts[row], new_tokens, None if forced is None else forced[row]))
     return speeds
 
 
@@ -184,3 +204,14 @@ class _Clock(BaseStreamer):
 
     def end(self) -> None:
         pass
+
+
+class _Forced(LogitsProcessor):
+    """Makes ``tokens [1, n]`` the likeliest ones, one after the other behind a prompt; it writes one number a step."""
+
+    def __init__(self, tokens: Tensor, prompt: int) -> None:
+        self._tokens = tokens
+        self._prompt = prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.scatter_(1, self._tokens[:, input_ids.shape[1] - self._prompt, None], float("inf"))

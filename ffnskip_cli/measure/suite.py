@@ -13,9 +13,9 @@ from ffnskip.model.sites import input_device
 from ffnskip.profiles.profile import Profile
 from ffnskip.stats import SkipStats
 from ffnskip_cli.measure.baselines import bare_profile, baseline_patterns
-from ffnskip_cli.measure.flops import NO_OVERHEAD, ModelCost, Overhead, model_cost, overhead
+from ffnskip_cli.measure.flops import NO_OVERHEAD, ModelCost, Overhead, mean_keys, model_cost, overhead
 from ffnskip_cli.measure.quality import Estimate, Quality, measure_quality
-from ffnskip_cli.measure.speed import Speed, decoder_way, hugging_face_way, measure_speed
+from ffnskip_cli.measure.speed import Speed, Way, decoder_way, hugging_face_way, measure_speed
 from ffnskip_cli.measure.worst_case import Continuation, continue_prompts
 from ffnskip_cli.track import Track
 
@@ -51,6 +51,7 @@ def run_suite(
     plan: Plan,
     track: Track,
     *,
+    timed_text: Tensor | None = None,
     original: PreTrainedModel | None = None,
 ) -> list[dict[str, Any]]:
     """Measure the rows `dense`, `ffnskip`, `hf-dense` and the baselines; a figure that was not measured is None.
@@ -61,6 +62,8 @@ def run_suite(
         text: ``[sequences, length]`` to score, and whose beginnings are the prompts.
         plan: what to measure; the part `baselines` only beside `quality`, as they skip as much as the profile does.
         track: shows progress.
+        timed_text: ``[sequences, prompt + new tokens or more]`` to time decoding along; None to time the models' own
+            continuations of the prompts.
         original: of a packed model, what it was packed from: its quality is what the others are compared with, and it
             is what Hugging Face's own loop runs.
 
@@ -76,7 +79,7 @@ def run_suite(
     decoders = {"dense": Decoder(model), "ffnskip": Decoder(model, profile)}
     qualities: dict[str, Quality] = {}
     texts: dict[str, Continuation] = {}
-    speeds = None
+    speeds: dict[str, Speed] = {}
     if "quality" in plan.parts:
         measured = {"ffnskip": profile} if original is None else {"dense": profile.never, "ffnskip": profile}
         scores = measure_quality(model, list(measured.values()), text, track, reference=original)
@@ -87,21 +90,29 @@ def run_suite(
     if "speed" in plan.parts:
         ways = {name: decoder_way(decoder) for name, decoder in decoders.items()}
         ways["hf-dense"] = hugging_face_way(model if original is None else original)
-        speeds = measure_speed(ways, prompts, plan.new_tokens, plan.repetitions, profile.skip.warm_up, track)
+        speeds = _measure_speed(ways, prompts, timed_text, plan, profile.skip.warm_up, track)
+    keys = mean_keys(plan.prompt_tokens, plan.new_tokens)
+    timed = {name: _timed(speed, speeds["dense"], cost, added, keys) for name, speed in speeds.items()}
     quality, length = qualities.get("ffnskip"), text.shape[1]
     dense_quality = _dense_quality(quality, cost, length) | _quality(qualities.get("dense"), cost, NO_OVERHEAD, length)
-    rows = [
-        _row("dense") | dense_quality | _generated(texts.get("dense")) | _timed(speeds, "dense", cost, added),
-        _row("ffnskip")
-        | _quality(quality, cost, added, length)
-        | _generated(texts.get("ffnskip"))
-        | _timed(speeds, "ffnskip", cost, added),
-    ]
-    if speeds is not None:
-        rows.append(_row("hf-dense") | _timed(speeds, "hf-dense", cost, added))
+    by_row = {"dense": dense_quality, "ffnskip": _quality(quality, cost, added, length)}
+    rows = [_row(row) | by_row[row] | _generated(texts.get(row)) | timed.get(row, {}) for row in by_row]
+    if "hf-dense" in timed:
+        rows.append(_row("hf-dense") | timed["hf-dense"])
     if quality is not None and "baselines" in plan.parts:
         rows += _baselines(model, profile, quality.skip_ratio.mean, text, track, original)
     return rows
+
+
+def _measure_speed(
+    ways: dict[str, Way], prompts: Tensor, text: Tensor | None, plan: Plan, warm_up: int, track: Track
+) -> dict[str, Speed]:
+    """Along the text if there is one."""
+    forced = None
+    if text is not None:
+        text = text.to(prompts.device)
+        prompts, forced = text[:, : plan.prompt_tokens], text[:, plan.prompt_tokens :]
+    return measure_speed(ways, prompts, plan.new_tokens, plan.repetitions, warm_up, track, forced)
 
 
 def _baselines(
@@ -135,8 +146,9 @@ def _baselines(
 def _row(name: str) -> dict[str, Any]:
     """A row of which nothing has been measured yet; this is the order of its fields."""
     fields = (
-        "skip_ratio flops_per_token flops_saved never_skip_fraction tokens_per_second speedup ceiling "
-        "decode_skip_ratio breakdown perplexity kl top1_agreement repetition standard_error"
+        "skip_ratio flops_per_token flops_saved flops_saved_past_warm_up least_skipped never_skip_fraction "
+        "tokens_per_second speedup ceiling decode_skip_ratio breakdown perplexity kl top1_agreement repetition "
+        "standard_error"
     )
     return {"name": name, **dict.fromkeys(fields.split())}
 
@@ -155,6 +167,8 @@ def _quality(quality: Quality | None, cost: ModelCost, added: Overhead, length: 
     return {
         "flops_per_token": cost.dense_flops(0, length) / length * (1 - saved),
         "flops_saved": saved,
+        "flops_saved_past_warm_up": cost.saved_share_past(quality.stats, added, quality.sequences, length),
+        "least_skipped": quality.stats.least if any(quality.stats.left_out) else None,
         **_with_errors(estimates),
     }
 
@@ -163,7 +177,7 @@ def _dense_quality(quality: Quality | None, cost: ModelCost, length: int) -> dic
     """Of the dense model, which by definition skips nothing and agrees with itself."""
     if quality is None:
         return {}
-    exact = {"skip_ratio": 0.0, "flops_saved": 0.0, "kl": 0.0, "top1_agreement": 1.0}
+    exact = {"skip_ratio": 0.0, "flops_saved": 0.0, "flops_saved_past_warm_up": 0.0, "kl": 0.0, "top1_agreement": 1.0}
     flops = {"flops_per_token": cost.dense_flops(0, length) / length}
     return exact | flops | _with_errors({"perplexity": quality.perplexity_dense})
 
@@ -180,11 +194,8 @@ def _generated(text: Continuation | None) -> dict[str, Any]:
     return {"never_skip_fraction": never, "repetition": text.repetition}
 
 
-def _timed(speeds: dict[str, Speed] | None, name: str, cost: ModelCost, added: Overhead) -> dict[str, Any]:
+def _timed(speed: Speed, dense: Speed, cost: ModelCost, added: Overhead, keys: float) -> dict[str, Any]:
     """Speed, and what the same decodes skipped: the ceiling belongs to the very runs that were timed."""
-    if speeds is None:
-        return {}
-    speed = speeds[name]
     stats = speed.total_stats or SkipStats(cost.n_layers)
     return {
         "tokens_per_second": {
@@ -193,8 +204,8 @@ def _timed(speeds: dict[str, Speed] | None, name: str, cost: ModelCost, added: O
             "max": max(speed.samples),
             "samples": speed.samples,
         },
-        "speedup": speed.speedup_over(speeds["dense"]),
-        "ceiling": cost.ceiling(stats, added),
+        "speedup": speed.speedup_over(dense),
+        "ceiling": cost.ceiling(stats, added, keys),
         "decode_skip_ratio": stats.skip_ratio,
         "breakdown": speed.breakdown,
     }

@@ -98,6 +98,7 @@ def generate_tokens(
     attention_mask: Tensor | None = None,
     sampling: Sampling = GREEDY,
     stop_tokens: Collection[int] = (),
+    forced: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Continue each prompt of a batch along a path; arguments and what is yielded are those of `Decoder.decode`."""
     choose = sampling.chooser(input_ids.device)
@@ -107,6 +108,8 @@ def generate_tokens(
     for index in range(max_new_tokens):
         logits = path.step(tokens, ended) if index else path.prefill(input_ids, attention_mask)
         following = choose(logits)
+        if forced is not None:  # after the choice, so that a step takes as long as one that keeps it
+            following = forced[:, index]
         # Without stop tokens nothing is asked of the device here, so that it need not wait for the host.
         tokens = torch.where(ended.to(tokens.device), tokens, following) if stop_tokens else following
         yield tokens

@@ -110,6 +110,7 @@ class Decoder:
         attention_mask: Tensor | None = None,
         sampling: Sampling = GREEDY,
         stop_tokens: Collection[int] = (),
+        forced: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Continue each prompt of a batch.
 
@@ -121,13 +122,25 @@ class Decoder:
             attention_mask: ``[batch, prompt]``, 0 on padding; None where there is none.
             sampling: greedy or sampled.
             stop_tokens: a row ends with the first of these; the loop ends when every row has.
+            forced: ``[batch, max_new_tokens or more]``, tokens to yield and to feed back whatever the model chooses
+                (teacher forcing): it decodes along a text.
 
         Yields:
             The next token of every row, ``[batch]``. Rows that have ended repeat their stop token.
+
+        Raises:
+            FfnskipError: `forced` has other rows than the prompts, or fewer tokens than `max_new_tokens`.
         """
         refuse_second_profile(self._model)
         device = input_device(self._model)
         input_ids = input_ids.to(device)
+        if forced is not None:
+            if len(forced) != len(input_ids) or forced.shape[1] < max_new_tokens:
+                raise FfnskipError(
+                    f"Forced tokens of shape {list(forced.shape)} do not fit {len(input_ids)} prompts and "
+                    f"{max_new_tokens} new tokens."
+                )
+            forced = forced.to(device)
         attention_mask = None if attention_mask is None else attention_mask.to(device)
         fused = self._fused if self._fused and self._fused.takes(input_ids, attention_mask, max_new_tokens) else None
         path: DecodePath = GeneralPath(self._model) if fused is None else fused.path(max_new_tokens)
@@ -138,6 +151,7 @@ class Decoder:
             attention_mask=attention_mask,
             sampling=sampling,
             stop_tokens=stop_tokens,
+            forced=forced,
         )
         return tokens if fused or self.profile is None else self._with_profile_applied(self.profile, tokens)
 

@@ -4,10 +4,9 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.cli import mistake, succeed, talk
+from support.cli import bench_document, bench_rows, mistake, succeed, talk
 from support.compiler import COMPILES, needs_compiler
 
 from ffnskip.profiles.profile import load_profile, save_profile
@@ -16,33 +15,21 @@ from ffnskip_cli.sources.models import load_model
 from ffnskip_cli.text import sources
 from ffnskip_cli.text.named import evaluation_text
 
-SMALL = ("--eval-tokens", 256, "--prompt-tokens", 8, "--new-tokens", 12, "--prompts", 2, "--repetitions", 2)
-QUALITY = {"skip_ratio", "flops_per_token", "flops_saved", "perplexity", "kl", "top1_agreement", "standard_error"}
+QUALITY = {
+    *("skip_ratio", "flops_per_token", "flops_saved", "flops_saved_past_warm_up"),
+    *("perplexity", "kl", "top1_agreement", "standard_error"),
+}
+PARTS_ALONE = {"least_skipped"}  # of rules that leave out parts
 WORST_CASE = {"never_skip_fraction", "repetition"}
 BASELINES = ["random", "non-adaptive", "static", "shortgpt", "skipdecode"]
 SPEED = {"tokens_per_second", "speedup", "ceiling", "decode_skip_ratio"}
 BREAKDOWN = {"breakdown"} if COMPILES else set()  # where the time goes, on the fused path
 
 
-@pytest.fixture
-def bench(plateau_folder: Path, plateau_profiles: Path, text_file: Path) -> tuple[object, ...]:
-    """The start of a command line."""
-    return ("bench", plateau_folder, "--profile", plateau_profiles / "0.05.yaml", "--eval-dataset", text_file, *SMALL)
-
-
-def measured(*arguments: object) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(succeed(*arguments, "--format", "json").stdout)
-    return document
-
-
-def rows_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in document["rows"]}
-
-
 def test_json_is_one_document_without_a_gap_in_its_main_rows(
     bench: tuple[object, ...], plateau_profiles: Path, text_file: Path
 ) -> None:
-    document = measured(*bench)
+    document = bench_document(*bench)
     rows = document.pop("rows")
     assert document == {
         "schema": "ffnskip-bench/v1",
@@ -57,17 +44,20 @@ def test_json_is_one_document_without_a_gap_in_its_main_rows(
         "eval_tokens": 256,
         "prompt_tokens": 8,
         "new_tokens": 12,
+        "new_tokens_past_warm_up": 7,
+        "timed_on": "text",
         "prompts": 2,
         "repetitions": 2,
     }
     assert [row["name"] for row in rows] == ["dense", "ffnskip", "hf-dense", *BASELINES]
     dense, ffnskip, hugging_face, *baselines = rows
     for row in (dense, ffnskip):
-        assert set(row) == {"name", "breakdown"} | QUALITY | WORST_CASE | SPEED
-        assert {name for name, value in row.items() if value is None} == {"breakdown"} - BREAKDOWN
-    assert {name for name, value in hugging_face.items() if value is None} == {"breakdown"} | QUALITY | WORST_CASE
+        assert set(row) == {"name", "breakdown"} | QUALITY | WORST_CASE | SPEED | PARTS_ALONE
+        assert {name for name, value in row.items() if value is None} == PARTS_ALONE | ({"breakdown"} - BREAKDOWN)
+    untimed = {"breakdown"} | PARTS_ALONE
+    assert {name for name, value in hugging_face.items() if value is None} == untimed | QUALITY | WORST_CASE
     for row in baselines:
-        assert {name for name, value in row.items() if value is None} == {"breakdown"} | WORST_CASE | SPEED
+        assert {name for name, value in row.items() if value is None} == untimed | WORST_CASE | SPEED
     for row in (dense, ffnskip, hugging_face):
         speed = row["tokens_per_second"]
         assert len(speed["samples"]) == 2
@@ -86,7 +76,7 @@ def test_json_is_one_document_without_a_gap_in_its_main_rows(
     [("quality", QUALITY), ("worst-case", WORST_CASE), ("speed, quality", SPEED | QUALITY | BREAKDOWN)],
 )
 def test_what_was_not_asked_for_is_null(bench: tuple[object, ...], parts: str, fields: set[str]) -> None:
-    rows = rows_of(measured(*bench, "--measure", parts))
+    rows = bench_rows(bench_document(*bench, "--measure", parts))
     assert list(rows) == ["dense", "ffnskip", "hf-dense"][: 3 if "speed" in parts else 2]
     for name in ("dense", "ffnskip"):
         assert {field for field, value in rows[name].items() if value is not None} == {"name"} | fields
@@ -95,9 +85,9 @@ def test_what_was_not_asked_for_is_null(bench: tuple[object, ...], parts: str, f
 def test_a_threshold_that_none_reach_changes_nothing_and_one_that_all_reach_skips_all_but_the_first_layer(
     bench: tuple[object, ...],
 ) -> None:
-    document = measured(*bench, "--threshold", 2.0)
+    document = bench_document(*bench, "--threshold", 2.0)
     assert document["threshold"] == 2.0
-    rows = rows_of(document)
+    rows = bench_rows(document)
     row = rows["ffnskip"]
     assert (row["skip_ratio"], row["decode_skip_ratio"], row["never_skip_fraction"]) == (0.0, 0.0, 1.0)
     assert (row["kl"], row["top1_agreement"], row["ceiling"]) == (0.0, 1.0, 1.0)
@@ -105,7 +95,7 @@ def test_a_threshold_that_none_reach_changes_nothing_and_one_that_all_reach_skip
         rows["dense"][name] for name in ("perplexity", "repetition")
     ]
     assert row["flops_saved"] < 0.0
-    row = rows_of(measured(*bench, "--threshold", -1.0, "--measure", "quality,worst-case"))["ffnskip"]
+    row = bench_rows(bench_document(*bench, "--threshold", -1.0, "--measure", "quality,worst-case"))["ffnskip"]
     assert (row["skip_ratio"], row["never_skip_fraction"]) == (3 / 8, 0.0)
 
 
@@ -113,7 +103,7 @@ def test_quality_is_the_profiles_on_the_same_text_and_a_target_moves_along_its_c
     bench: tuple[object, ...], plateau_profiles: Path
 ) -> None:
     profile, options = load_profile(plateau_profiles / "0.05.yaml"), ("--measure", "quality", "--eval-tokens", 512)
-    rows = rows_of(measured(*bench, *options))
+    rows = bench_rows(bench_document(*bench, *options))
     assert rows["dense"]["perplexity"] == pytest.approx(profile.measured.perplexity_dense, rel=1e-4)
     for figure in ("perplexity", "kl", "top1_agreement", "skip_ratio", "flops_saved"):
         assert rows["ffnskip"][figure] == pytest.approx(getattr(profile.measured, figure), rel=1e-4), figure
@@ -121,7 +111,7 @@ def test_quality_is_the_profiles_on_the_same_text_and_a_target_moves_along_its_c
     result = succeed(*bench, *options, "--target", point.skip_ratio, "--format", "json")
     document = json.loads(result.stdout)
     assert document["threshold"] == point.threshold
-    row = rows_of(document)["ffnskip"]
+    row = bench_rows(document)["ffnskip"]
     assert (row["skip_ratio"], row["kl"]) == pytest.approx((point.skip_ratio, point.kl), rel=1e-4)
     (said,) = talk(result)
     assert said.startswith(f"At ratio {point.skip_ratio:g} the profile should cost KL {point.kl:.3f} ")
@@ -131,15 +121,15 @@ def test_the_text_of_the_profile_is_the_default(plateau_folder: Path, tmp_path: 
     path, sizes = tmp_path / "own.yaml", ("--tokens", 256, "--eval-tokens", 128, "--sequence-length", 64)
     succeed("calibrate", plateau_folder, "--target", 0.1, "--dataset", "self", "--warm-up", 4, "--output", path, *sizes)
     options = ("--eval-tokens", 128, "--prompt-tokens", 8, "--measure", "quality")
-    document = measured("bench", plateau_folder, "--profile", path, *options)
+    document = bench_document("bench", plateau_folder, "--profile", path, *options)
     assert document["eval_dataset"] == "self"
-    assert rows_of(document)["ffnskip"]["kl"] == pytest.approx(load_profile(path).measured.kl, rel=1e-4)
+    assert bench_rows(document)["ffnskip"]["kl"] == pytest.approx(load_profile(path).measured.kl, rel=1e-4)
 
 
 def test_several_texts_are_mixed(bench: tuple[object, ...], text_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text(text_file.read_text()[::-1])
-    document = measured(*bench, "--eval-dataset", f"{other}=3", "--measure", "quality")
+    document = bench_document(*bench, "--eval-dataset", f"{other}=3", "--measure", "quality")
     assert document["eval_dataset"] == f"{text_file} + {other}=3"
     assert document["eval_tokens"] == 256
 
@@ -226,15 +216,15 @@ def test_a_local_file_must_be_named_again_and_a_profile_be_of_the_model(
 
 
 def test_packed_weights_are_compared_with_the_model_as_it_was_loaded(bench: tuple[object, ...]) -> None:
-    document = measured(*bench, "--measure", "quality,speed", "--weights", "int8")
+    document = bench_document(*bench, "--measure", "quality,speed", "--weights", "int8")
     assert (document["weights"], document["dtype"]) == ("int8", "float32")
-    rows = rows_of(document)
+    rows = bench_rows(document)
     dense, ffnskip = rows["dense"], rows["ffnskip"]
     assert (dense["skip_ratio"], dense["flops_saved"]) == (0.0, 0.0)
     assert 0 < dense["kl"] < ffnskip["kl"]
     assert dense["top1_agreement"] <= 1.0
     assert set(dense["standard_error"]) == {"skip_ratio", "perplexity", "kl", "top1_agreement"}
-    plain = rows_of(measured(*bench, "--measure", "quality"))
+    plain = bench_rows(bench_document(*bench, "--measure", "quality"))
     assert dense["perplexity"] != plain["dense"]["perplexity"]
 
 
@@ -243,7 +233,7 @@ def test_a_breakdown_says_where_the_time_goes(bench: tuple[object, ...]) -> None
     table = succeed(*bench, "--measure", "speed", "--breakdown").stdout
     header = next(line.split() for line in table.splitlines() if line.startswith("ms per token"))
     assert header[3:] == ["attention", "ffn", "compensation", "rule", "head", "other"]
-    rows = rows_of(measured(*bench, "--measure", "speed"))
+    rows = bench_rows(bench_document(*bench, "--measure", "speed"))
     for name in ("dense", "ffnskip"):
         breakdown = rows[name]["breakdown"]
         assert min(breakdown[part] for part in ("attention", "ffn", "head", "other")) > 0

@@ -1,7 +1,9 @@
 """`ffnskip generate`."""
 
 import shutil
+from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.cli import mistake, succeed, talk
@@ -11,6 +13,7 @@ from transformers import AutoTokenizer
 from ffnskip.profiles.evidence import CurvePoint
 from ffnskip.profiles.profile import load_profile, save_profile
 from ffnskip_cli.budget import MAX_KL
+from ffnskip_cli.commands import generate_run
 
 PROMPT = "a cab had"
 
@@ -83,6 +86,29 @@ def test_compare_shows_both_texts_side_by_side(plateau_folder: Path, plateau_pro
     assert dense != skipping
     assert dense == "".join(generated(plateau_folder, PROMPT).split())
     assert skipping == "".join(generated(*arguments).split())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seconds", "told"),
+    [(40, 2.0, True), (40, 1.0, False), (40, 0.5, False), (31, 2.0, False)],  # the last is too short to tell
+)
+def test_compare_tells_of_a_profile_that_is_slower_than_dense(
+    plateau_folder: Path,
+    plateau_profiles: Path,
+    tokens: int,
+    seconds: float,
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = [seconds] * tokens + [1.0] * tokens  # the profile's answer comes first
+    clock = SimpleNamespace(perf_counter=accumulate(steps).__next__)
+    monkeypatch.setattr(generate_run, "time", clock)
+    arguments = (plateau_folder, PROMPT, "--profile", plateau_profiles / "0.05.yaml", "--max-new-tokens", tokens)
+    said = talk(succeed("generate", *arguments, "--compare"))
+    assert [line for line in said if line.startswith("Warning")] == told * [
+        "Warning: In this answer decoding with the profile is slower than dense (0.5 against 1.0 tokens/s): it skips "
+        "too little there to pay for what it adds."
+    ]
 
 
 def test_a_chat_model_gets_its_template_unless_raw(chat_folder: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from ffnskip import SkipStats
 from ffnskip.general.wrap import Applied
 from ffnskip.profiles.identity import model_info
-from ffnskip_cli.measure.flops import ModelCost, Overhead, model_cost, overhead
+from ffnskip_cli.measure.flops import ModelCost, Overhead, mean_keys, model_cost, overhead
 
 CACHED = 5  # fewer than pico's sliding windows hold
 ONE_FFN = 3 * HIDDEN * 48  # weights of a gated FFN
@@ -50,7 +50,7 @@ def test_llama_2_7b_saves_what_the_paper_says_and_has_the_ceiling_of_its_share_o
     assert cost.saved_flops(sixteen, NOTHING) == pytest.approx(4.33e9, rel=1e-3)  # half of the FFNs: its Table 4
     # 0.64 and 1.19 of all weights; the table of input embeddings is no part of what a token reads
     assert cost.n_layers * cost.ffn_bytes / cost.all_bytes == pytest.approx(0.655, abs=5e-4)
-    assert cost.ceiling(SkipStats(32, tokens=4, skipped=[1] * 32), NOTHING) == pytest.approx(1.196, abs=5e-4)
+    assert cost.ceiling(SkipStats(32, tokens=4, skipped=[1] * 32), NOTHING, keys=0) == pytest.approx(1.196, abs=5e-4)
 
 
 def overhead_of(dtype: torch.dtype = torch.float32, **profile: Any) -> Overhead:
@@ -63,7 +63,7 @@ def test_every_check_is_charged_and_checking_without_skipping_costs() -> None:
     assert cost.saved_flops(checks, cosine) == -30 * 7 * HIDDEN
     skips = SkipStats(N_LAYERS, tokens=10, checked=[0, 10, 0, 0, 0, 0], skipped=[0, 0, 2, 2, 0, 0])
     assert cost.saved_flops(skips, cosine) == 4 * 2 * ONE_FFN - 10 * 7 * HIDDEN
-    assert cost.ceiling(checks, cosine) == 1.0  # a similarity reads no weights
+    assert cost.ceiling(checks, cosine, 9) == 1.0  # a similarity reads no weights
 
 
 COMPENSATIONS = [
@@ -107,10 +107,29 @@ def test_the_ceiling_charges_probe_and_compensation() -> None:
     cost, added = pico_cost(), overhead_of(kind="low-rank", rank=3, rule="predicted-damage")
     stats = SkipStats(N_LAYERS, tokens=8, warm_up_tokens=2, checked=[0, 8, 8, 8, 8, 0], skipped=[0, 8, 3, 4, 0, 0])
     read = 10 * cost.all_bytes + 32 * 4 * HIDDEN - 15 * (cost.ffn_bytes - 4 * (2 * HIDDEN * 3 + HIDDEN))
-    assert cost.ceiling(stats, added) == pytest.approx(10 * cost.all_bytes / read)
-    assert cost.ceiling(SkipStats(N_LAYERS), NOTHING) == 1.0
+    assert cost.ceiling(stats, added, keys=0) == pytest.approx(10 * cost.all_bytes / read)
+    cached = 10 * 2.5 * cost.bytes_per_key  # which both read
+    assert cost.ceiling(stats, added, keys=2.5) == pytest.approx((10 * cost.all_bytes + cached) / (read + cached))
+    assert cost.ceiling(SkipStats(N_LAYERS), NOTHING, keys=9) == 1.0
     useless = SkipStats(N_LAYERS, tokens=8, checked=[0, 8, 8, 8, 8, 0])
-    assert cost.ceiling(useless, added) < 1.0
+    assert cost.ceiling(useless, added, keys=9) < 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_a_cached_position_is_as_large_as_in_the_models_own_cache(name: str, dtype: torch.dtype) -> None:
+    grouped = {"num_key_value_heads": None} if name.startswith(("gpt", "falcon")) else {}  # which they do not know
+    model = pico_model(name, dtype, **grouped)
+    past = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(pico_tokens(CACHED), past_key_values=past)
+    stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in past.layers)
+    assert model_cost(model).bytes_per_key == stored / CACHED
+
+
+def test_the_mean_of_keys_is_over_the_steps_of_a_decode() -> None:
+    prompt, new = 5, 4  # the steps feed positions 5, 6 and 7, which attend to 6, 7 and 8 of them
+    assert mean_keys(prompt, new) == 7
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

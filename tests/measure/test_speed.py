@@ -32,12 +32,14 @@ def fed(model: PreTrainedModel) -> Iterator[list[list[int]]]:
         hook.remove()
 
 
-def noting(calls: list[tuple[str, int, int]], name: str) -> Way:
-    """A way that notes its name, its prompt's first token and how many tokens it was asked for."""
+def noting(calls: list[tuple[str, int, int]], name: str, forced: list[list[int] | None] | None = None) -> Way:
+    """A way that notes its name, its prompt's first token, how many tokens it was asked for, and the forced ones."""
 
-    def way(prompt: Tensor, new_tokens: int) -> Run:
+    def way(prompt: Tensor, new_tokens: int, text: Tensor | None) -> Run:
         assert prompt.shape == (1, 2)
         calls.append((name, int(prompt[0, 0]), new_tokens))
+        if forced is not None:
+            forced.append(None if text is None else text.flatten().tolist())
         return Run([0.0, 0.5, float(len(calls))])
 
     return way
@@ -56,6 +58,16 @@ def test_ways_take_turns_on_the_same_prompt_after_a_rehearsal_that_is_not_counte
     # the n-th call says that two tokens took n seconds
     assert speeds["a"].samples == [2 / 4, 2 / 9, 2 / 11, 2 / 13]
     assert [len(speed.samples) for speed in speeds.values()] == [4, 4, 4]
+
+
+def test_each_prompt_is_timed_along_its_own_text_after_a_free_rehearsal() -> None:
+    calls: list[tuple[str, int, int]] = []
+    forced: list[list[int] | None] = []
+    ways = {name: noting(calls, name, forced) for name in "ab"}
+    text = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    measure_speed(ways, torch.tensor([[7, 0], [8, 0]]), 3, 3, 1, silently, text)
+    assert [prompt for _, prompt, _ in calls[2:]] == [7, 7, 8, 8, 7, 7]
+    assert forced == [None, None, [3, 4, 5], [3, 4, 5], [6, 7, 8], [6, 7, 8], [3, 4, 5], [3, 4, 5]]
 
 
 def test_runs_are_summed_up_by_their_medians_and_counts() -> None:
@@ -80,20 +92,32 @@ def test_dense_and_hugging_face_generate_the_same_tokens(name: str) -> None:
     expected = [PROMPT[0].tolist(), *([token] for token in tokens[:-1])]  # the last one is never fed back
     for way in (decoder_way(Decoder(model, path="general")), hugging_face_way(model)):
         with fed(model) as passes:
-            run = way(PROMPT, NEW)
+            run = way(PROMPT, NEW, None)
         assert passes == expected
         assert len(run.times) == NEW
         assert run.times == sorted(run.times)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_dense_and_hugging_face_decode_along_the_same_text(name: str) -> None:
+    model = pico_model(name)
+    text = pico_tokens(NEW, seed=1)
+    model.generation_config.eos_token_id = int(text[0, 3])
+    for way in (decoder_way(Decoder(model, path="general")), hugging_face_way(model)):
+        with fed(model) as passes:
+            run = way(PROMPT, NEW, text)
+        assert passes == [PROMPT[0].tolist(), *([token] for token in text[0, :-1].tolist())]
+        assert len(run.times) == NEW
+
+
 def test_the_profiles_way_skips_counts_and_takes_the_profile_off() -> None:
     model = pico_model()
     modules = list(model.modules())
-    run = decoder_way(Decoder(model, pico_profile(model, threshold=-1.0)))(PROMPT, NEW)
+    run = decoder_way(Decoder(model, pico_profile(model, threshold=-1.0)))(PROMPT, NEW, None)
     assert len(run.times) == NEW
     fed_past_warm_up = NEW - 1 - 2
     assert (run.stats.tokens, run.stats.warm_up_tokens) == (fed_past_warm_up, 2)
     assert run.stats.skipped == [0, 0, *[fed_past_warm_up] * 3, 0]
     assert run.stats.n_layers == N_LAYERS
     assert list(model.modules()) == modules
-    assert decoder_way(Decoder(model))(PROMPT, NEW).stats is None
+    assert decoder_way(Decoder(model))(PROMPT, NEW, None).stats is None

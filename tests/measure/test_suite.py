@@ -8,18 +8,22 @@ from typing import Any
 import pytest
 from support.calibrations import quality_of
 from support.pico import float64_model, middle_threshold, pico_profile, pico_tokens
+from torch import Tensor
 
-from ffnskip import Decoder, Profile
+from ffnskip import Decoder, Profile, SkipStats
 from ffnskip_cli.measure.flops import model_cost, overhead
 from ffnskip_cli.measure.suite import PARTS, Plan, run_suite
 from ffnskip_cli.measure.worst_case import continue_prompts
 from ffnskip_cli.track import silently
 
 MODEL = float64_model()
-TEXT = pico_tokens(16, batch=3)
+TEXT, TIMED = pico_tokens(16, batch=3), pico_tokens(15, batch=2, seed=1)
 PROMPT, NEW, REPETITIONS, PROMPTS = 6, 9, 3, 2
 FIELDS = {
-    "quality": {"skip_ratio", "flops_per_token", "flops_saved", "perplexity", "kl", "top1_agreement", "standard_error"},
+    "quality": {
+        *("skip_ratio", "flops_per_token", "flops_saved", "flops_saved_past_warm_up"),
+        *("perplexity", "kl", "top1_agreement", "standard_error"),
+    },
     "speed": {"tokens_per_second", "speedup", "ceiling", "decode_skip_ratio"},
     "worst-case": {"never_skip_fraction", "repetition"},
 }
@@ -38,9 +42,10 @@ def profile() -> Profile:
 
 
 @cache
-def rows(parts: frozenset[str]) -> dict[str, dict[str, Any]]:
+def rows(parts: frozenset[str], timed_on: str = "generated") -> dict[str, dict[str, Any]]:
     plan = Plan(parts, PROMPT, NEW, REPETITIONS, PROMPTS)
-    return {row["name"]: row for row in run_suite(MODEL, profile(), TEXT, plan, silently)}
+    timed_text = TIMED if timed_on == "text" else None
+    return {row["name"]: row for row in run_suite(MODEL, profile(), TEXT, plan, silently, timed_text=timed_text)}
 
 
 @pytest.mark.parametrize("parts", SOME_PARTS, ids=lambda parts: "+".join(sorted(parts)))
@@ -53,7 +58,8 @@ def test_what_was_not_measured_is_none_and_everything_else_is_there(parts: froze
     for name, row in found.items():
         own = measured & only.get(name, measured)
         assert {field for field, value in row.items() if value is not None} == {"name", *own}
-        assert set(row) == {"name", "breakdown"}.union(*FIELDS.values())  # which the general path does not measure
+        # The general path does not measure a breakdown; cosine leaves out no parts.
+        assert set(row) == {"name", "breakdown", "least_skipped"}.union(*FIELDS.values())
     json.dumps(found, allow_nan=False)
 
 
@@ -103,14 +109,29 @@ def test_the_worst_case_is_over_as_many_prompts_as_were_asked_for() -> None:
     assert found["dense"]["repetition"] == continue_prompts(Decoder(MODEL), prompts, NEW, silently).repetition
 
 
-def test_speed_has_one_sample_per_repetition_and_the_ceiling_of_the_very_runs() -> None:
-    found = rows(frozenset({"speed"}))
+def skipped_along(text: Tensor | None) -> SkipStats:
+    """In the timed decodes: along the text, whose two rows take turns three times, or in free continuations."""
+    decoder = Decoder(MODEL, profile())
+    for repetition in range(REPETITIONS):
+        if text is None:
+            decode = decoder.decode(TEXT[repetition : repetition + 1, :PROMPT], max_new_tokens=NEW)
+        else:
+            row = text[repetition % 2][None]
+            decode = decoder.decode(row[:, :PROMPT], max_new_tokens=NEW, forced=row[:, PROMPT:])
+        assert len(list(decode)) == NEW
+    return decoder.stats
+
+
+@pytest.mark.parametrize("timed_on", ["text", "generated"])
+def test_speed_has_one_sample_per_repetition_and_the_ceiling_of_the_very_runs(timed_on: str) -> None:
+    found = rows(frozenset({"speed"}), timed_on)
     for row in found.values():
         rate = row["tokens_per_second"]
         assert len(rate["samples"]) == REPETITIONS
         assert (rate["min"], rate["median"], rate["max"]) == tuple(sorted(rate["samples"]))
         assert row["speedup"] > 0
-    stats = continue_prompts(Decoder(MODEL, profile()), TEXT[:REPETITIONS, :PROMPT], NEW, silently).stats
+    stats = skipped_along(TIMED if timed_on == "text" else None)
+    keys = PROMPT + NEW / 2
     assert found["ffnskip"]["decode_skip_ratio"] == stats.skip_ratio > 0
-    assert found["ffnskip"]["ceiling"] == model_cost(MODEL).ceiling(stats, overhead(profile(), MODEL)) > 1
+    assert found["ffnskip"]["ceiling"] == model_cost(MODEL).ceiling(stats, overhead(profile(), MODEL), keys) > 1
     assert found["hf-dense"]["ceiling"] == 1.0

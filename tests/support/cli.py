@@ -1,6 +1,8 @@
 """Running a command in a test."""
 
+import json
 import re
+from typing import Any
 
 from typer.testing import CliRunner, Result
 
@@ -34,3 +36,14 @@ def mistake(*arguments: object, stdin: str | bytes | None = None) -> str:
     (line,) = talk(result)
     assert line.startswith("Error: ")
     return line.removeprefix("Error: ")
+
+
+def bench_document(*arguments: object) -> dict[str, Any]:
+    """What `ffnskip bench` says in JSON."""
+    document: dict[str, Any] = json.loads(succeed(*arguments, "--format", "json").stdout)
+    return document
+
+
+def bench_rows(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Its rows by name."""
+    return {row["name"]: row for row in document["rows"]}

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.demo
 
 SHARED = Path(__file__).parents[2] / "profiles"
 WARM_UP = 25
+FAST = ("--dtype", "float32")
 Compiled = tuple[Path, dict[str, Any], list[str]]
 
 
@@ -33,7 +34,7 @@ def mean_curve(record: Record) -> Tensor:
 
 @pytest.fixture(scope="module")
 def demo() -> LoadedModel:
-    return load_model("demo")
+    return load_model("demo", dtype="float32")  # on a CPU without bfloat16 instructions several times as fast
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     """A profile by the paper's rule at a ratio of 0.10, what stdout said of it in JSON, and what stderr said."""
     path = tmp_path_factory.mktemp("profiles") / "0.10.yaml"
     sizes = ("--tokens", 1024, "--eval-tokens", 512, "--candidates", 4, "--warm-up", WARM_UP)
-    paper = ("--rule", "cosine", "--compensate", "none")
+    paper = ("--rule", "cosine", "--compensate", "none", *FAST)
     options = ("--dataset", "demo", *sizes, *paper, "--output", path, "--format", "json")
     result = succeed("calibrate", "demo", "--target", "0.10", *options)
     (row,) = json.loads(result.stdout)["profiles"]
@@ -69,13 +70,13 @@ def test_skipping_one_ffn_per_trigger_wins_over_the_papers_rule(calibrated: Comp
 
 
 def test_apply_passes_its_self_check(calibrated: Compiled) -> None:
-    result = succeed("apply", "demo", calibrated[0], "--format", "json")
+    result = succeed("apply", "demo", calibrated[0], *FAST, "--format", "json")
     assert talk(result)[0].startswith("Self-check passed: ")
     assert json.loads(result.stdout)["skip_ratio"] > 0
 
 
 def test_generate_writes_english_and_skips(calibrated: Compiled) -> None:
-    options = ("--profile", calibrated[0], "--max-new-tokens", WARM_UP + 15)
+    options = ("--profile", calibrated[0], "--max-new-tokens", WARM_UP + 15, *FAST)
     result = succeed("generate", "demo", "Explain why the sky is blue.", *options)
     assert " sky " in result.stdout
     _, figures = talk(result)
@@ -85,11 +86,12 @@ def test_generate_writes_english_and_skips(calibrated: Compiled) -> None:
 
 def test_bench_measures_everything(calibrated: Compiled) -> None:
     path, row, _ = calibrated
-    sizes = ("--eval-tokens", 512, "--prompt-tokens", 16, "--new-tokens", WARM_UP + 8, "--prompts", 2, "-r", 1)
+    sizes = ("--eval-tokens", 512, "--prompt-tokens", 16, "--new-tokens", WARM_UP + 8, "--prompts", 2, "-r", 1, *FAST)
     document = json.loads(succeed("bench", "demo", "--profile", path, *sizes, "--format", "json").stdout)
     dense, ffnskip_row, hugging_face, *baselines = document["rows"]
-    assert (document["eval_dataset"], document["dtype"]) == ("demo", "bfloat16")
-    assert None not in [*dense.values(), *ffnskip_row.values()]
+    assert (document["eval_dataset"], document["dtype"]) == ("demo", "float32")
+    unmeasured = {name for row in (dense, ffnskip_row) for name, value in row.items() if value is None}
+    assert unmeasured == {"least_skipped"}  # of rules that leave out parts
     assert hugging_face["tokens_per_second"]["median"] > 0
     assert baselines
     assert all(baseline["kl"] > 0 for baseline in baselines)
