@@ -91,14 +91,13 @@ static void sum_inputs(const Number* data, int64_t stretch, const Kept& kept, in
     }
 }
 
-static void sum_inputs(const Matrix& w, const Kept& kept, int64_t begin, int64_t end, int vectors, int64_t n, float* y) {
+static void sum_inputs(const Matrix& w, const Kept& kept, int64_t begin, int64_t end, int vectors, int64_t n,
+                       float* y) {
     switch (w.format) {
-        case FLOAT32:
-            return sum_inputs(static_cast<const float*>(w.data), w.stretch, kept, begin, end, vectors, n, y);
+        case FLOAT32: return sum_inputs(static_cast<const float*>(w.data), w.stretch, kept, begin, end, vectors, n, y);
         case BFLOAT16:
             return sum_inputs(static_cast<const uint16_t*>(w.data), w.stretch, kept, begin, end, vectors, n, y);
-        case INT8:
-            return sum_inputs(static_cast<const int8_t*>(w.data), w.stretch, kept, begin, end, vectors, n, y);
+        case INT8: return sum_inputs(static_cast<const int8_t*>(w.data), w.stretch, kept, begin, end, vectors, n, y);
         case INT4: return;  // refused by fast/parts.py: two of its numbers share a byte
     }
 }

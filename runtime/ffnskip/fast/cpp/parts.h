@@ -1,7 +1,8 @@
 // The blocks of a layer whose matrices lie input by input, so that single inputs can be left out.
 //
 // Threads share out the inputs that are kept, each adds up sums of its own, and behind a barrier each collects the sums
-// of all for its share of the outputs: half a stretch per thread would be too short for the memory to run at full speed.
+// of all for its share of the outputs: half a stretch per thread would be too short for the memory to run at full
+// speed.
 #pragma once
 
 #include "worker.h"
