@@ -60,8 +60,8 @@ class Settings:
         str,
         typer.Option(
             metavar="|".join(rule_names()),
-            help="When to skip whole FFNs: by similarity as in the paper, or by the damage that a probe predicts; "
-            "price leaves out parts of FFNs and attention instead.",
+            help="When to skip FFNs: by similarity as in the paper, or by the damage that a probe predicts. "
+            "price leaves out parts of FFNs and attention.",
         ),
     ] = "predicted-damage"
     compensate: Annotated[

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from ffnskip.errors import FfnskipError
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
-from ffnskip_cli.calibration.fit.gradients import is_emulated
 from ffnskip_cli.calibration.forecast import memory_bytes, seconds
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.pipeline import Pipeline
@@ -174,10 +173,6 @@ def run(options: Options) -> None:
             console.mute()
         loaded = common.load(name, options.model_options)
         common.refuse_longer(loaded.model, settings.sequence_length, "lower --sequence-length")
-        if is_emulated(loaded.model):
-            console.hint(
-                "This CPU has no instructions for 16-bit numbers: --dtype float32 is several times as fast here."
-            )
         calibration = Run(name, loaded, settings, files, datasets, eval_datasets, offline)
         calibration.start(statistics, files.share(), ranks, options.format)
 

@@ -167,7 +167,7 @@ def test_a_table_has_a_column_for_every_row_and_other_formats_a_line(
     figures = {line[:15].strip(): line[15:].split() for line in lines[2:] if line}
     assert figures["skip ratio"][0] == "0.000"
     assert figures["tokens/s"] == ["–", "–"]
-    assert len(figures) == 12
+    assert len(figures) == 13
     options = (*bench, "--measure", "quality,baselines", "--format")
     names = ["dense", "ffnskip", *BASELINES]
     assert succeed(*options, "table").stdout.splitlines()[0].split() == ["row", *names]

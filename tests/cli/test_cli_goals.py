@@ -33,8 +33,8 @@ def test_a_limit_on_quality_holds_on_unseen_text(
 @pytest.mark.parametrize(
     ("goal", "words"),
     [
-        ((), "exactly one of --target, --max-kl, --max-perplexity-increase"),
-        (("--target", "0.1", "--max-kl", "0.1"), "exactly one of --target, --max-kl, --max-perplexity-increase"),
+        ((), "exactly one of --target, --target-flops, --max-kl"),
+        (("--target", "0.1", "--max-kl", "0.1"), "exactly one of --target, --target-flops, --max-kl"),
         (("--max-kl", "-1"), "The limit -1 is not a number above 0"),
         (("--max-kl", "inf"), "The limit inf is not a number above 0"),
         (("--max-kl", "2%"), "--max-kl 2% is not a limit such as 0.05: leave the % out"),

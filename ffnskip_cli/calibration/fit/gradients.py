@@ -62,15 +62,15 @@ def take_gradients(lab: Lab, sequences: Tensor, first: int, seed: int) -> Gradie
     return Gradients((fisher / tokens).float(), _centred(logarithms).float())
 
 
-def is_emulated(model: PreTrainedModel) -> bool:
-    """Whether the model lies on a CPU that has no instructions for its numbers."""
-    narrow = model.dtype in (torch.bfloat16, torch.float16)
-    return model.device.type == "cpu" and narrow and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def differentiable(model: PreTrainedModel) -> PreTrainedModel:
-    """The model to go backward through: a float32 copy where it is emulated, as that takes thirty times as long."""
-    return deepcopy(model).float() if is_emulated(model) else model
+    """The model to go backward through: itself, or a float32 copy where the CPU has no instructions for its numbers.
+
+    There a backward pass in bfloat16 takes some thirty times as long.
+    """
+    narrow = model.dtype in (torch.bfloat16, torch.float16)
+    if model.device.type != "cpu" or not narrow or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return model
+    return deepcopy(model).float()
 
 
 def sampled_log_likelihood(model: PreTrainedModel, sequence: Tensor) -> Tensor:
