@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.cli import bench_document, bench_rows, mistake, succeed, talk
-from support.compiler import COMPILES, needs_compiler
+from support.compiler import COMPILES
 
 from ffnskip.profiles.profile import load_profile, save_profile
 from ffnskip_cli.calibration.assemble import evaluation_text as evaluation_section
@@ -226,18 +226,3 @@ def test_packed_weights_are_compared_with_the_model_as_it_was_loaded(bench: tupl
     assert set(dense["standard_error"]) == {"skip_ratio", "perplexity", "kl", "top1_agreement"}
     plain = bench_rows(bench_document(*bench, "--measure", "quality"))
     assert dense["perplexity"] != plain["dense"]["perplexity"]
-
-
-@needs_compiler
-def test_a_breakdown_says_where_the_time_goes(bench: tuple[object, ...]) -> None:
-    table = succeed(*bench, "--measure", "speed", "--breakdown").stdout
-    header = next(line.split() for line in table.splitlines() if line.startswith("ms per token"))
-    assert header[3:] == ["attention", "ffn", "compensation", "rule", "head", "other"]
-    rows = bench_rows(bench_document(*bench, "--measure", "speed"))
-    for name in ("dense", "ffnskip"):
-        breakdown = rows[name]["breakdown"]
-        assert min(breakdown[part] for part in ("attention", "ffn", "head", "other")) > 0
-        rate = rows[name]["tokens_per_second"]
-        assert 1000 / rate["max"] * 0.99 <= sum(breakdown.values()) <= 1000 / rate["min"] * 1.01
-    assert rows["dense"]["breakdown"]["compensation"] == 0
-    assert rows["hf-dense"]["breakdown"] is None

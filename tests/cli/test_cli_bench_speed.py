@@ -88,8 +88,3 @@ def test_a_breakdown_says_where_the_time_goes(bench: tuple[object, ...]) -> None
         assert 1000 / rate["max"] * 0.99 <= sum(breakdown.values()) <= 1000 / rate["min"] * 1.01
     assert rows["dense"]["breakdown"]["compensation"] == 0
     assert rows["hf-dense"]["breakdown"] is None
-
-
-def test_where_the_time_goes_is_not_known_of_what_was_not_timed(bench: tuple[object, ...]) -> None:
-    result = succeed(*bench, "--measure", "quality", "--breakdown")
-    assert "Warning: Where the time goes is known" in " ".join(talk(result))
