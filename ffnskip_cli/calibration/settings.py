@@ -186,7 +186,7 @@ class Settings:
                 f"{self.recorded_tokens - 2} here."
             )
         if not rule_named(self.rule).has_window and (self.window != "auto" and self.window is not None):
-            raise FfnskipError("--window belongs to --rule cosine: with predicted-damage every layer decides alone.")
+            raise FfnskipError(f"--window belongs to --rule cosine: with {self.rule} every layer decides alone.")
         if self.rank is not None and self.compensate != "low-rank":
             raise FfnskipError("--rank belongs to --compensate low-rank.")
         if self.neurons and self.compensate not in ("low-rank", "linear"):

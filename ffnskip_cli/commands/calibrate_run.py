@@ -160,7 +160,8 @@ def run(options: Options) -> None:
         options.shard,
     )
     if "candidates" in named and choices["candidates"] and choices["rule"] != "cosine":
-        raise FfnskipError("--candidates belongs to --rule cosine: with predicted-damage there is no region to search.")
+        rule = choices["rule"]
+        raise FfnskipError(f"--candidates belongs to --rule cosine: with {rule} there is no region to search.")
     files.check()
     statistics = load_statistics(files.stats_in) if files.stats_in else None
     settings = options.settings(goals=(*paths,), **_as_recorded(statistics, choices, named))
