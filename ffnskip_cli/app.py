@@ -40,7 +40,8 @@ class Frame(TyperGroup):
         """Run the command line and exit: 0, 1 after a failure, 2 after a mistake, 130 after Ctrl-C."""
         kwargs["standalone_mode"] = False
         try:
-            code = super().main(*args, **kwargs)
+            with console.own_warnings():
+                code = super().main(*args, **kwargs)
         except Exception as mistake:
             if not _explain(mistake):
                 raise

@@ -2,13 +2,16 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.text import Text
+
+from ffnskip.errors import FfnskipWarning
 
 T = TypeVar("T")
 
@@ -44,6 +47,23 @@ def track(steps: Iterable[T], description: str, total: int) -> Iterator[T]:
     if _can_animate():
         return _track_with_bar(steps, description, total)
     return _track_with_lines(steps, description, total)
+
+
+@contextmanager
+def own_warnings() -> Iterator[None]:
+    """While inside, the runtime's warnings are said like all others, each time."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, FfnskipWarning):
+            warn(str(message))
+        else:
+            usual(message, category, *place)
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        warnings.simplefilter("always", FfnskipWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 @contextmanager

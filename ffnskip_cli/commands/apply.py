@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ffnskip_cli.commands.options import ModelName, ModelOptions, Move, PrintFormat
+from ffnskip_cli.commands.options import ModelName, ModelOptions, Move, OtherWeights, PrintFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,5 +22,6 @@ class Options:
     model: ModelName
     profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The skip profile.")]
     move: Move
+    other_weights: OtherWeights = False
     format: PrintFormat = "table"
     model_options: ModelOptions

@@ -12,6 +12,7 @@ from ffnskip.model.sites import input_device
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.apply import Options
+from ffnskip_cli.commands.identity import check_identity
 from ffnskip_cli.commands.options import Format
 from ffnskip_cli.report.tables import Column, print_json, render
 
@@ -33,7 +34,9 @@ def run(options: Options) -> None:
     _refuse_swapped(model, profile)
     skip_profile = common.load_moved(profile, move)
     loaded = common.load(model, options.model_options)
-    with apply(loaded.model, skip_profile, mode="score") as applied:
+    offline = options.model_options.offline
+    check_identity(loaded, skip_profile, other_weights=options.other_weights, offline=offline)
+    with apply(loaded.model, skip_profile, mode="score", other_weights=True) as applied:  # that was checked
         tokens = loaded.tokenizer(SAMPLE, return_tensors="pt")["input_ids"].to(input_device(loaded.model))
         with torch.inference_mode():
             loaded.model(tokens, use_cache=False)
@@ -45,6 +48,7 @@ def run(options: Options) -> None:
     common.say_expected_cost(skip_profile, move)
     moved = [("--threshold", move.threshold), ("--target", move.target)]
     same = [word for option, value in moved if value is not None for word in (option, value)]
+    same += ["--other-weights"] * options.other_weights
     common.hint_command("generate", model, "Once upon a time", "--profile", profile, *same)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from ffnskip_cli.calibration.settings import EvalTokens, seed_option
-from ffnskip_cli.commands.options import ModelName, Move, PackedModelOptions, PrintFormat
+from ffnskip_cli.commands.options import ModelName, Move, OtherWeights, PackedModelOptions, PrintFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Options:
     model: ModelName
     profile: Annotated[Path, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile.")]
     move: Move
+    other_weights: OtherWeights = False
     measure: Annotated[
         str, typer.Option(metavar="PART[,PART…]", help="What to measure: quality, baselines, speed, worst-case.")
     ] = "quality,baselines,speed,worst-case"

@@ -12,6 +12,7 @@ from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.bench import Options
+from ffnskip_cli.commands.identity import check_identity
 from ffnskip_cli.commands.options import Format, Weights
 from ffnskip_cli.measure.speed import pair_ratios
 from ffnskip_cli.measure.suite import PARTS, Plan, run_suite
@@ -36,8 +37,9 @@ def run(options: Options) -> None:
     weights, offline = options.model_options.weights, options.model_options.offline
     check_names(names, offline)
     loaded = common.load(options.model, options.model_options)
+    check_identity(loaded, profile, other_weights=options.other_weights, offline=offline)
     measured, original = _packed(loaded.model, weights)
-    decoder = Decoder(measured, profile)  # checks both before the long part
+    decoder = Decoder(measured, profile, other_weights=True)  # checks path and profile before the long part
     common.say_path(decoder)
     length = _sequence_length(profile, prompt_tokens)
     decoded = prompt_tokens + new_tokens if parts & {"speed", "worst-case"} else 0

@@ -10,7 +10,7 @@ import typer
 
 from ffnskip.errors import FfnskipError
 from ffnskip_cli.calibration.settings import seed_option
-from ffnskip_cli.commands.options import ModelName, Move, PackedModelOptions
+from ffnskip_cli.commands.options import ModelName, Move, OtherWeights, PackedModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Options:
         Path | None, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile; none: dense.")
     ] = None
     move: Move
+    other_weights: OtherWeights = False
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to generate at most.")] = 128
     temperature: Annotated[float, typer.Option(metavar="X", min=0.0, help="0 is greedy.")] = 0.0
     top_p: Annotated[
@@ -45,3 +46,5 @@ class Options:
             raise FfnskipError("--threshold needs a --profile whose threshold it replaces.")
         if self.profile is None and self.move.target is not None:
             raise FfnskipError("--target needs a --profile along whose curve it moves.")
+        if self.profile is None and self.other_weights:
+            raise FfnskipError("--other-weights needs a --profile that was made on them.")

@@ -22,6 +22,7 @@ from ffnskip.stats import SkipStats
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.generate import Options
+from ffnskip_cli.commands.identity import check_identity
 from ffnskip_cli.sources.models import LoadedModel
 
 _ENOUGH_TO_TIME = 32  # tokens of an answer
@@ -37,11 +38,13 @@ def run(options: Options) -> None:
     tokens = _prompt_tokens(loaded, text, options.raw)
     length = tokens.shape[1] + options.max_new_tokens
     common.refuse_longer(loaded.model, length, "shorten the prompt or --max-new-tokens")
-    weights = options.model_options.weights
+    weights, offline = options.model_options.weights, options.model_options.offline
+    if profile is not None:
+        check_identity(loaded, profile, other_weights=options.other_weights, offline=offline)
     if weights != "auto":
         with console.busy(f"Packing weights to {weights}"):
             pack_weights(loaded.model, weights)
-    decoder = Decoder(loaded.model, profile)
+    decoder = Decoder(loaded.model, profile, other_weights=True)  # that was checked
     common.say_path(decoder)
     if profile is not None:
         common.say_expected_cost(profile, options.move)

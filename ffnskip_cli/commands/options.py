@@ -17,6 +17,13 @@ ModelName = Annotated[
     ),
 ]
 PrintFormat = Annotated[Format, typer.Option(help="How to print the result.")]
+OtherWeights = Annotated[
+    bool,
+    typer.Option(
+        "--other-weights",
+        help="Take a profile that was made on other weights of this architecture, and say what it costs on these.",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

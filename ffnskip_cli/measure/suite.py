@@ -76,7 +76,7 @@ def run_suite(
         )
     cost, added = model_cost(model), overhead(profile, model)
     prompts = text[:, : plan.prompt_tokens].to(input_device(model))
-    decoders = {"dense": Decoder(model), "ffnskip": Decoder(model, profile)}
+    decoders = {"dense": Decoder(model), "ffnskip": Decoder(model, profile, other_weights=True)}
     qualities: dict[str, Quality] = {}
     texts: dict[str, Continuation] = {}
     speeds: dict[str, Speed] = {}

@@ -41,7 +41,7 @@ class Decoder:
     Args:
         model: a Hugging Face decoder without a profile on.
         profile: a profile, the path of one, or None to run dense.
-        threshold, target: as in `ffnskip.apply`.
+        threshold, target, other_weights: as in `ffnskip.apply`.
         path: `fused` or `general`; None chooses.
         check: prove on the model itself that profile and path do what they say, with a few short forward passes.
 
@@ -64,6 +64,7 @@ class Decoder:
         target: float | None = None,
         path: PathName | None = None,
         check: bool = True,
+        other_weights: bool = False,
     ) -> None:
         if path not in (*get_args(PathName), None):
             raise FfnskipError(f"The path must be one of {', '.join(get_args(PathName))}, not {path!r}.")
@@ -72,7 +73,9 @@ class Decoder:
         self.profile: Profile | None = None
         if profile is not None:
             loaded = profile if isinstance(profile, Profile) else load_profile(profile)
-            with apply(model, loaded, threshold=threshold, target=target, check=check) as applied:
+            with apply(
+                model, loaded, threshold=threshold, target=target, check=check, other_weights=other_weights
+            ) as applied:
                 self.profile = applied.profile
         self.why_general: str | None = "it was asked for" if path == "general" else None
         self._stats = SkipStats(model.config.get_text_config().num_hidden_layers)

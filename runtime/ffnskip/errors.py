@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each message is one plain sentence that says what to change."""
+"""The errors a user can cause, and the warnings. Each message is one plain sentence that says what to change."""
 
 
 class FfnskipError(Exception):
@@ -11,3 +11,7 @@ class ProfileError(FfnskipError):
 
 class UnsupportedModelError(FfnskipError):
     """A model whose feed-forward blocks cannot be wrapped, or not with proof that nothing else changed."""
+
+
+class FfnskipWarning(UserWarning):
+    """What a user should know before trusting the result; the command line prints the sentence."""

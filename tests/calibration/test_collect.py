@@ -168,12 +168,3 @@ def test_without_resume_an_old_file_is_not_read(tmp_path: Path) -> None:
     lab, identity, tokens = setup(seed=1)
     collect(lab, identity, tokens, Share(path=tmp_path / "own"), ONE)
     assert load_statistics([tmp_path / "own"]).identity == identity
-
-
-def test_weights_that_were_trained_further_are_another_model() -> None:
-    model = pico_model()
-    before = module._fingerprint(model)
-    assert module._fingerprint(pico_model()) == before
-    with torch.no_grad():
-        model.model.layers[3].mlp.down_proj.weight += 1e-6
-    assert module._fingerprint(model) != before

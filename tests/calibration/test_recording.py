@@ -92,7 +92,7 @@ DOCUMENTS = frozenset({b"\x00" * 32, b"\xff" * 32})
 def identity(**changes: Any) -> Identity:
     sizes = {"tokens_used": SEQUENCES * LENGTH, "sequence_length": LENGTH}
     text = TEXT | sizes | {"text_sha256": "ab" * 32, "seed": 0, "dtype": "float32", "on": "text"}
-    source = Source(make_profile().model, "cd" * 32, "ef" * 32, "float32")
+    source = Source(make_profile().model, "ef" * 32, "float32")
     text |= {name: value for name, value in changes.items() if name in text}
     source = replace(source, **{name: value for name, value in changes.items() if hasattr(source, name)})
     return Identity(source, CalibrationText.model_validate(text), DOCUMENTS, changes.get("tokens_sha256", "aa" * 32))
@@ -149,7 +149,7 @@ def test_a_sequence_that_two_files_hold_is_refused(tmp_path: Path) -> None:
     ("change", "fact"),
     [
         ({"model": make_profile(hidden_size=64).model}, "model.hidden_size is 64 and not 32"),
-        ({"weights_sha256": "00" * 32}, "weights_sha256 is 0000"),
+        ({"model": make_profile(weights_sha256="00" * 32).model}, "model.weights_sha256 is 0000"),
         ({"tokenizer_sha256": "00" * 32}, "tokenizer_sha256 is 0000"),
         ({"dtype": "bfloat16"}, "dtype is bfloat16 and not float32"),
         ({"text_sha256": "00" * 32}, "text.text_sha256 is 0000"),
@@ -167,8 +167,8 @@ def test_recordings_of_different_things_are_kept_apart(tmp_path: Path, change: d
 
 def test_a_recording_of_another_model_is_told_from_the_model_alone() -> None:
     refuse_difference(identity().source.facts(), identity(seed=5).source.facts(), "the model", "the file")
-    other = identity(weights_sha256="00" * 32).source.facts()
-    with pytest.raises(FfnskipError, match=r"^the file does not fit the model: weights_sha256 is 0000"):
+    other = identity(model=make_profile(weights_sha256="00" * 32).model).source.facts()
+    with pytest.raises(FfnskipError, match=r"^the file does not fit the model: model.weights_sha256 is 0000"):
         refuse_difference(identity().source.facts(), other, "the model", "the file")
 
 

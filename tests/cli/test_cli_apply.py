@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 from support.cli import mistake, succeed, talk
-from support.factories import make_compensated
-from transformers import AutoModelForCausalLM
 
-from ffnskip.profiles.identity import model_info
-from ffnskip.profiles.profile import load_profile, save_profile
+from ffnskip.profiles.profile import load_profile
 
 
 def test_the_self_check_is_reported_and_every_layer_of_the_region_is_listed(
@@ -88,16 +85,6 @@ def test_mistakes_are_one_sentence_each(
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     assert "model.config_sha256 is" in mistake("apply", other, path)
-
-
-@pytest.fixture
-def damage_profile(plateau_folder: Path, tmp_path: Path) -> Path:
-    """A profile of predicted-damage for that model, with random probes, and its weights beside it."""
-    info = model_info(AutoModelForCausalLM.from_pretrained(plateau_folder), id="plateau").model_dump()
-    settings = info | {"cold_s": 0, "cold_e": 8, "threshold": 1.0, "curve": [[0.5, 0.2, 0.1], [2.0, 0.6, 0.2]]}
-    profile = make_compensated("low-rank", rule="predicted-damage", rank=3, neurons=4, **settings)
-    save_profile(profile, tmp_path / "damage.yaml")
-    return tmp_path / "damage.yaml"
 
 
 def test_a_profile_of_predicted_damage_needs_its_weights_and_its_threshold_is_moved_in_nats(

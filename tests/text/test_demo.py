@@ -1,6 +1,9 @@
 """The whole way with a real model, SmolLM2-135M-Instruct, and the profiles that are shared for it."""
 
 import json
+import re
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,11 @@ from support.cli import succeed, talk
 from torch import Tensor
 
 import ffnskip
+from ffnskip.errors import ProfileError
 from ffnskip.profiles.profile import load_profile
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
 from ffnskip_cli.calibration.rules.cosine.regions import Region, find_region
+from ffnskip_cli.commands.identity import check_identity
 from ffnskip_cli.measure.quality import measure_quality
 from ffnskip_cli.sources.models import LoadedModel, load_model
 from ffnskip_cli.text.corpus import build_corpus
@@ -133,6 +138,24 @@ def test_a_shared_profile_fits_the_demo_model(demo: LoadedModel, path: Path) -> 
     assert profile.measured.kl < {0.10: 0.03, 0.25: 0.12, 0.35: 0.22, 0.50: 0.45}[profile.measured.target_ratio]
     with ffnskip.apply(demo.model, profile):
         pass
+
+
+def test_a_shared_profile_is_refused_by_the_same_model_with_its_neurons_in_another_order(
+    demo: LoadedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The function is the same, and the profile's KL of 0.08 nats per token becomes one of 1.6."""
+    profile = load_profile(SHARED / "smollm2-135m-instruct" / "0.25.yaml")
+    permuted = replace(demo, model=deepcopy(demo.model))
+    for layer in permuted.model.model.layers:
+        for matrix in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            matrix.weight.data = matrix.weight.data.flip(0)
+        layer.mlp.down_proj.weight.data = layer.mlp.down_proj.weight.data.flip(1)
+    with pytest.raises(ProfileError, match=r"^The profile was made on other weights"):
+        check_identity(permuted, profile, other_weights=False, offline=False)
+    check_identity(permuted, profile, other_weights=True, offline=False)
+    kl, promised, tokens = re.findall(r"[\d.]+\d", capsys.readouterr().err.partition("it costs KL")[2])
+    assert float(kl) > 10 * float(promised)
+    assert tokens == "1024"
 
 
 def test_a_shared_profile_moves_along_its_curve_on_unseen_text(demo: LoadedModel) -> None:

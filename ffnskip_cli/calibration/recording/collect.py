@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate.utils import align_module_device
 from torch import Tensor
 
 from ffnskip.errors import FfnskipError
@@ -25,12 +24,9 @@ from ffnskip_cli.calibration.settings import GENERATED_TOKENS, On, Settings
 from ffnskip_cli.text.corpus import Corpus
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from ffnskip_cli.sources.models import LoadedModel
 
 SECONDS_BETWEEN_SAVES = 20.0  # what a kill can cost, besides the block at work
-_SAMPLE = 256  # elements of each weight that its fingerprint looks at
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,6 @@ def source_of(loaded: LoadedModel) -> Source:
     rules = backend.to_str() if backend else json.dumps(loaded.tokenizer.get_vocab(), sort_keys=True)
     return Source(
         model_info(model, id=loaded.id, revision=loaded.revision, gguf_sha256=loaded.gguf_sha256),
-        weights_sha256=_fingerprint(model),
         tokenizer_sha256=hashlib.sha256(rules.encode()).hexdigest(),
         dtype=str(model.dtype).removeprefix("torch."),
     )
@@ -174,15 +169,3 @@ def _add_up(statistics: Statistics, share: Share, ranks: Ranks) -> None:
     ranks.wait()
     if (file := share.file_of(ranks)) is not None:
         file.unlink(missing_ok=True)
-
-
-def _fingerprint(model: PreTrainedModel) -> str:
-    """Hash over elements at even distances of every weight: a model trained further has another one."""
-    digest = hashlib.sha256()
-    for prefix, module in model.named_modules():
-        with align_module_device(module):  # brings in what accelerate keeps elsewhere
-            for name, weight in module.named_parameters(recurse=False):
-                digest.update(f"{prefix}.{name} {tuple(weight.shape)}".encode())
-                flat = weight.detach().flatten()
-                digest.update(flat[:: max(1, len(flat) // _SAMPLE)].double().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -26,7 +26,7 @@ from ffnskip.profiles.schema import ModelInfo
 from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.settings import recorded_tokens
 
-SCHEMA = "ffnskip-stats/v1"
+SCHEMA = "ffnskip-stats/v2"
 _HASH_BYTES = 32
 
 
@@ -35,14 +35,12 @@ class Source:
     """The model and tokenizer of a recording.
 
     Attributes:
-        model: the model.
-        weights_sha256: fingerprint of its weights.
+        model: the model, with the fingerprint of its weights.
         tokenizer_sha256: hash of the tokenizer, its vocabulary and all that comes before it.
         dtype: precision of the model, such as `bfloat16`.
     """
 
     model: ModelInfo
-    weights_sha256: str
     tokenizer_sha256: str
     dtype: str
 
@@ -51,7 +49,6 @@ class Source:
         return {
             "schema": SCHEMA,
             "model": self.model.model_dump(mode="json"),
-            "weights_sha256": self.weights_sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
             "dtype": self.dtype,
         }
@@ -175,7 +172,6 @@ def _read(path: Path) -> tuple[Identity, Tensor, Record]:
         identity = Identity(
             Source(
                 ModelInfo.model_validate(facts["model"]),
-                facts["weights_sha256"],
                 facts["tokenizer_sha256"],
                 facts["dtype"],
             ),

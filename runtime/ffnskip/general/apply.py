@@ -33,6 +33,7 @@ def apply(
     threshold: float | None = None,
     target: float | None = None,
     check: bool = True,
+    other_weights: bool = False,
 ) -> Applied:
     """Make `model` skip FFN blocks as `profile` says, in place.
 
@@ -50,6 +51,8 @@ def apply(
         threshold: replaces the profile's.
         target: replaces the profile's threshold by the one that its curve has at this skip_ratio.
         check: prove on the model itself, with two short forward passes, that the profile does what it says.
+        other_weights: take a profile that was made on other weights of the same architecture, such as another
+            fine-tune's, an adapter's or those of a coarser GGUF file. What it costs is then to be measured.
 
     Raises:
         ProfileError: the profile cannot be read or belongs to another model.
@@ -60,7 +63,8 @@ def apply(
     if not isinstance(profile, Profile):
         profile = load_profile(profile)
     profile.refuse_missing_weights()
-    check_identity(profile, model)
+    refuse_second_profile(model)
+    check_identity(profile, model, other_weights=other_weights)
     if mode not in get_args(Mode):
         raise FfnskipError(f"The mode must be one of {', '.join(get_args(Mode))}, not {mode!r}.")
     profile = profile.moved(threshold=threshold, target=target)

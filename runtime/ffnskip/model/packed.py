@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ffnskip.errors import FfnskipError
 from ffnskip.model.matrix import GROUP, Matrix, PackedFormat, pack
 from ffnskip.model.sites import decoder_body
+from ffnskip.profiles.fingerprint import keep_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,6 +111,7 @@ def pack_weights(model: PreTrainedModel, format: PackedFormat) -> None:
     columns = [parent.get_submodule(name).in_features for parent, name in linears]
     if format == "int4" and (wrong := [n for n in columns if n % GROUP]):  # type: ignore[operator]
         raise FfnskipError(f"int4 needs rows of a multiple of {GROUP} numbers, not {wrong[0]}: choose int8.")
+    keep_fingerprint(model)  # profiles belong to what was loaded
     for parent, name in linears:
         linear = parent.get_submodule(name)
         assert isinstance(linear, nn.Linear)

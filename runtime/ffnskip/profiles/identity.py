@@ -1,16 +1,20 @@
-"""Which model a profile belongs to: the facts of its architecture, hashed so that they travel.
+"""Which model a profile belongs to: its architecture and its weights, hashed so that they travel.
 
-The hash covers what makes two checkpoints the same network, and nothing that depends on the version of transformers or
-on the container: a model read from the Hub, from a folder and from a GGUF file has one and the same hash.
+`config_sha256` covers what the architecture is made of, and nothing that depends on the version of transformers or on
+the container: a model read from the Hub, from a folder and from a GGUF file has one and the same. `weights_sha256`
+(`ffnskip.profiles.fingerprint`) tells apart models of one architecture: another fine-tune, another quantization, or
+another rotary embedding.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from ffnskip.errors import ProfileError
+from ffnskip.errors import FfnskipWarning, ProfileError
+from ffnskip.profiles.fingerprint import weights_sha256
 from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import ModelInfo
 
@@ -67,12 +71,28 @@ def model_info(
         n_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         config_sha256=config_sha256(model.config),
+        weights_sha256=weights_sha256(model),
     )
 
 
-def check_identity(profile: Profile, model: PreTrainedModel) -> None:
-    """Raise ProfileError, naming the field, when the profile was made for a model of another architecture."""
+def check_identity(profile: Profile, model: PreTrainedModel, *, other_weights: bool = False) -> None:
+    """Refuse a profile that was made for another model.
+
+    Of a model of the same architecture with other weights only a profile without weights of its own is accepted, with a
+    FfnskipWarning, unless `other_weights` says that they are known to be others. A profile without a fingerprint is
+    accepted with a FfnskipWarning.
+
+    Raises:
+        ProfileError: naming the field.
+    """
     found = model_info(model, id=profile.model.id)
+    refuse_other_architecture(profile, found)
+    if not other_weights:
+        refuse_other_weights(profile, found)
+
+
+def refuse_other_architecture(profile: Profile, found: ModelInfo) -> None:
+    """Raise ProfileError, naming the field, when the profile was made for a model of another architecture."""
     for field in ("model_type", "n_layers", "hidden_size", "config_sha256"):
         expected, actual = getattr(profile.model, field), getattr(found, field)
         if expected != actual:
@@ -80,3 +100,37 @@ def check_identity(profile: Profile, model: PreTrainedModel) -> None:
                 f"The profile is for another model: model.{field} is {expected} in the profile ({profile.model.id}) "
                 f"and {actual} in the model."
             )
+
+
+def refuse_other_weights(profile: Profile, found: ModelInfo) -> None:
+    """Raise ProfileError, or warn if the profile has no weights of its own, when it was made on other weights.
+
+    The fingerprint decides. Where the profile has none, the GGUF file or the commit does, if both are known.
+    """
+    made_for = profile.model
+    for field in ("weights_sha256", "gguf_sha256", "revision"):
+        expected, actual = getattr(made_for, field), getattr(found, field)
+        if expected is not None and actual is not None:
+            break
+    else:
+        _warn(
+            "The profile does not say which weights it was made on, as those of earlier versions do not: if the model "
+            f"is not {made_for.id}, or has been trained further, what it skips is noise."
+        )
+        return
+    if expected == actual:
+        return
+    sentence = (
+        f"The profile was made on other weights: model.{field} is {expected} in the profile ({made_for.id}) and "
+        f"{actual} in the model, or its rope, windows or caps are other ones."
+    )
+    if profile.weight_shapes:
+        raise ProfileError(
+            f"{sentence} What was fitted to the one is noise on the other: calibrate anew, or go on "
+            "with --other-weights (other_weights=True) and look at the KL."
+        )
+    _warn(f"{sentence} What it skips and costs here is not what it says.")
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, FfnskipWarning, stacklevel=5)

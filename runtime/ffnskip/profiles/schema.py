@@ -70,7 +70,10 @@ class ModelInfo(Section):
     hidden_size: Positive
     """Width of the residual stream."""
     config_sha256: Hex64
-    """SHA-256 of the model's configuration, 64 hex digits."""
+    """SHA-256 of the model's architecture, 64 hex digits."""
+    weights_sha256: Hex64 | None = None
+    """Fingerprint of the model's weights, and of what of its configuration they do not show (rope, windows, caps), 64
+    hex digits; null in profiles that were made before there was one."""
 
 
 class Skip(Section):
