@@ -130,12 +130,16 @@ class FusedPath:
         self._engine = engine
         self._max_new_tokens = max_new_tokens
         self._index = 0  # tokens generated so far
+        skip = None if engine.profile is None else engine.profile.skip
+        self._may_skip: list[bool] = [] if skip is None else may_skip(torch.arange(max_new_tokens), skip).tolist()
+        self._none = torch.empty(0, dtype=torch.bool)
 
     def prefill(self, prompts: Tensor, mask: Tensor | None) -> Tensor:
         """See `DecodePath`."""
         batch, length = prompts.shape
         self._engine.reserve(batch, length + self._max_new_tokens)
         self._engine.current = self
+        self._none = torch.zeros(batch, dtype=torch.bool)
         assert self._engine.step is not None
         return _prefill(self._engine.model, prompts, mask, self._engine.step.cache)
 
@@ -144,20 +148,24 @@ class FusedPath:
         if self._engine.current is not self:
             raise FfnskipError("Another decode was started with this decoder: finish one before the next.")
         assert self._engine.step is not None
-        counted, allowed = self._count(~ended)
+        counted, allowed = self._count(ended)
         self._index += 1
         return self._engine.step(tokens, ended, counted, allowed)
 
-    def _count(self, running: Tensor) -> tuple[Tensor, Tensor]:
-        """Count the rows that are `running`; which of them count as past their warm-up, and which of these may skip."""
-        profile, stats, none = self._engine.profile, self._engine.stats, torch.zeros_like(running)
+    def _count(self, ended: Tensor) -> tuple[Tensor, Tensor]:
+        """Count the rows that go on; which of them count as past their warm-up, and which of these may skip.
+
+        It runs once a token between two steps that have emptied the caches, so it takes few operations.
+        """
+        profile, stats = self._engine.profile, self._engine.stats
         if profile is None:
-            return none, none
+            return self._none, self._none
+        running = ~ended
         if self._index < profile.skip.warm_up:
             stats.warm_up_tokens += int(running.sum())
-            return none, none
+            return self._none, self._none
         stats.tokens += int(running.sum())
-        return running, running & may_skip(torch.tensor(self._index), profile.skip)
+        return running, running if self._may_skip[self._index] else self._none
 
 
 def _refuse_without_compiler(model: PreTrainedModel) -> None:

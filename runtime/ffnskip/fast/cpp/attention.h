@@ -22,10 +22,13 @@ inline void Worker::attention(const Layer& layer, int64_t index) {
         else head_of_attention<uint16_t>(layer, index, b, head, item == begin);
     }
     barrier_.wait();
-    if (layer.out.stretch) project_out(layer, index);
-    else product(layer.out, all, s_.mixed.data(), m_.heads * m_.head_dim, s_.added.data(), m_.hidden);
-    barrier_.wait();
-    for (int b = 0; b < batch_; b++) add(b, layer.after_attention);
+    if (layer.out.stretch) {
+        project_out(layer, index);
+    } else {
+        product(layer.out, all, s_.mixed.data(), m_.heads * m_.head_dim, s_.added.data(), m_.hidden);
+        barrier_.wait();
+        for (int b = 0; b < batch_; b++) add(b, s_.added, layer.after_attention);
+    }
     lap(ATTENTION);
 }
 

@@ -35,10 +35,10 @@ inline void Worker::feed_forward(const Layer& layer, int64_t index) {
         lap(COMPENSATION);
     }
     barrier_.wait();
-    for (int i = 0; i < skipping.n; i++) add(skipping.of[i], nullptr);
+    for (int i = 0; i < skipping.n; i++) add(skipping.of[i], s_.added, nullptr);
     for (int i = 0; i < running.n; i++) {
         if (m_.rule == COSINE && in_region && index + 1 < m_.cold_e) observe(layer, index, running.of[i]);
-        add(running.of[i], layer.after_ffn);
+        add(running.of[i], s_.added, layer.after_ffn);
     }
     lap(running.n ? FFN : COMPENSATION);
 }
@@ -65,7 +65,7 @@ inline void Worker::observe(const Layer& layer, int64_t index, int b) {
     remaining_[b] = 0;
     if (!in_.allowed[b]) return;
     if (id_ == 0) step_.counts.checked[index]++;
-    const float *before = h(b), *f = behind(b, layer.after_ffn);
+    const float *before = h(b), *f = behind(b, s_.added, layer.after_ffn);
     for (int64_t i = 0; i < m_.hidden; i++) mine_.f[i] = before[i] + f[i];
     const float* after = mine_.f.data();
     const float lengths = std::sqrt(dot(before, before, m_.hidden)) * std::sqrt(dot(after, after, m_.hidden));

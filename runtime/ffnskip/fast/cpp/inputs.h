@@ -20,27 +20,43 @@ struct Kept {
     // number of vectors, a compile-time constant where it is one, which is worth a loop of its own.
     template <typename Count>
     void list(Count vectors, const float* const* x, const float* const* limit, int64_t width, int64_t* left_out) {
-        const int64_t room = (width + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
-        stride_ = room;
-        index.resize(room);
-        values.resize(room * vectors);
-        int64_t count = 0;
+        stride_ = width + WIDTH + AT_ONCE;
+        index.resize(stride_);
+        values.resize(stride_ * vectors);
         for (int t = 0; t < vectors; t++) left_out[t] = 0;
-        for (int64_t i = 0; i < width; i++) {
+        n = 0;
+        int64_t i = 0;
+        for (; i + WIDTH <= width; i += WIDTH) {
+            uint32_t any = 0;
+            Floats kept[MAX_BATCH];
+            for (int t = 0; t < vectors; t++) {
+                const Floats value = load(x[t] + i);
+                const Ints keep = ~(magnitude(value) < load(limit[t] + i));  // what is not a number is kept
+                const uint32_t bits = signs(keep);
+                kept[t] = (Floats)((Ints)value & keep);
+                left_out[t] += WIDTH - __builtin_popcount(bits);
+                any |= bits;
+            }
+            const Ints order = front(any);
+            Ints indices = order + int32_t(i);
+            memcpy(&index[n], &indices, sizeof(indices));
+            for (int t = 0; t < vectors; t++) store(&values[t * stride_ + n], pick(kept[t], order));
+            n += __builtin_popcount(any);
+        }
+        for (; i < width; i++) {
             bool any = false;
             for (int t = 0; t < vectors; t++) {
-                const float value = x[t][i];
-                const bool keep = !(std::fabs(value) < limit[t][i]);  // what is not a number is kept
-                values[t * room + count] = keep ? value : 0.0f;
+                const bool keep = !(std::fabs(x[t][i]) < limit[t][i]);
+                values[t * stride_ + n] = keep ? x[t][i] : 0.0f;
                 left_out[t] += !keep;
                 any |= keep;
             }
-            index[count] = int32_t(i);
-            count += any;
+            index[n] = int32_t(i);
+            n += any;
         }
-        for (n = count; n % AT_ONCE; n++) {
-            index[n] = index[count - 1];
-            for (int t = 0; t < vectors; t++) values[t * room + n] = 0.0f;
+        for (const int32_t last = n ? index[n - 1] : 0; n % AT_ONCE; n++) {
+            index[n] = last;
+            for (int t = 0; t < vectors; t++) values[t * stride_ + n] = 0.0f;
         }
     }
 
@@ -50,54 +66,66 @@ struct Kept {
     int64_t stride_ = 0;
 };
 
-// y += x[0] * w[0] + x[1] * w[1] + ...; meanwhile the stretches `next` are brought near, line by line. Without that, a
-// stretch ends before the processor has noticed that it is read in order.
-template <typename Number>
+// y += x[0] * w[0] + x[1] * w[1] + ... of `N` inputs; meanwhile the stretches `next` are brought near, line by line.
+// Without that, a stretch ends before the processor has noticed that it is read in order.
+template <int N, typename Number>
 INLINE void add_inputs(const Number* const* w, const Number* const* next, const float* x, int64_t n, float* y) {
     constexpr int64_t LINE = 64 / sizeof(Number);
-    Floats factor[AT_ONCE];
-    for (int k = 0; k < AT_ONCE; k++) factor[k] = spread(x[k]);
+    Floats factor[N];
+    for (int k = 0; k < N; k++) factor[k] = spread(x[k]);
     const auto eight = [&](int64_t i) {
         Floats total = load(y + i);
-        for (int k = 0; k < AT_ONCE; k++) total += factor[k] * load(w[k] + i);
+        for (int k = 0; k < N; k++) total += factor[k] * load(w[k] + i);
         store(y + i, total);
     };
     int64_t i = 0;
     for (; i + LINE <= n; i += LINE) {
         if (next)
-            for (int k = 0; k < AT_ONCE; k++) __builtin_prefetch(next[k] + i);
+            for (int k = 0; k < N; k++) __builtin_prefetch(next[k] + i);
         for (int64_t j = 0; j < LINE; j += WIDTH) eight(i + j);
     }
     for (; i + WIDTH <= n; i += WIDTH) eight(i);
     for (; i < n; i++)
-        for (int k = 0; k < AT_ONCE; k++) y[i] += x[k] * widened(w[k] + i);
+        for (int k = 0; k < N; k++) y[i] += x[k] * widened(w[k] + i);
 }
 
 // y[t * n ..] = the sum over kept inputs [begin, end) of value * stretch, for `n` outputs of `vectors` vectors.
-template <typename Number>
+template <int N, typename Number>
 static void sum_inputs(const Number* data, int64_t stretch, const Kept& kept, int64_t begin, int64_t end, int vectors,
                        int64_t n, float* y) {
     std::fill(y, y + vectors * n, 0.0f);
-    const Number *now[AT_ONCE], *next[AT_ONCE];
-    for (int64_t at = begin; at < end; at += AT_ONCE) {
-        const bool more = at + AT_ONCE < end;
-        for (int k = 0; k < AT_ONCE; k++) {
+    const Number *now[N], *next[N];
+    const Number* const* none = nullptr;
+    for (int64_t at = begin; at < end; at += N) {
+        const bool more = N > 1 && at + N < end;
+        for (int k = 0; k < N; k++) {
             now[k] = data + kept.index[at + k] * stretch;
-            next[k] = more ? data + kept.index[at + AT_ONCE + k] * stretch : nullptr;
+            if (more) next[k] = data + kept.index[at + N + k] * stretch;
         }
-        add_inputs(now, more ? next : nullptr, kept.of(0) + at, n, y);
+        add_inputs<N>(now, more ? next : none, kept.of(0) + at, n, y);
         for (int t = 1; t < vectors; t++)  // from the first cache
-            add_inputs(now, static_cast<const Number* const*>(nullptr), kept.of(t) + at, n, y + t * n);
+            add_inputs<N>(now, none, kept.of(t) + at, n, y + t * n);
     }
+}
+
+// Nearly all of short stretches, one behind the other, are best read as what they are, one sequence; the processor
+// then runs ahead by itself. Where more is left out, or stretches are long, several at a time are faster.
+template <typename Number>
+static void sum_inputs(const Matrix& w, const Kept& kept, int64_t begin, int64_t end, int vectors, int64_t n,
+                       float* y) {
+    constexpr int64_t SHORT = 2048;  // bytes
+    const Number* data = static_cast<const Number*>(w.data);
+    const bool in_sequence = n * int64_t(sizeof(Number)) <= SHORT && 8 * kept.n > 7 * w.columns;
+    if (in_sequence) sum_inputs<1>(data, w.stretch, kept, begin, end, vectors, n, y);
+    else sum_inputs<AT_ONCE>(data, w.stretch, kept, begin, end, vectors, n, y);
 }
 
 static void sum_inputs(const Matrix& w, const Kept& kept, int64_t begin, int64_t end, int vectors, int64_t n,
                        float* y) {
     switch (w.format) {
-        case FLOAT32: return sum_inputs(static_cast<const float*>(w.data), w.stretch, kept, begin, end, vectors, n, y);
-        case BFLOAT16:
-            return sum_inputs(static_cast<const uint16_t*>(w.data), w.stretch, kept, begin, end, vectors, n, y);
-        case INT8: return sum_inputs(static_cast<const int8_t*>(w.data), w.stretch, kept, begin, end, vectors, n, y);
+        case FLOAT32: return sum_inputs<float>(w, kept, begin, end, vectors, n, y);
+        case BFLOAT16: return sum_inputs<uint16_t>(w, kept, begin, end, vectors, n, y);
+        case INT8: return sum_inputs<int8_t>(w, kept, begin, end, vectors, n, y);
         case INT4: return;  // refused by fast/parts.py: two of its numbers share a byte
     }
 }

@@ -7,6 +7,8 @@
 
 #include "vectors.h"
 
+constexpr int MAX_BATCH = 16;  // vectors that one product may take
+
 enum Format : int32_t { FLOAT32, BFLOAT16, INT8, INT4 };
 constexpr int64_t GROUP = 32;  // columns of an int4 matrix that share a factor and an offset
 

@@ -32,21 +32,22 @@ inline void Worker::choose(Role role, int64_t index, const Rows& which, const fl
 
 // The sums of this thread's share of the inputs, for `n` outputs that begin with those of `w`; then a barrier.
 inline void Worker::add_up(const Matrix& w, const Rows& which, int64_t n) {
+    turn_ ^= 1;
     const auto [begin, end] = share(mine_.kept.n, id_, count_, AT_ONCE);
-    sum_inputs(w, mine_.kept, begin, end, which.n, n, mine_.sums.data());
+    sum_inputs(w, mine_.kept, begin, end, which.n, n, mine_.sums[turn_].data());
     barrier_.wait();
 }
 
-// y[row] = W x[row] from the sums of all threads, for this thread's share of W's rows, which begin at output `first` of
-// the `n` that were summed up.
-inline void Worker::collect(const Matrix& w, const Rows& which, int64_t first, int64_t n, float* y) {
-    const auto [begin, end] = share(w.rows, id_, count_, 4);
+// y[row] = W x[row] for rows [begin, end) of W, from the sums of all threads; they begin at output `first` of the `n`
+// that were summed up.
+inline void Worker::collect(const Matrix& w, const Rows& which, int64_t begin, int64_t end, int64_t first, int64_t n,
+                            float* y) {
     const float* scale = static_cast<const float*>(w.scale);
     for (int i = 0; i < which.n; i++) {
         float* to = y + which.of[i] * w.rows;
         std::fill(to + begin, to + end, 0.0f);
         for (int thread = 0; thread < count_; thread++) {
-            const float* sums = step_.scratch[thread]->sums.data() + i * n + first;
+            const float* sums = step_.scratch[thread]->sums[turn_].data() + i * n + first;
             for (int64_t r = begin; r < end; r++) to[r] += sums[r];
         }
         if (scale)
@@ -54,6 +55,12 @@ inline void Worker::collect(const Matrix& w, const Rows& which, int64_t first, i
         if (w.bias)
             for (int64_t r = begin; r < end; r++) to[r] += w.bias[r];
     }
+}
+
+// This thread's share of W's rows, into memory that all threads read behind a barrier.
+inline void Worker::collect_share(const Matrix& w, const Rows& which, int64_t first, int64_t n, float* y) {
+    const auto [begin, end] = share(w.rows, id_, count_, 4);
+    collect(w, which, begin, end, first, n, y);
 }
 
 inline Rows Worker::running() const {
@@ -68,16 +75,17 @@ inline void Worker::project_qkv(const Layer& layer, int64_t index) {
     const int64_t n = layer.q.rows + layer.k.rows + layer.v.rows;
     choose(ATTENTION_INPUT, index, rows, mine_.x.data(), m_.hidden);
     add_up(layer.q, rows, n);
-    collect(layer.q, rows, 0, n, s_.q.data());
-    collect(layer.k, rows, layer.q.rows, n, s_.k.data());
-    collect(layer.v, rows, layer.q.rows + layer.k.rows, n, s_.v.data());
+    collect_share(layer.q, rows, 0, n, s_.q.data());
+    collect_share(layer.k, rows, layer.q.rows, n, s_.k.data());
+    collect_share(layer.v, rows, layer.q.rows + layer.k.rows, n, s_.v.data());
 }
 
 inline void Worker::project_out(const Layer& layer, int64_t index) {
     const Rows rows = running();
     choose(ATTENTION_OUTPUT, index, rows, s_.mixed.data(), m_.heads * m_.head_dim);
     add_up(layer.out, rows, m_.hidden);
-    collect(layer.out, rows, 0, m_.hidden, s_.added.data());
+    collect(layer.out, rows, 0, m_.hidden, 0, m_.hidden, mine_.added.data());
+    for (int i = 0; i < rows.n; i++) add(rows.of[i], mine_.added, layer.after_attention);
 }
 
 inline void Worker::feed_forward_of_parts(const Layer& layer, int64_t index) {
@@ -87,8 +95,8 @@ inline void Worker::feed_forward_of_parts(const Layer& layer, int64_t index) {
     choose(FFN_INPUT, index, rows, mine_.x.data(), m_.hidden);
     lap(RULE);
     add_up(layer.gate, rows, 2 * n);
-    collect(layer.gate, rows, 0, 2 * n, s_.gate.data());
-    collect(layer.up, rows, n, 2 * n, s_.up.data());
+    collect_share(layer.gate, rows, 0, 2 * n, s_.gate.data());
+    collect_share(layer.up, rows, n, 2 * n, s_.up.data());
     const auto [begin, end] = share(n, id_, count_, 4);  // what this thread has collected
     for (int i = 0; i < rows.n; i++)
         activate(m_.activation, &s_.gate[rows.of[i] * n + begin], &s_.up[rows.of[i] * n + begin], end - begin);
@@ -97,8 +105,7 @@ inline void Worker::feed_forward_of_parts(const Layer& layer, int64_t index) {
     choose(NEURONS, index, rows, s_.gate.data(), n);
     lap(RULE);
     add_up(layer.down, rows, m_.hidden);
-    collect(layer.down, rows, 0, m_.hidden, s_.added.data());
-    barrier_.wait();
-    for (int i = 0; i < rows.n; i++) add(rows.of[i], layer.after_ffn);
+    collect(layer.down, rows, 0, m_.hidden, 0, m_.hidden, mine_.added.data());
+    for (int i = 0; i < rows.n; i++) add(rows.of[i], mine_.added, layer.after_ffn);
     lap(FFN);
 }

@@ -8,7 +8,6 @@
 #include "structs.h"
 
 enum Part { ATTENTION, FFN, COMPENSATION, RULE, HEAD, N_PARTS };
-constexpr int MAX_BATCH = 16;
 
 static int64_t widest_up(const Model& m) {
     int64_t widest = m.intermediate;
@@ -47,9 +46,11 @@ struct Shared {
 // What each thread has for itself.
 struct Scratch {
     Scratch(const Model& m, const Cache& c)
-        : h(c.batch * m.hidden), x(c.batch * m.hidden), f(m.hidden), scores(c.capacity + 1), key(m.head_dim),
-          value(m.head_dim), sums(c.batch * most_sums(m)) {}
-    std::vector<float> h, x, f, scores, key, value, sums;
+        : h(c.batch * m.hidden), x(c.batch * m.hidden), added(c.batch * m.hidden), f(m.hidden), scores(c.capacity + 1),
+          key(m.head_dim), value(m.head_dim), sums{std::vector<float>(c.batch * most_sums(m)),
+                                                   std::vector<float>(c.batch * most_sums(m))} {}
+    std::vector<float> h, x, added, f, scores, key, value;
+    std::vector<float> sums[2];  // in turns: while others still read the one, the next product goes into the other
     Kept kept;
 };
 

@@ -43,8 +43,8 @@ struct Model {
     float threshold;
     int64_t reach, cold_s, cold_e;
     const Compensation* compensations;  // of the rules that skip FFNs
-    const Parts* parts;                  // of the rule `price`
-    double shares[N_ROLES];              // of an FFN's FLOPs, that one input is
+    const Parts* parts;                 // of the rule `price`
+    double shares[N_ROLES];             // of an FFN's FLOPs, that one input is
 };
 
 struct Cache {  // [layers, batch, kv_heads, capacity, head_dim]

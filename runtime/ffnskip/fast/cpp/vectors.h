@@ -104,6 +104,42 @@ INLINE Floats exponential(Floats x) {
     return p * (Floats)((__builtin_convertvector(whole, Ints) + 127) << 23);
 }
 
+INLINE Floats magnitude(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }
+
+// Lane by lane its highest bit, as bits of one number.
+INLINE uint32_t signs(Ints x) {
+#if defined(__AVX2__)
+    return uint32_t(_mm256_movemask_ps((__m256)x));
+#else
+    uint32_t bits = 0;
+    for (int64_t i = 0; i < WIDTH; i++) bits |= uint32_t(x[i] < 0) << i;
+    return bits;
+#endif
+}
+
+// The lanes whose bits are set, one behind the other; what follows them is of no account.
+struct Front {
+    uint8_t lanes[256][WIDTH] = {};
+    constexpr Front() {
+        for (int bits = 0; bits < 256; bits++)
+            for (int lane = 0, n = 0; lane < WIDTH; lane++)
+                if (bits >> lane & 1) lanes[bits][n++] = uint8_t(lane);
+    }
+};
+inline constexpr Front FRONT;
+
+INLINE Ints front(uint32_t bits) { return widen(FRONT.lanes[bits]); }
+
+INLINE Floats pick(Floats x, Ints lanes) {
+#if defined(__AVX2__)
+    return (Floats)_mm256_permutevar8x32_ps((__m256)x, (__m256i)lanes);
+#else
+    Floats y;
+    for (int64_t i = 0; i < WIDTH; i++) y[i] = x[lanes[i]];
+    return y;
+#endif
+}
+
 template <typename Number>
 INLINE float dot(const Number* a, const float* b, int64_t n) {
     Floats total = {};

@@ -71,21 +71,22 @@ class Worker {
     Rows running() const;
     void choose(Role role, int64_t index, const Rows& which, const float* x, int64_t width);
     void add_up(const Matrix& w, const Rows& which, int64_t n);
-    void collect(const Matrix& w, const Rows& which, int64_t first, int64_t n, float* y);
+    void collect(const Matrix& w, const Rows& which, int64_t begin, int64_t end, int64_t first, int64_t n, float* y);
+    void collect_share(const Matrix& w, const Rows& which, int64_t first, int64_t n, float* y);
     void project_qkv(const Layer& layer, int64_t index);
     void project_out(const Layer& layer, int64_t index);
     void feed_forward_of_parts(const Layer& layer, int64_t index);
 
-    // What the block adds for row b: its output, behind a norm if there is one.
-    const float* behind(int b, const float* norm) {
-        const float* added = &s_.added[b * m_.hidden];
-        if (!norm) return added;
-        rms_norm(added, norm, m_.eps, m_.hidden, x(b));
+    // What a block adds for row b: its output, behind a norm if there is one.
+    const float* behind(int b, const std::vector<float>& outputs, const float* norm) {
+        const float* output = &outputs[b * m_.hidden];
+        if (!norm) return output;
+        rms_norm(output, norm, m_.eps, m_.hidden, x(b));
         return x(b);
     }
 
-    void add(int b, const float* norm) {
-        const float* added = behind(b, norm);
+    void add(int b, const std::vector<float>& outputs, const float* norm) {
+        const float* added = behind(b, outputs, norm);
         float* to = h(b);
         for (int64_t i = 0; i < m_.hidden; i++) to[i] += added[i];
     }
@@ -125,6 +126,7 @@ class Worker {
     Barrier& barrier_;
     const int id_, count_, batch_;
     Clock::time_point last_;
+    int turn_ = 0;  // which of the buffers of sums
     int32_t remaining_[MAX_BATCH] = {};
     bool ever_[MAX_BATCH] = {};
     double left_out_[MAX_BATCH] = {};  // in whole FFNs
