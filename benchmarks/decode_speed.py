@@ -53,6 +53,7 @@ def main(
     ours = load_profile(profile)
     assert ours.evaluation is not None
     assert ours.calibration is not None
+    warm_up = ours.skip.warm_up
     loaded = load_model(model, dtype="bfloat16")
     text = evaluation_text(
         loaded,
@@ -69,17 +70,21 @@ def main(
         pack_weights(packed := deepcopy(loaded.model), format)
         models[format] = packed
     with ExitStack() as stack:
-        ways: dict[str, Way] = {REFERENCE: hugging_face_way(loaded.model)}
-        ways |= {f"dense, {format}": decoder_way(Decoder(packed, path="fused")) for format, packed in models.items()}
+        ways: dict[str, Way] = {REFERENCE: hugging_face_way(loaded.model, warm_up)}
+        ways |= {
+            f"dense, {format}": decoder_way(Decoder(packed, path="fused"), warm_up) for format, packed in models.items()
+        }
         for format in ("bfloat16", "int8"):
-            ways[f"profile, {format}"] = decoder_way(Decoder(models[format], ours, path="fused"))
-        ways["profile that never skips, bfloat16"] = decoder_way(Decoder(models["bfloat16"], ours.never, path="fused"))
+            ways[f"profile, {format}"] = decoder_way(Decoder(models[format], ours, path="fused"), warm_up)
+        ways["profile that never skips, bfloat16"] = decoder_way(
+            Decoder(models["bfloat16"], ours.never, path="fused"), warm_up
+        )
         if llama_python is not None and gguf is not None:
             for format in LLAMA_FORMATS:
-                ways[f"llama.cpp, {format}"] = stack.enter_context(llama_way(llama_python, gguf, format))
+                ways[f"llama.cpp, {format}"] = stack.enter_context(llama_way(llama_python, gguf, format, warm_up))
         prompts, forced = text[:, :prompt_tokens], text[:, prompt_tokens:]
-        speeds = measure_speed(ways, prompts, new_tokens, repetitions, ours.skip.warm_up, console.track, forced)
-    keys = mean_keys(prompt_tokens, new_tokens)
+        speeds = measure_speed(ways, prompts, new_tokens, repetitions, warm_up, console.track, forced)
+    keys = mean_keys(prompt_tokens + warm_up, new_tokens - warm_up)
     rows = [_row(name, speed, speeds, models, ours, keys) for name, speed in speeds.items()]
     sample = text[: quality_tokens // text.shape[1]]
     for format, (kl, agreement) in _quality(wide, models, sample).items():
@@ -146,7 +151,7 @@ def _step_through(engine: FusedEngine, sequence: Tensor) -> Tensor:
 
 
 @contextmanager
-def llama_way(python: Path, gguf: Path, format: str) -> Iterator[Way]:
+def llama_way(python: Path, gguf: Path, format: str, warm_up: int) -> Iterator[Way]:
     """llama.cpp in another process, which decodes when it is sent a prompt and answers with the times of its tokens.
 
     It writes its own continuations, as its speed does not depend on the tokens.
@@ -161,7 +166,7 @@ def llama_way(python: Path, gguf: Path, format: str) -> Iterator[Way]:
         def way(prompt: Tensor, new_tokens: int, forced: Tensor | None) -> Run:
             send.write(json.dumps({"prompt": prompt[0].tolist(), "new_tokens": new_tokens}) + "\n")
             send.flush()
-            return Run(json.loads(receive.readline()))
+            return Run(json.loads(receive.readline())[warm_up:])
 
         yield way
         send.close()

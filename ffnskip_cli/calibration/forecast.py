@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ffnskip.compensation.kinds import KINDS
 from ffnskip.decode import GeneralPath, generate_tokens
+from ffnskip.model.forward import forward
 from ffnskip.model.neurons import count_neurons
 from ffnskip.model.sites import ffn_sites, input_device
 from ffnskip_cli.calibration.fit.auto import candidates
@@ -31,7 +32,9 @@ _TIMED = 3  # passes and decode steps that the estimate of the time rests on
 def seconds(model: PreTrainedModel, tokens: Tensor, planned: list[Step]) -> list[float]:
     """How long each step will take at most, from a few passes over ``tokens [sequences, length]`` timed now."""
     sequence = tokens[:1].long().to(input_device(model))
-    of_pass = _median_time(lambda: model(sequence, use_cache=False).logits.float().log_softmax(-1)[0, -1, 0].item())
+    of_pass = _median_time(
+        lambda: forward(model, sequence, use_cache=False).logits.float().log_softmax(-1)[0, -1, 0].item()
+    )
     of_decode_step = 0.0
     if any(step.decode_steps for step in planned):
         prompts = tokens[: BLOCK["generated"], : tokens.shape[1] // 2].long().to(input_device(model))

@@ -8,6 +8,7 @@ import torch
 from ffnskip.errors import FfnskipError
 from ffnskip.general.apply import apply
 from ffnskip.general.wrap import Applied
+from ffnskip.model.forward import forward
 from ffnskip.model.sites import input_device
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
@@ -39,7 +40,7 @@ def run(options: Options) -> None:
     with apply(loaded.model, skip_profile, mode="score", other_weights=True) as applied:  # that was checked
         tokens = loaded.tokenizer(SAMPLE, return_tensors="pt")["input_ids"].to(input_device(loaded.model))
         with torch.inference_mode():
-            loaded.model(tokens, use_cache=False)
+            forward(loaded.model, tokens, use_cache=False)
     console.talk.print("Self-check passed: every FFN is wrapped; with skipping disabled the logits are identical.")
     if applied.stats.tokens == 0:
         warm_up = applied.profile.skip.warm_up

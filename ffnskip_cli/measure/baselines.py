@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ffnskip.model.forward import forward
 from ffnskip.model.sites import ffn_sites, input_device, watch
 from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Compensation, Skip
@@ -189,7 +190,7 @@ def layer_similarities(
     try:
         with watch(model, see_ffn):
             for sequence in track(sample, "ranking layers", len(sample)):
-                model(sequence[None].long().to(input_device(model)), use_cache=False)
+                forward(model, sequence[None].long().to(input_device(model)), use_cache=False)
     finally:
         for handle in hooks:
             handle.remove()

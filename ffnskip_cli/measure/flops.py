@@ -101,7 +101,7 @@ class ModelCost:
         return self.saved_flops(stats, overhead) / (sequences * self.dense_flops(first, length))
 
     def ceiling(self, stats: SkipStats, overhead: Overhead, keys: float) -> float:
-        """The speed-up at batch 1 if time went by bytes alone: those read dense / those read with the profile.
+        """The speed-up past warm-up, at batch 1, if time went by bytes alone: those read dense / with the profile.
 
         Both read the key-value cache, which stays whole. With the profile, a checked FFN reads its probe, and a skipped
         one the weights of the compensation instead of its own.
@@ -109,16 +109,16 @@ class ModelCost:
         Args:
             stats: what was skipped in the decodes.
             overhead: of the profile.
-            keys: cached positions that a token attends to, the mean over the decodes' tokens. Sliding windows are not
-                taken off.
+            keys: cached positions that a token attends to, the mean over the tokens past warm-up. Sliding windows are
+                not taken off.
         """
-        if not (tokens := stats.tokens + stats.warm_up_tokens):
+        if not stats.tokens:
             return 1.0
         saved = sum(stats.skipped) * (self.ffn_bytes - overhead.added_bytes)
         saved += sum(stats.left_out) * self.ffn_bytes + stats.attention_flops / 2 * self.ffn_bytes_per_weight
         saved -= sum(stats.checked) * overhead.check_bytes
         dense = self.all_bytes + keys * self.bytes_per_key
-        return dense / (dense - saved / tokens)
+        return dense / (dense - saved / stats.tokens)
 
 
 def mean_keys(prompt_tokens: int, new_tokens: int) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ffnskip.errors import FfnskipError
 from ffnskip.general.wrap import Applied
+from ffnskip.model.forward import forward
 from ffnskip.model.sites import input_device
 from ffnskip.profiles.profile import Profile
 from ffnskip.stats import SkipStats
@@ -162,7 +163,7 @@ def _score(
     for profile, pattern, first in zip(profiles, patterns, firsts, strict=True):
         rule = None if pattern is None else pattern.rule(profile, sequence)
         with Applied(model, profile, "score", rule) as applied:
-            logits = model(batch, use_cache=False).logits[0]
+            logits = forward(model, batch, use_cache=False).logits[0]
         scores.append((_compare(dense, logits, batch[0], first), asdict(applied.stats)))
     return scores
 

@@ -7,7 +7,8 @@ A way decodes along a text, whose tokens are fed one by one whatever it would ch
 own continuation of the prompt. The two are different clocks: greedy continuations repeat themselves, and where they do
 a profile skips several times as much as along text.
 
-Only decoding is timed, from the first new token to the last; reading the prompt costs all ways the same.
+Only decoding past the profile's warm-up is timed: reading the prompt costs all ways the same, and in its warm-up a
+profile runs dense.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ class Run:
     """One timed decode.
 
     Attributes:
-        times: when each token came, in seconds.
+        times: when the token before the first timed one came, and then each timed one, in seconds.
         stats: what was skipped; None for a way that does not count.
-        parts: seconds that each part of a step took, over all tokens after the first; None where that is not known.
+        parts: seconds that each part of a step took, over all timed tokens; None where that is not known.
     """
 
     times: list[float]
@@ -52,7 +53,7 @@ class Run:
 
     @property
     def tokens_per_second(self) -> float:
-        """Over the tokens after the first."""
+        """Over the timed tokens."""
         return (len(self.times) - 1) / (self.times[-1] - self.times[0])
 
     @property
@@ -113,13 +114,13 @@ def pair_ratios(samples: Sequence[float], others: Sequence[float]) -> list[float
     return [mine / theirs for mine, theirs in zip(samples, others, strict=True)]
 
 
-def decoder_way(decoder: Decoder) -> Way:
-    """The runtime's own loop, with the decoder's profile or without one."""
+def decoder_way(decoder: Decoder, warm_up: int = 0) -> Way:
+    """The runtime's own loop, with the decoder's profile or without one, timed from step `warm_up` on."""
 
     def way(prompt: Tensor, new_tokens: int, forced: Tensor | None = None) -> Run:
         decoder.reset_stats()
         tokens = decoder.decode(prompt, max_new_tokens=new_tokens, forced=forced)
-        times = _times(itertools.islice(tokens, 1))  # the prompt has been read
+        times = _times(itertools.islice(tokens, warm_up + 1))[-1:]  # the first of them comes from the prompt
         before = decoder.seconds()
         times += _times(tokens)
         after = decoder.seconds()
@@ -129,7 +130,7 @@ def decoder_way(decoder: Decoder) -> Way:
     return way
 
 
-def hugging_face_way(model: PreTrainedModel) -> Way:
+def hugging_face_way(model: PreTrainedModel, warm_up: int = 0) -> Way:
     """What users have without ffnskip: greedy `model.generate`; along a text by a logits processor that forces it."""
 
     def way(prompt: Tensor, new_tokens: int, forced: Tensor | None = None) -> Run:
@@ -145,7 +146,7 @@ def hugging_face_way(model: PreTrainedModel) -> Way:
             pad_token_id=0,
             logits_processor=LogitsProcessorList(along),
         )
-        return Run(clock.times)
+        return Run(clock.times[warm_up:])
 
     return way
 

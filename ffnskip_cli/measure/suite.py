@@ -70,9 +70,10 @@ def run_suite(
     Raises:
         FfnskipError: all generated tokens would be warm-up.
     """
-    if plan.parts & {"speed", "worst-case"} and plan.new_tokens <= profile.skip.warm_up + 1:
+    warm_up = profile.skip.warm_up
+    if plan.parts & {"speed", "worst-case"} and plan.new_tokens <= warm_up + 1:
         raise FfnskipError(
-            f"With a warm-up of {profile.skip.warm_up} none of {plan.new_tokens} new tokens could skip: generate more."
+            f"With a warm-up of {warm_up} none of {plan.new_tokens} new tokens could skip: generate more."
         )
     cost, added = model_cost(model), overhead(profile, model)
     prompts = text[:, : plan.prompt_tokens].to(input_device(model))
@@ -88,10 +89,10 @@ def run_suite(
         chosen = prompts[: plan.prompts]
         texts = {name: continue_prompts(decoder, chosen, plan.new_tokens, track) for name, decoder in decoders.items()}
     if "speed" in plan.parts:
-        ways = {name: decoder_way(decoder) for name, decoder in decoders.items()}
-        ways["hf-dense"] = hugging_face_way(model if original is None else original)
-        speeds = _measure_speed(ways, prompts, timed_text, plan, profile.skip.warm_up, track)
-    keys = mean_keys(plan.prompt_tokens, plan.new_tokens)
+        ways = {name: decoder_way(decoder, warm_up) for name, decoder in decoders.items()}
+        ways["hf-dense"] = hugging_face_way(model if original is None else original, warm_up)
+        speeds = _measure_speed(ways, prompts, timed_text, plan, warm_up, track)
+    keys = mean_keys(plan.prompt_tokens + warm_up, plan.new_tokens - warm_up)
     timed = {name: _timed(speed, speeds["dense"], cost, added, keys) for name, speed in speeds.items()}
     quality, length = qualities.get("ffnskip"), text.shape[1]
     dense_quality = _dense_quality(quality, cost, length) | _quality(qualities.get("dense"), cost, NO_OVERHEAD, length)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ffnskip.model.forward import forward
 from ffnskip.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class GeneralPath:
         return self._forward(tokens[:, None])
 
     def _forward(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self._model(
+        logits: Tensor = forward(
+            self._model,
             tokens,
             attention_mask=self._mask,
             position_ids=self._position,

@@ -106,10 +106,10 @@ def test_a_decode_with_a_profile_costs_what_torch_counts(profile: dict[str, Any]
 def test_the_ceiling_charges_probe_and_compensation() -> None:
     cost, added = pico_cost(), overhead_of(kind="low-rank", rank=3, rule="predicted-damage")
     stats = SkipStats(N_LAYERS, tokens=8, warm_up_tokens=2, checked=[0, 8, 8, 8, 8, 0], skipped=[0, 8, 3, 4, 0, 0])
-    read = 10 * cost.all_bytes + 32 * 4 * HIDDEN - 15 * (cost.ffn_bytes - 4 * (2 * HIDDEN * 3 + HIDDEN))
-    assert cost.ceiling(stats, added, keys=0) == pytest.approx(10 * cost.all_bytes / read)
-    cached = 10 * 2.5 * cost.bytes_per_key  # which both read
-    assert cost.ceiling(stats, added, keys=2.5) == pytest.approx((10 * cost.all_bytes + cached) / (read + cached))
+    read = 8 * cost.all_bytes + 32 * 4 * HIDDEN - 15 * (cost.ffn_bytes - 4 * (2 * HIDDEN * 3 + HIDDEN))
+    assert cost.ceiling(stats, added, keys=0) == pytest.approx(8 * cost.all_bytes / read)  # past warm-up
+    cached = 8 * 2.5 * cost.bytes_per_key  # which both read
+    assert cost.ceiling(stats, added, keys=2.5) == pytest.approx((8 * cost.all_bytes + cached) / (read + cached))
     assert cost.ceiling(SkipStats(N_LAYERS), NOTHING, keys=9) == 1.0
     useless = SkipStats(N_LAYERS, tokens=8, checked=[0, 8, 8, 8, 8, 0])
     assert cost.ceiling(useless, added, keys=9) < 1.0

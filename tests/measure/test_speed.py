@@ -103,18 +103,18 @@ def test_dense_and_hugging_face_decode_along_the_same_text(name: str) -> None:
     model = pico_model(name)
     text = pico_tokens(NEW, seed=1)
     model.generation_config.eos_token_id = int(text[0, 3])
-    for way in (decoder_way(Decoder(model, path="general")), hugging_face_way(model)):
+    for way in (decoder_way(Decoder(model, path="general"), 3), hugging_face_way(model, 3)):
         with fed(model) as passes:
             run = way(PROMPT, NEW, text)
         assert passes == [PROMPT[0].tolist(), *([token] for token in text[0, :-1].tolist())]
-        assert len(run.times) == NEW
+        assert len(run.times) == NEW - 3  # warm-up is not timed
 
 
 def test_the_profiles_way_skips_counts_and_takes_the_profile_off() -> None:
     model = pico_model()
     modules = list(model.modules())
-    run = decoder_way(Decoder(model, pico_profile(model, threshold=-1.0)))(PROMPT, NEW, None)
-    assert len(run.times) == NEW
+    run = decoder_way(Decoder(model, pico_profile(model, threshold=-1.0)), warm_up=2)(PROMPT, NEW, None)
+    assert len(run.times) == NEW - 2
     fed_past_warm_up = NEW - 1 - 2
     assert (run.stats.tokens, run.stats.warm_up_tokens) == (fed_past_warm_up, 2)
     assert run.stats.skipped == [0, 0, *[fed_past_warm_up] * 3, 0]

@@ -10,13 +10,13 @@ input by how much, as far as a linear probe can.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ffnskip.model.forward import forward
 from ffnskip.model.sites import FFNSite, ffn_sites, input_device
 from ffnskip_cli.calibration.fit.normal import NormalEquations
 from ffnskip_cli.calibration.lab import Lab
@@ -44,7 +44,7 @@ class Gradients:
 
 def take_gradients(lab: Lab, sequences: Tensor, first: int, seed: int) -> Gradients:
     """Run forward and backward over ``sequences [n, length]``, using the positions from `first` on."""
-    model = differentiable(lab.model)
+    model = lab.model
     sites = ffn_sites(model)
     hidden = lab.model.config.get_text_config().hidden_size
     fisher = torch.zeros(len(sites), hidden, hidden, dtype=torch.float64)
@@ -62,21 +62,10 @@ def take_gradients(lab: Lab, sequences: Tensor, first: int, seed: int) -> Gradie
     return Gradients((fisher / tokens).float(), _centred(logarithms).float())
 
 
-def differentiable(model: PreTrainedModel) -> PreTrainedModel:
-    """The model to go backward through: itself, or a float32 copy where the CPU has no instructions for its numbers.
-
-    There a backward pass in bfloat16 takes some thirty times as long.
-    """
-    narrow = model.dtype in (torch.bfloat16, torch.float16)
-    if model.device.type != "cpu" or not narrow or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return model
-    return deepcopy(model).float()
-
-
 def sampled_log_likelihood(model: PreTrainedModel, sequence: Tensor) -> Tensor:
     """Log-likelihood, summed over ``sequence [length]``, of next tokens that are sampled from the model itself."""
     embedded = model.get_input_embeddings()(sequence[None].long().to(input_device(model)))
-    logits = model(inputs_embeds=embedded.detach().requires_grad_(True), use_cache=False).logits[0].float()
+    logits = forward(model, inputs_embeds=embedded.detach().requires_grad_(True), use_cache=False).logits[0].float()
     log_likelihoods = logits.log_softmax(dim=-1)
     labels = torch.multinomial(log_likelihoods.detach().exp().cpu(), 1).to(logits.device)
     total: Tensor = log_likelihoods.gather(1, labels).sum()

@@ -18,7 +18,7 @@ from ffnskip.general.thin import ffn_share
 from ffnskip.model.parts import FFN_ROLES, Part, parts_of
 from ffnskip.model.sites import decoder_body, ffn_sites, input_device
 from ffnskip.rules.price import tensor_name
-from ffnskip_cli.calibration.fit.gradients import differentiable, sampled_log_likelihood
+from ffnskip_cli.calibration.fit.gradients import sampled_log_likelihood
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record
 
@@ -42,7 +42,7 @@ def take_prices(lab: Lab, sequences: Tensor, first: int, seed: int) -> dict[str,
     Returns:
         By the name of the tensor, ``[n_layers, width]`` float32.
     """
-    model = differentiable(lab.model)
+    model = lab.model
     layers = [parts_of(site.layer) for site in ffn_sites(model)]
     squares = {(index, part.role): torch.zeros(part.width, dtype=torch.float64) for index, part in _each(layers)}
     with torch.random.fork_rng(devices=[]):

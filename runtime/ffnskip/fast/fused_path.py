@@ -18,6 +18,7 @@ from ffnskip.fast.fused_model import FusedModel
 from ffnskip.fast.parts import leaves_out_parts, refuse_parts
 from ffnskip.fast.skipping import FusedSkip, fuse_profile
 from ffnskip.fast.step import MAX_BATCH, FusedStep
+from ffnskip.model.forward import forward
 from ffnskip.profiles.profile import Profile
 from ffnskip.rules import may_skip
 from ffnskip.stats import SkipStats
@@ -112,7 +113,7 @@ class FusedEngine:
         tokens = torch.arange(n_prompt + n_steps, device=self._fused.device)[None] * 7919 % self._fused.vocabulary
         no = torch.zeros(1, dtype=torch.bool)
         with torch.inference_mode():
-            expected = self.model(tokens, use_cache=False).logits[:, n_prompt:].float()
+            expected = forward(self.model, tokens, use_cache=False).logits[:, n_prompt:].float()
             step = build_step(self._fused, self._allocate(1, n_prompt + n_steps), None)
             _prefill(self.model, tokens[:, :n_prompt], None, step.cache)
             logits = torch.stack([step(tokens[:, n_prompt + i], no, no, no).clone() for i in range(n_steps)], dim=1)
@@ -182,7 +183,8 @@ def _prefill(model: PreTrainedModel, prompts: Tensor, mask: Tensor | None, cache
 
     real = torch.ones_like(prompts) if mask is None else mask
     past = DynamicCache()  # without the model's configuration it keeps every position, whatever the window
-    logits: Tensor = model(
+    logits: Tensor = forward(
+        model,
         prompts,
         attention_mask=mask,
         position_ids=(real.cumsum(-1) - 1).clamp(min=0),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.general.walk import Mode
 from ffnskip.general.wrap import Applied, SkippableFFN, refuse_second_profile
+from ffnskip.model.forward import forward
 from ffnskip.model.sites import ffn_sites, input_device, watch
 from ffnskip.profiles.identity import check_identity
 from ffnskip.profiles.profile import Profile, load_profile
@@ -91,7 +92,7 @@ def self_check(model: PreTrainedModel, profile: Profile) -> None:
     never, skip = profile.never, profile.skip
     settings = never.skip.model_copy(update={"warm_up": 0, "refresh_every": None})
     with Applied(model, never.model_copy(update={"skip": settings}), "score") as applied:
-        wrapped: Tensor = model(tokens, use_cache=False).logits
+        wrapped: Tensor = forward(model, tokens, use_cache=False).logits
         calls = [site.layer.mlp.calls for site in ffn_sites(model) if isinstance(site.layer.mlp, SkippableFFN)]
         rule = skip.by
         blind = rule.reads == "nothing" and not rule.leaves_out_parts
@@ -121,7 +122,7 @@ def _check_residual(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     hooks = [site.layer.register_forward_hook(keep_output) for site in sites]
     try:
         with watch(model, lambda layer, h, f: seen.__setitem__(layer, (h, f))):
-            logits: Tensor = model(tokens, use_cache=False).logits
+            logits: Tensor = forward(model, tokens, use_cache=False).logits
     finally:
         for hook in hooks:
             hook.remove()
