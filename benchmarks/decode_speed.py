@@ -71,9 +71,8 @@ def main(
         models[format] = packed
     with ExitStack() as stack:
         ways: dict[str, Way] = {REFERENCE: hugging_face_way(loaded.model, warm_up)}
-        ways |= {
-            f"dense, {format}": decoder_way(Decoder(packed, path="fused"), warm_up) for format, packed in models.items()
-        }
+        for format, packed in models.items():
+            ways[f"dense, {format}"] = decoder_way(Decoder(packed, path="fused"), warm_up)
         for format in ("bfloat16", "int8"):
             ways[f"profile, {format}"] = decoder_way(Decoder(models[format], ours, path="fused"), warm_up)
         ways["profile that never skips, bfloat16"] = decoder_way(
