@@ -22,7 +22,7 @@ class _Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "_scaled_dot_product_flash_attention_for_cpu"):
-            self.dtypes.add(args[-1].dtype)
+            self.dtypes.add(args[1].dtype)
         return func(*args, **(kwargs or {}))
 
 
