@@ -91,7 +91,7 @@ def _variants(model: Any, ours: Any, text: Any) -> list[dict[str, Any]]:
     from ffnskip_cli.calibration.recording.record import record_text
     from ffnskip_cli.calibration.threshold.solve import highest_ratio, solve_threshold
     from ffnskip_cli.measure.baselines import bare_profile, baseline_patterns
-    from ffnskip_cli.track import silently
+    from ffnskip_cli.progress import silently
 
     bare = bare_profile(ours, max(RATIOS))
     n_layers = ours.model.n_layers

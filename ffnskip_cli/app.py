@@ -14,10 +14,9 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from ffnskip.errors import FfnskipError
+from ffnskip.errors import FfnskipError, out_of_memory
 from ffnskip_cli import console
 from ffnskip_cli.commands.signature import command_of
-from ffnskip_cli.memory import out_of_memory
 
 # In the order of their use. Each is a module of ffnskip_cli.commands with its options, imported when it is asked for,
 # and one beside it, NAME_run, with what runs it.

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli.calibration.settings import Settings
-from ffnskip_cli.journal import Journal
 from ffnskip_cli.measure.quality import Quality, measure_quality
-from ffnskip_cli.track import Track, silently
+from ffnskip_cli.progress import Journal, Track, silently
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

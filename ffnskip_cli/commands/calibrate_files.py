@@ -12,7 +12,7 @@ from ffnskip_cli import console
 from ffnskip_cli.calibration.goals import Goal
 from ffnskip_cli.calibration.recording.collect import Share, kept_files
 from ffnskip_cli.commands.paths import refuse_unwritable
-from ffnskip_cli.journal import Journal
+from ffnskip_cli.progress import Journal
 from ffnskip_cli.report.plot import plot_kind
 
 

@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ffnskip.decoder import Decoder
 from ffnskip.errors import FfnskipError
 from ffnskip.profiles.profile import Profile, load_profile
 from ffnskip_cli import console
@@ -16,6 +15,8 @@ from ffnskip_cli.sources.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from ffnskip.decoder import Decoder
 
 
 def load_moved(profile: Path, move: Move) -> Profile:

@@ -38,7 +38,7 @@ from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Compensation, Skip
 from ffnskip.rules import Rule, SkipSettings, Turn
 from ffnskip.rules.cosine import similarity
-from ffnskip_cli.track import Track
+from ffnskip_cli.progress import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -21,14 +21,15 @@ from ffnskip.model.forward import forward
 from ffnskip.model.sites import input_device
 from ffnskip.profiles.profile import Profile
 from ffnskip.stats import SkipStats
-from ffnskip_cli.journal import Journal
-from ffnskip_cli.measure.baselines import Pattern
-from ffnskip_cli.track import Track
+from ffnskip_cli.progress import Journal, Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ffnskip_cli.measure.baselines import Pattern
+
 ROWS = 256  # positions whose logits are widened to float32 at a time
+_NGRAM = 4  # tokens that repeat each other, in a text that does
 _KL = 2  # which of the five figures of a sequence it is
 _MAX_NLL = 500.0  # nats per token; beyond it the perplexity, or its error, would be too large for a float
 
@@ -45,6 +46,18 @@ def paired_difference(one: Tensor, other: Tensor) -> Estimate:
     """Mean of ``one - other [sequences]`` with its standard error, which is small where both rise and fall together."""
     difference = one.double() - other.double()
     return Estimate(float(difference.mean()), float(difference.std() / len(difference) ** 0.5))
+
+
+def repetition(texts: Tensor) -> float:
+    """Share of 4-grams that occurred before in the same text (seq-rep-4, Welleck et al. 2020).
+
+    The mean over ``texts [n, length]``; 0 for fewer than four tokens.
+    """
+    shares = []
+    for tokens in texts.tolist():
+        ngrams = [tuple(tokens[i : i + _NGRAM]) for i in range(len(tokens) - _NGRAM + 1)]
+        shares.append(1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0)
+    return sum(shares) / len(shares)
 
 
 @dataclass(frozen=True)

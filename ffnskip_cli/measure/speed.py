@@ -27,7 +27,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ffnskip.decoder import Decoder
 from ffnskip.stats import SkipStats
-from ffnskip_cli.track import Track
+from ffnskip_cli.progress import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,7 +17,7 @@ from ffnskip_cli.measure.flops import NO_OVERHEAD, ModelCost, Overhead, mean_key
 from ffnskip_cli.measure.quality import Estimate, Quality, measure_quality
 from ffnskip_cli.measure.speed import Speed, Way, decoder_way, hugging_face_way, measure_speed
 from ffnskip_cli.measure.worst_case import Continuation, continue_prompts
-from ffnskip_cli.track import Track
+from ffnskip_cli.progress import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,16 +7,19 @@ cost more than without a profile (the paper's Table 6). And a damaged model ofte
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ffnskip.decoder import Decoder
 from ffnskip.stats import SkipStats
-from ffnskip_cli.track import Track
+from ffnskip_cli.measure.quality import repetition
+from ffnskip_cli.progress import Track
+
+if TYPE_CHECKING:
+    from ffnskip.decoder import Decoder
 
 _ROWS = 16  # prompts that are continued side by side
-_NGRAM = 4
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Continuation:
 
     @property
     def repetition(self) -> float:
-        """Share of 4-grams that occurred before in the same continuation, mean over continuations (seq-rep-4)."""
-        return sum(repetition(row.tolist()) for row in self.tokens) / len(self.tokens)
+        """See `ffnskip_cli.measure.quality.repetition`."""
+        return repetition(self.tokens)
 
 
 def continue_prompts(decoder: Decoder, prompts: Tensor, new_tokens: int, track: Track) -> Continuation:
@@ -47,9 +50,3 @@ def continue_prompts(decoder: Decoder, prompts: Tensor, new_tokens: int, track: 
         steps = list(decoder.decode(batch, max_new_tokens=new_tokens))
         rows.append(torch.stack(steps, dim=1).cpu())
     return Continuation(torch.cat(rows), None if decoder.profile is None else decoder.stats)
-
-
-def repetition(tokens: list[int]) -> float:
-    """1 - distinct 4-grams / 4-grams (seq-rep-4, Welleck et al. 2020); 0 for fewer than four tokens."""
-    ngrams = [tuple(tokens[i : i + _NGRAM]) for i in range(len(tokens) - _NGRAM + 1)]
-    return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0

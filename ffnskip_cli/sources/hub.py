@@ -1,7 +1,9 @@
-"""What models and text share about the Hugging Face Hub: telling its names from paths, and its failures in words."""
+"""Names of models and texts: telling those of the Hugging Face Hub from paths, and the Hub's failures in words."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi
@@ -20,6 +22,7 @@ Kind = Literal["model", "dataset"]
 
 # The client would wait for ever on a network that drops its packets.
 _TIMEOUT_SECONDS = 10
+_LONGEST = 200  # characters that a profile allows
 _INSTEAD = {
     "model": "a local folder, a .gguf file or `demo`",
     "dataset": "a local .txt, .jsonl or .parquet file or `demo`",
@@ -36,6 +39,15 @@ _IF_CACHED = {"model": "if it was fetched before", "dataset": "if `datasets.load
 def looks_like_path(name: str, suffixes: tuple[str, ...]) -> bool:
     """Whether `name` can only be meant as a path: a Hub id has at most one slash and no backslash."""
     return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.lower().endswith(suffixes)
+
+
+def public_name(path: Path) -> str:
+    """The base name of `path`, never its folders, in the form that a profile accepts.
+
+    What could be read as a path or a drive is replaced: colons, backslashes, control characters, a leading dot or ~.
+    """
+    name = re.sub(r"[:\\]|^[.~]+", "_", path.name)
+    return "".join(letter if letter.isprintable() else "_" for letter in name)[:_LONGEST] or "_"
 
 
 def reason(error: Exception) -> str:

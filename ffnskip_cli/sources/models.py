@@ -24,12 +24,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ffnskip.errors import FfnskipError
+from ffnskip.errors import FfnskipError, out_of_memory
 from ffnskip.files import build_once, cache_dir, sha256_file
-from ffnskip_cli.memory import out_of_memory
 from ffnskip_cli.sources.demo import DEMO_MODEL_SHA256, demo_model_file
-from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, reason
-from ffnskip_cli.sources.names import public_name
+from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, public_name, reason
 
 DEMO_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DTYPES: dict[str, torch.dtype | str] = {

@@ -13,8 +13,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ffnskip.errors import FfnskipError
 from ffnskip_cli.sources.demo import demo_text_file
-from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, reason
-from ffnskip_cli.sources.names import public_name
+from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, public_name, reason
 
 Documents = Callable[[], Iterator[str]]
 

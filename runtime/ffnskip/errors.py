@@ -1,5 +1,9 @@
 """The errors a user can cause, and the warnings. Each message is one plain sentence that says what to change."""
 
+import re
+
+_NO_MEMORY = re.compile("out of memory|not enough memory|(can't|cannot) allocate memory|ALLOC_FAILED", re.IGNORECASE)
+
 
 class FfnskipError(Exception):
     """A mistake in the input: the command line prints the sentence and exits with code 2."""
@@ -15,3 +19,10 @@ class UnsupportedModelError(FfnskipError):
 
 class FfnskipWarning(UserWarning):
     """What a user should know before trusting the result; the command line prints the sentence."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or on a device, as Python, torch's allocators and the system say it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is slow to import
+        return True
+    return isinstance(error, RuntimeError | OSError) and _NO_MEMORY.search(str(error)) is not None

@@ -13,7 +13,7 @@ from ffnskip.profiles.profile import save_profile
 from ffnskip.rules import Rule, SkipSettings, Turn, register
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.measure.suite import Plan, run_suite
-from ffnskip_cli.track import silently
+from ffnskip_cli.progress import silently
 
 
 class EveryNthTurn(Turn):

@@ -19,7 +19,7 @@ from ffnskip_cli.calibration.recording.collect import Share, collect, identity_o
 from ffnskip_cli.calibration.recording.file import Identity, Statistics, load_statistics
 from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.settings import Goal, On
-from ffnskip_cli.track import Track, silently
+from ffnskip_cli.progress import Track, silently
 
 LENGTHS: dict[On, int] = {"text": 12, "generated": 256}
 SEQUENCES: dict[On, int] = {"text": 9, "generated": 35}  # three blocks of at most 16

@@ -27,12 +27,12 @@ from ffnskip_cli.calibration.rules.cosine.compiler import CosineCompiler
 from ffnskip_cli.calibration.settings import Goal
 from ffnskip_cli.calibration.threshold.verify import GOOD_ENOUGH
 from ffnskip_cli.measure.quality import Estimate, measure_quality
+from ffnskip_cli.progress import silently
 from ffnskip_cli.report.compare_text import answer
 from ffnskip_cli.report.heat_map import plot_comparison
 from ffnskip_cli.sources.models import load_model
 from ffnskip_cli.text.corpus import Corpus
 from ffnskip_cli.text.sources import open_text
-from ffnskip_cli.track import silently
 
 LENGTH, WARM_UP, TARGET = 24, 3, 0.1
 SETTINGS = paper_settings(

@@ -15,7 +15,7 @@ from ffnskip_cli.calibration.fit.prices import record_prices, take_prices
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.measure.quality import measure_quality
-from ffnskip_cli.track import silently
+from ffnskip_cli.progress import silently
 
 LENGTH = 24
 TEXT, HELD_OUT = pico_tokens(LENGTH, batch=16), pico_tokens(LENGTH, batch=6, seed=1)

@@ -25,7 +25,7 @@ from ffnskip_cli.calibration.fit.stage import MAX_REFITS, fit_weights
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import record_text
 from ffnskip_cli.calibration.threshold.solve import solve_threshold
-from ffnskip_cli.journal import Journal
+from ffnskip_cli.progress import Journal
 
 LENGTH, RATIO, SEED = 32, 0.3, 0
 TEXT, UNSEEN = pico_tokens(LENGTH, batch=80), pico_tokens(LENGTH, batch=24, seed=1)

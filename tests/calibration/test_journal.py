@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ffnskip import FfnskipError
-from ffnskip_cli.journal import Journal
+from ffnskip_cli.progress import Journal
 
 
 def never() -> int:

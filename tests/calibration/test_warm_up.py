@@ -18,7 +18,7 @@ from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import record_text
 from ffnskip_cli.calibration.rules.warm_up import PROMPTS, WARM_UPS, ablate, lengths, possible_warm_ups, smallest_good
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal
-from ffnskip_cli.measure.worst_case import repetition
+from ffnskip_cli.measure.quality import repetition
 
 MODEL = float64_model()
 LENGTH, PROMPT = 44, 22  # for which warm-ups of 0, 5 and 10 are possible
@@ -77,7 +77,7 @@ def test_repetition_is_that_of_what_the_model_writes_with_this_warm_up() -> None
             rows = torch.stack(
                 list(generate_tokens(GeneralPath(MODEL), prompts, max_new_tokens=LENGTH - PROMPT)), dim=1
             )
-        assert trial.repetition == pytest.approx(sum(repetition(row.tolist()) for row in rows) / PROMPTS)
+        assert trial.repetition == pytest.approx(repetition(rows))
 
 
 def test_prompt_and_continuation_fit_into_a_sequence_and_leave_half_a_continuation_to_measure_on() -> None:

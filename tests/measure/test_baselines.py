@@ -13,7 +13,7 @@ from ffnskip import Profile
 from ffnskip.general.wrap import Applied
 from ffnskip.profiles.identity import model_info
 from ffnskip_cli.measure.baselines import Pattern, bare_profile, baseline_patterns, layer_similarities
-from ffnskip_cli.track import silently
+from ffnskip_cli.progress import silently
 
 MODEL = float64_model()
 WARM_UP, LENGTH = 3, 100

@@ -14,11 +14,10 @@ from torch import Tensor
 from ffnskip import FfnskipError, Profile
 from ffnskip.profiles.identity import model_info
 from ffnskip.profiles.weights import Weights
-from ffnskip_cli.journal import Journal
 from ffnskip_cli.measure import quality as module
 from ffnskip_cli.measure.baselines import Pattern
 from ffnskip_cli.measure.quality import Estimate, Quality, measure_quality
-from ffnskip_cli.track import silently
+from ffnskip_cli.progress import Journal, silently
 
 MODEL = float64_model()
 TEXT = pico_tokens(16, batch=4)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ffnskip import Decoder, SkipStats
 from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip_cli.measure.speed import Run, Speed, Way, decoder_way, hugging_face_way, measure_speed
-from ffnskip_cli.track import silently
+from ffnskip_cli.progress import silently
 
 PROMPT, NEW = pico_tokens(6), 12
 

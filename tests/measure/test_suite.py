@@ -14,7 +14,7 @@ from ffnskip import Decoder, Profile, SkipStats
 from ffnskip_cli.measure.flops import model_cost, overhead
 from ffnskip_cli.measure.suite import PARTS, Plan, run_suite
 from ffnskip_cli.measure.worst_case import continue_prompts
-from ffnskip_cli.track import silently
+from ffnskip_cli.progress import silently
 
 MODEL = float64_model()
 TEXT, TIMED = pico_tokens(16, batch=3), pico_tokens(15, batch=2, seed=1)

@@ -12,8 +12,9 @@ import ffnskip
 from ffnskip import Decoder, Profile
 from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip_cli.measure import worst_case as module
-from ffnskip_cli.measure.worst_case import Continuation, continue_prompts, repetition
-from ffnskip_cli.track import silently
+from ffnskip_cli.measure.quality import repetition
+from ffnskip_cli.measure.worst_case import Continuation, continue_prompts
+from ffnskip_cli.progress import silently
 
 MODEL = float64_model()
 PROMPTS, NEW = pico_tokens(6, batch=5), 12
@@ -39,7 +40,7 @@ def profile() -> Profile:
     ],
 )
 def test_repetition_is_the_share_of_4_grams_that_occurred_before(tokens: list[int], expected: float) -> None:
-    assert repetition(tokens) == pytest.approx(expected)
+    assert repetition(torch.tensor([tokens])) == pytest.approx(expected)
 
 
 def test_repetition_of_several_continuations_is_their_mean_and_none_of_across() -> None:

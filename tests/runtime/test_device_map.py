@@ -19,8 +19,8 @@ from ffnskip.profiles.profile import save_profile
 from ffnskip_cli.measure.flops import model_cost
 from ffnskip_cli.measure.quality import measure_quality
 from ffnskip_cli.measure.worst_case import continue_prompts
+from ffnskip_cli.progress import silently
 from ffnskip_cli.sources.models import load_model
-from ffnskip_cli.track import silently
 
 TEXT = pico_tokens(12, batch=2)
 

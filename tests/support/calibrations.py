@@ -17,8 +17,8 @@ from ffnskip_cli.calibration.recording.file import Statistics
 from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.measure.quality import Quality, measure_quality
+from ffnskip_cli.progress import silently
 from ffnskip_cli.text.corpus import Corpus
-from ffnskip_cli.track import silently
 
 WARM_UP = 3
 

@@ -19,11 +19,11 @@ from ffnskip_cli.calibration.recording.record import Record, record_generated, r
 from ffnskip_cli.calibration.rules.cosine.regions import Region, find_region
 from ffnskip_cli.commands.identity import check_identity
 from ffnskip_cli.measure.quality import measure_quality
+from ffnskip_cli.progress import silently
 from ffnskip_cli.sources.models import LoadedModel, load_model
 from ffnskip_cli.text.corpus import build_corpus
 from ffnskip_cli.text.named import evaluation_text
 from ffnskip_cli.text.sources import open_text
-from ffnskip_cli.track import silently
 
 pytestmark = pytest.mark.demo
 

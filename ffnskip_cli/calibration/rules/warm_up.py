@@ -9,19 +9,21 @@ but for what its early skips do to all that follows, through the KV cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from ffnskip.decoder import Decoder
+from ffnskip.decode import GeneralPath, generate_tokens
+from ffnskip.general.wrap import Applied
+from ffnskip.model.sites import input_device
 from ffnskip.profiles.evidence import WarmUpTrial
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli.budget import NOISE
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Settings
-from ffnskip_cli.measure.quality import Quality, paired_difference
-from ffnskip_cli.measure.worst_case import Continuation, continue_prompts
+from ffnskip_cli.measure.quality import Quality, paired_difference, repetition
 
 WARM_UPS = (0, 5, 10, 20, 25, 30, 50)
 PROMPTS = 16
@@ -71,7 +73,7 @@ def ablate(lab: Lab, profile: Profile, record: Record) -> list[WarmUpTrial]:
                 warm_up=warm_up,
                 kl=quality.kl.mean,
                 standard_error=_error_of_difference(quality, best),
-                repetition=Continuation(text, None).repetition,
+                repetition=repetition(text),
             )
         )
     return trials
@@ -106,8 +108,12 @@ def _continue(lab: Lab, profile: Profile | None, prompts: Tensor, generated: int
     settings = None if profile is None else profile.deciding
 
     def write() -> list[list[int]]:
-        decoder = Decoder(lab.model, profile, check=False)
-        tokens: list[list[int]] = continue_prompts(decoder, prompts, generated, lab.track).tokens.tolist()
-        return tokens
+        # By the model's own forward pass, which is what the texts are scored with and any machine has.
+        steps = generate_tokens(GeneralPath(lab.model), prompts.to(input_device(lab.model)), max_new_tokens=generated)
+        what = "generating, dense" if profile is None else "generating, skipping"
+        with nullcontext() if profile is None else Applied(lab.model, profile, "decode"):
+            columns = [tokens.cpu() for tokens in lab.track(steps, what, generated)]
+        written: list[list[int]] = torch.stack(columns, dim=1).tolist()
+        return written
 
     return torch.tensor(lab.journal.remember(["continue", settings, prompts.tolist(), generated], write))

@@ -1,4 +1,4 @@
-"""Measurements that are finished, on disk, so that a run which was killed need not repeat them.
+"""How far a long run has got: a track shows it, and a journal keeps it, so that a run which was killed can go on.
 
 What a long run measures is deterministic, so each figure can be found again by what it was measured on. A journal is a
 file of JSON lines that is only ever appended to; what a kill cut short is measured anew.
@@ -10,9 +10,9 @@ import contextlib
 import glob
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,6 +22,18 @@ from ffnskip.errors import FfnskipError
 from ffnskip.files import replacing
 
 T = TypeVar("T")
+
+
+class Track(Protocol):
+    """Passes an iterable on and shows how far it has got; measurements do not know where."""
+
+    def __call__(self, steps: Iterable[T], description: str, total: int) -> Iterable[T]:
+        """Yield the `total` items of `steps`."""
+
+
+def silently(steps: Iterable[T], description: str, total: int) -> Iterable[T]:
+    """The Track that shows nothing."""
+    return steps
 
 
 class Journal:
