@@ -13,9 +13,8 @@ from ffnskip.errors import FfnskipError
 from ffnskip_cli.calibration.assemble import Calibrated
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.pipeline import Pipeline
-from ffnskip_cli.calibration.recording.collect import Share, identity_of
+from ffnskip_cli.calibration.recording.collect import Ranks, Share, identity_of
 from ffnskip_cli.calibration.recording.file import Source
-from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.calibration.texts import text_to_record
 from ffnskip_cli.measure.quality import Estimate, Quality, check_size, paired_difference

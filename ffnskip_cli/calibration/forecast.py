@@ -15,8 +15,7 @@ from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.model.forward import forward
 from ffnskip.model.neurons import count_neurons
 from ffnskip.model.sites import ffn_sites, input_device
-from ffnskip_cli.calibration.fit.auto import candidates
-from ffnskip_cli.calibration.fit.kinds import compensation_of
+from ffnskip_cli.calibration.fit.stage import candidates, compensation_of
 from ffnskip_cli.calibration.lab import Step
 from ffnskip_cli.calibration.recording.record import BLOCK
 from ffnskip_cli.calibration.settings import Settings

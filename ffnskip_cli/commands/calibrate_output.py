@@ -11,7 +11,7 @@ from ffnskip_cli import console
 from ffnskip_cli.calibration.assemble import Calibrated, evaluation_text
 from ffnskip_cli.calibration.lab import Step
 from ffnskip_cli.calibration.settings import Goal
-from ffnskip_cli.calibration.threshold.verify import PROMISED
+from ffnskip_cli.calibration.threshold.solve import PROMISED
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.options import Format
 from ffnskip_cli.report.tables import Column, print_json, render, turned

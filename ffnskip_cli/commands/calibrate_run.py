@@ -14,9 +14,8 @@ from ffnskip_cli import console
 from ffnskip_cli.calibration.forecast import memory_bytes, seconds
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.pipeline import Pipeline
-from ffnskip_cli.calibration.recording.collect import Share, identity_of, source_of
+from ffnskip_cli.calibration.recording.collect import Ranks, Share, identity_of, join_ranks, source_of
 from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics, load_statistics, refuse_difference
-from ffnskip_cli.calibration.recording.ranks import Ranks, join_ranks
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.calibration.texts import held_out_of, refuse_other_texts, text_to_fit, text_to_record
 from ffnskip_cli.commands import common

@@ -15,9 +15,8 @@ from torch import Tensor
 from ffnskip import FfnskipError
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording import collect as module
-from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of, kept_files
+from ffnskip_cli.calibration.recording.collect import Ranks, Share, collect, identity_of, kept_files
 from ffnskip_cli.calibration.recording.file import Identity, Statistics, load_statistics
-from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.settings import Goal, On
 from ffnskip_cli.progress import Track, silently
 

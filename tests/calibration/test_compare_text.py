@@ -25,7 +25,7 @@ from ffnskip_cli.calibration.compare import ComparedText, Comparison, build_text
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.rules.cosine.compiler import CosineCompiler
 from ffnskip_cli.calibration.settings import Goal
-from ffnskip_cli.calibration.threshold.verify import GOOD_ENOUGH
+from ffnskip_cli.calibration.threshold.solve import GOOD_ENOUGH
 from ffnskip_cli.measure.quality import Estimate, measure_quality
 from ffnskip_cli.progress import silently
 from ffnskip_cli.report.compare_text import answer

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from ffnskip.model.parts import parts_of
 from ffnskip.profiles.profile import dump_profile
 from ffnskip_cli.calibration.assemble import Calibrated
-from ffnskip_cli.calibration.fit.prices import record_prices, take_prices
 from ffnskip_cli.calibration.lab import Lab
+from ffnskip_cli.calibration.rules.price import record_prices, take_prices
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.measure.quality import measure_quality
 from ffnskip_cli.progress import silently

@@ -18,10 +18,9 @@ from ffnskip.profiles.schema import Compensation
 from ffnskip.profiles.weights import Weights
 from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
 from ffnskip_cli.calibration.fit import fitter
-from ffnskip_cli.calibration.fit.auto import candidates, choose_compensation
 from ffnskip_cli.calibration.fit.fitter import FitTask
-from ffnskip_cli.calibration.fit.loop import record_scores
-from ffnskip_cli.calibration.fit.stage import MAX_REFITS, fit_weights
+from ffnskip_cli.calibration.fit.stage import MAX_REFITS, candidates, choose_compensation, fit_weights
+from ffnskip_cli.calibration.fit.trial import record_scores
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import record_text
 from ffnskip_cli.calibration.threshold.solve import solve_threshold

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffnskip.model.sites import ffn_sites
-from ffnskip_cli.calibration.fit.gradients import Gradients, take_gradients, with_one
+from ffnskip_cli.calibration.fit.gradients import Gradients, take_gradients
+from ffnskip_cli.calibration.fit.least_squares import with_one
 from ffnskip_cli.calibration.lab import Lab
 
 TEXT, FIRST, SEED = pico_tokens(20, batch=6), 4, 5

@@ -17,10 +17,9 @@ from ffnskip.general.wrap import SkippableFFN
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import Profile
 from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
-from ffnskip_cli.calibration.fit.loop import Seen, observe, record_scores
+from ffnskip_cli.calibration.fit.trial import Seen, observe, record_scores
 from ffnskip_cli.calibration.lab import Lab
-from ffnskip_cli.calibration.threshold.solve import simulated_ratio, solve_threshold
-from ffnskip_cli.calibration.threshold.verify import measure_ratio
+from ffnskip_cli.calibration.threshold.solve import measure_ratio, simulated_ratio, solve_threshold
 
 TEXT, WARM_UP = pico_tokens(14, batch=6), 3  # more sequences than one batch has
 REGION = range(1, 5)

@@ -12,8 +12,7 @@ from ffnskip.model.neurons import activations
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.schema import Compensation
 from ffnskip.profiles.weights import Weights
-from ffnskip_cli.calibration.fit.maps import Features, NeuronChoice, solve_map
-from ffnskip_cli.calibration.fit.normal import NormalEquations
+from ffnskip_cli.calibration.fit.least_squares import Features, NeuronChoice, NormalEquations, solve_map
 
 TOKENS, NEURONS_USED, RIDGE = 600, torch.tensor([[3, 17, 40, 41]]), 1e-6
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ffnskip_cli.calibration.fit.normal import RIDGES, NormalEquations, best_ridge
+from ffnskip_cli.calibration.fit.least_squares import RIDGES, NormalEquations, best_ridge
 
 LAYERS, TOKENS, FEATURES, OUTPUTS = 2, 300, 7, 5
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from ffnskip.fast.fused_path import FusedPath
 from ffnskip.model.sites import decoder_body
-from ffnskip_cli.calibration.fit.auto import MOST_CANDIDATES, candidates
-from ffnskip_cli.calibration.fit.normal import NormalEquations
+from ffnskip_cli.calibration.fit.least_squares import NormalEquations
+from ffnskip_cli.calibration.fit.stage import MOST_CANDIDATES, candidates
 from ffnskip_cli.calibration.forecast import memory_bytes, seconds
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.pipeline import Pipeline

@@ -18,10 +18,9 @@ from ffnskip.sampling import Sampling
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
 from ffnskip_cli.calibration.settings import Goal
-from ffnskip_cli.calibration.threshold import limit
-from ffnskip_cli.calibration.threshold.limit import NEARLY
-from ffnskip_cli.calibration.threshold.solve import highest_ratio, simulated_ratio
-from ffnskip_cli.calibration.threshold.verify import Verified
+from ffnskip_cli.calibration.threshold import goals
+from ffnskip_cli.calibration.threshold.goals import NEARLY
+from ffnskip_cli.calibration.threshold.solve import Verified, highest_ratio, simulated_ratio
 from ffnskip_cli.measure.quality import Estimate, Quality
 
 LENGTH = 32
@@ -55,7 +54,7 @@ def found_within(
 ) -> Verified:
     record = recorded(ffn_scale) if record is None else record
     profile = rule() if profile is None else profile
-    return limit.largest_within(Lab(model_of(ffn_scale)), profile, record, goal, goal.value)
+    return goals.largest_within(Lab(model_of(ffn_scale)), profile, record, goal, goal.value)
 
 
 def quality_at(profile: Profile, tokens: Tensor, ffn_scale: float = 1.0) -> Quality:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffnskip import FfnskipError
-from ffnskip_cli.calibration.rules.cosine.regions import Region, find_region
+from ffnskip_cli.calibration.rules.cosine.compiler import Region, find_region
 
 CURVES = {
     "smollm2-135m": (

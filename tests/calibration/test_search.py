@@ -19,8 +19,7 @@ from ffnskip_cli.calibration.recording.record import Record, record_generated, r
 from ffnskip_cli.calibration.rules.cosine import search as module
 from ffnskip_cli.calibration.rules.cosine.search import Scored, Scorer, search
 from ffnskip_cli.calibration.settings import Goal
-from ffnskip_cli.calibration.threshold.solve import solve_threshold
-from ffnskip_cli.calibration.threshold.verify import measure_ratio
+from ffnskip_cli.calibration.threshold.solve import measure_ratio, solve_threshold
 from ffnskip_cli.measure.quality import Quality
 
 LENGTH = 32

@@ -15,8 +15,14 @@ from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.schema import Skip
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
-from ffnskip_cli.calibration.threshold.solve import highest_ratio, simulated_ratio, solve_threshold
-from ffnskip_cli.calibration.threshold.verify import GOOD_ENOUGH, measure_ratio, verify
+from ffnskip_cli.calibration.threshold.solve import (
+    GOOD_ENOUGH,
+    highest_ratio,
+    measure_ratio,
+    simulated_ratio,
+    solve_threshold,
+    verify,
+)
 
 STEP = 1e-6
 

@@ -16,7 +16,7 @@ from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.profiles.evidence import WarmUpTrial
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import record_text
-from ffnskip_cli.calibration.rules.warm_up import PROMPTS, WARM_UPS, ablate, lengths, possible_warm_ups, smallest_good
+from ffnskip_cli.calibration.rules.base import PROMPTS, WARM_UPS, ablate, lengths, possible_warm_ups, smallest_good
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal
 from ffnskip_cli.measure.quality import repetition
 

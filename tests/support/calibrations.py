@@ -12,9 +12,8 @@ from ffnskip import FfnskipError, Profile, SkipStats
 from ffnskip_cli.calibration.assemble import Calibrated, Calibration
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.pipeline import Pipeline
-from ffnskip_cli.calibration.recording.collect import Share, collect, identity_of
+from ffnskip_cli.calibration.recording.collect import Ranks, Share, collect, identity_of
 from ffnskip_cli.calibration.recording.file import Statistics
-from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.measure.quality import Quality, measure_quality
 from ffnskip_cli.progress import silently

@@ -16,7 +16,7 @@ import ffnskip
 from ffnskip.errors import ProfileError
 from ffnskip.profiles.profile import load_profile
 from ffnskip_cli.calibration.recording.record import Record, record_generated, record_text
-from ffnskip_cli.calibration.rules.cosine.regions import Region, find_region
+from ffnskip_cli.calibration.rules.cosine.compiler import Region, find_region
 from ffnskip_cli.commands.identity import check_identity
 from ffnskip_cli.measure.quality import measure_quality
 from ffnskip_cli.progress import silently

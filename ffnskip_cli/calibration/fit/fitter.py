@@ -16,11 +16,16 @@ from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Compensation
 from ffnskip.profiles.weights import Weights
 from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
-from ffnskip_cli.calibration.fit.gradients import Gradients, take_gradients, with_one
-from ffnskip_cli.calibration.fit.held_back import Cost, HeldBack, trial
-from ffnskip_cli.calibration.fit.loop import Seen, observe
-from ffnskip_cli.calibration.fit.maps import Features, NeuronChoice, solve_map
-from ffnskip_cli.calibration.fit.normal import NormalEquations, best_ridge
+from ffnskip_cli.calibration.fit.gradients import Gradients, take_gradients
+from ffnskip_cli.calibration.fit.least_squares import (
+    Features,
+    NeuronChoice,
+    NormalEquations,
+    best_ridge,
+    solve_map,
+    with_one,
+)
+from ffnskip_cli.calibration.fit.trial import Cost, HeldBack, Seen, observe, trial
 from ffnskip_cli.calibration.lab import Lab
 
 HELD_BACK = 12  # sequences on which a refit must prove itself

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ffnskip.model.forward import forward
 from ffnskip.model.sites import FFNSite, ffn_sites, input_device
-from ffnskip_cli.calibration.fit.normal import NormalEquations
+from ffnskip_cli.calibration.fit.least_squares import NormalEquations, with_one
 from ffnskip_cli.calibration.lab import Lab
 
 if TYPE_CHECKING:
@@ -70,11 +70,6 @@ def sampled_log_likelihood(model: PreTrainedModel, sequence: Tensor) -> Tensor:
     labels = torch.multinomial(log_likelihoods.detach().exp().cpu(), 1).to(logits.device)
     total: Tensor = log_likelihoods.gather(1, labels).sum()
     return total
-
-
-def with_one(x: Tensor) -> Tensor:
-    """``[x, 1]``, float32."""
-    return torch.cat([x.float(), torch.ones(*x.shape[:-1], 1, device=x.device)], dim=-1)
 
 
 def _centred(logarithms: NormalEquations) -> Tensor:

@@ -1,16 +1,25 @@
-"""Record a whole text, or this machine's share of it, and survive being killed."""
+"""Record a whole text, or this machine's share of it, and survive being killed.
+
+Of several processes, as `torchrun` starts them, each loads the model and records its share of the text. Their shares
+are added up once, on rank 0, which goes on alone.
+"""
 
 from __future__ import annotations
 
 import glob
 import hashlib
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ffnskip.errors import FfnskipError
@@ -18,7 +27,6 @@ from ffnskip.profiles.identity import model_info
 from ffnskip_cli.calibration import assemble
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics, load_statistics, refuse_difference
-from ffnskip_cli.calibration.recording.ranks import Ranks
 from ffnskip_cli.calibration.recording.record import BLOCK, Record, record_block
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, On, Settings
 from ffnskip_cli.text.corpus import Corpus
@@ -26,7 +34,49 @@ from ffnskip_cli.text.corpus import Corpus
 if TYPE_CHECKING:
     from ffnskip_cli.sources.models import LoadedModel
 
+T = TypeVar("T")
+_PATIENCE = timedelta(days=7)  # the others wait for the slowest rank, however slow it is
 SECONDS_BETWEEN_SAVES = 20.0  # what a kill can cost, besides the block at work
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that share the work."""
+
+    rank: int = 0
+    size: int = 1
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace the tensor of rank 0 by the sum over all ranks, in place; those of the others are undefined."""
+        if self.size > 1:
+            dist.reduce(tensor, dst=0)
+
+    def gather(self, facts: T) -> list[T]:
+        """The facts of every rank, on every rank."""
+        if self.size == 1:
+            return [facts]
+        everybody: list[T] = [facts] * self.size
+        dist.all_gather_object(everybody, facts)
+        return everybody
+
+    def wait(self) -> None:
+        """Go on when all ranks have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Meet the other processes that `torchrun` started, if it started this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
+        yield Ranks()
+        return
+    # On the CPU, whatever the model runs on: what is added up lies in main memory, and only once.
+    dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,13 @@ import torch
 
 from ffnskip.profiles.profile import Profile
 from ffnskip.rules import may_skip
-from ffnskip_cli.calibration import assemble
-from ffnskip_cli.calibration.fit.loop import record_scores
+from ffnskip_cli.calibration.fit.trial import record_scores
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.recording.file import Statistics
 from ffnskip_cli.calibration.recording.record import Record, sample_size
-from ffnskip_cli.calibration.rules import warm_up
-from ffnskip_cli.calibration.rules.base import RuleCompiler
+from ffnskip_cli.calibration.rules.base import RuleCompiler, ablation_cost
 from ffnskip_cli.calibration.settings import Settings
-from ffnskip_cli.calibration.threshold.solve import highest_ratio, solve_threshold
-from ffnskip_cli.calibration.threshold.verify import VERIFY_TOKENS
+from ffnskip_cli.calibration.threshold.solve import VERIFY_TOKENS, highest_ratio, solve_threshold
 from ffnskip_cli.text.corpus import Corpus
 
 _HARDLY_EVER = 0.002  # of the tokens: a layer at the end of the region that skips less is left alone
@@ -28,18 +25,14 @@ class PredictedDamageCompiler(RuleCompiler):
         """See `RuleCompiler`."""
         fitted = self.fit.run(lab, self.start(statistics), fit_text, statistics.record.sequences)
         sample = statistics.record.first(VERIFY_TOKENS)
-        if self.settings.warm_up == "auto" and warm_up.possible_warm_ups(sample.sequences.shape[1]):
-            trials = warm_up.ablate(lab, fitted, sample)
-            skip = fitted.skip.model_copy(update={"warm_up": warm_up.smallest_good(trials)})
-            evidence = assemble.search_evidence(self.fit.ratio, 0, [], trials)
-            fitted = fitted.model_copy(update={"skip": skip, "search": evidence})
+        fitted = self.with_warm_up(lab, fitted, sample, self.fit.ratio)
         record = record_scores(lab, fitted, sample.sequences, statistics.record.prompt_tokens)
         return _without_idle_ends(fitted, record, self.settings, self.fit.ratio), record
 
     def cost(self, sizes: Sizes) -> list[Step]:
         """See `RuleCompiler`."""
         recording = Step("record predicted damages", min(sizes.recorded, sample_size(VERIFY_TOKENS, sizes.length)))
-        return [*self.fit.cost(sizes), *warm_up.cost(self.settings, sizes), recording]
+        return [*self.fit.cost(sizes), *ablation_cost(self.settings, sizes), recording]
 
 
 def _without_idle_ends(profile: Profile, record: Record, settings: Settings, usual: float) -> Profile:

@@ -11,16 +11,79 @@ from ffnskip.profiles.profile import Profile
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.recording.record import Record, sample_size
 from ffnskip_cli.calibration.settings import Goal, Settings
-from ffnskip_cli.calibration.threshold import limit
-from ffnskip_cli.calibration.threshold.solve import highest_ratio, solve_threshold
-from ffnskip_cli.calibration.threshold.verify import VERIFY_ROUNDS, VERIFY_TOKENS, Figure, Verified, verify
+from ffnskip_cli.calibration.threshold.solve import (
+    VERIFY_ROUNDS,
+    VERIFY_TOKENS,
+    Bracket,
+    Figure,
+    Verified,
+    behind_prompts,
+    highest_ratio,
+    solve_threshold,
+    verify,
+)
 from ffnskip_cli.measure.flops import model_cost, overhead
 from ffnskip_cli.measure.quality import Quality
 
+LIMIT_TOKENS = 4096  # of the calibration text that the cost is measured on
+NEARLY = 0.95  # of the limit: where looking for a larger ratio stops
+ROUNDS = 8
+_FIRST_GUESS = 0.1
+_STEEPEST = 4.0  # times what is aimed at: the most that a cost counts as
 CURVE_POINTS = 8  # besides those of the goals
 CURVE_REACH = 0.3  # the ratio that a curve reaches at least, if the region allows
 ADJUSTMENTS = 3  # of a limit, where held-out text costs more or much less than the calibration text
 _MUCH = 0.85  # of the limit
+
+
+def largest_within(lab: Lab, profile: Profile, record: Record, goal: Goal, limit: float) -> Verified:
+    """Find the largest ratio that costs at most `limit`.
+
+    Args:
+        lab: with the dense model.
+        profile: whose threshold is sought; the rest of its rule stays.
+        record: of the calibration text.
+        goal: what is held against the limit.
+        limit: in the goal's unit; at most the goal's own.
+
+    Raises:
+        FfnskipError: every ratio tried costs more, or the region is too small to skip anything.
+    """
+    tokens = record.first(LIMIT_TOKENS).sequences
+    most, aim = highest_ratio(record, profile.skip), limit * (1.0 + NEARLY) / 2
+    if most == 0.0:
+        raise FfnskipError(
+            f"Nothing can be skipped from layer {profile.skip.cold_s} to {profile.skip.cold_e - 1}: with --rule "
+            f"{profile.skip.rule} {profile.skip.by.why_fewer}: choose --cold-s and --cold-e further apart."
+        )
+    best = Verified(profile.skip.threshold, 0.0)
+    below, bracket = (0.0, -aim), None  # skipping nothing costs nothing
+    asked = min(_FIRST_GUESS, most)
+    for _ in range(ROUNDS):
+        threshold = solve_threshold(record, profile.skip, asked)
+        tried = behind_prompts(profile.with_threshold(threshold), record)
+        (quality,) = lab.quality([tried], tokens, what=f"looking for {goal}")
+        cost = goal.cost(quality)
+        if cost <= limit and quality.skip_ratio.mean > best.ratio:
+            best = Verified(threshold, quality.skip_ratio.mean)
+        if cost <= limit and (cost >= NEARLY * limit or asked == most):
+            break
+        error = min(cost, _STEEPEST * aim) - aim  # a straight line to a cost far beyond would hardly leave zero
+        if bracket is not None:
+            asked = bracket.next(asked, error)
+        elif cost > limit:
+            bracket = Bracket(below, (asked, error))
+            asked = bracket.between
+        else:
+            below, asked = (asked, error), min(2 * asked, most)
+    if best.ratio == 0.0:
+        raise FfnskipError(f"No threshold was found that gives {goal} on the calibration text: allow more.")
+    return best
+
+
+def limit_passes(sizes: Sizes) -> int:
+    """Forward passes at most of one `largest_within`."""
+    return 2 * ROUNDS * min(sizes.recorded, sample_size(LIMIT_TOKENS, sizes.length))
 
 
 @dataclass(frozen=True)
@@ -73,7 +136,7 @@ class SolveStage:
         """Rounds of verifying a ratio, or of looking for the ratio that keeps a limit."""
         limits = sum(goal.is_limit for goal in self.settings.goals)
         verifying = VERIFY_ROUNDS * min(sizes.recorded, sample_size(VERIFY_TOKENS, sizes.length))
-        passes = (len(self.settings.goals) - limits) * verifying + limits * ADJUSTMENTS * limit.passes(sizes)
+        passes = (len(self.settings.goals) - limits) * verifying + limits * ADJUSTMENTS * limit_passes(sizes)
         return [Step("solve and verify", passes)]
 
 
@@ -107,14 +170,14 @@ def _reach(lab: Lab, record: Record, goal: Goal, held_out: HeldOut) -> Verified:
         return verify(lab, draft, record, goal.value, _flops_saved(lab, draft, record))
     allowed, best = goal.value, None
     for _ in range(ADJUSTMENTS):
-        solution = limit.largest_within(lab, draft, record, goal, allowed)
+        solution = largest_within(lab, draft, record, goal, allowed)
         held_out.measure({solution.threshold})
         cost = goal.cost(held_out.qualities[solution.threshold])
         if cost <= goal.value and (best is None or solution.ratio > best.ratio):
             best = solution
         if cost <= 0 or _MUCH * goal.value <= cost <= goal.value:
             break
-        allowed *= limit.NEARLY * goal.value / cost  # so that a solution at the very limit would be within the goal
+        allowed *= NEARLY * goal.value / cost  # so that a solution at the very limit would be within the goal
     if best is None:
         raise FfnskipError(f"No threshold was found that gives {goal} on the held-out text, too: allow more.")
     return best

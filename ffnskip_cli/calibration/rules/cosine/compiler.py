@@ -1,23 +1,65 @@
-"""Choose the settings of the rule `cosine` that nobody pinned, and keep the evidence for the profile."""
+"""Choose the settings of the rule `cosine` that nobody pinned, and keep the evidence for the profile.
+
+The mean similarity curve proposes the region: cold are the layers at both ends that turn the stream most.
+"""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from ffnskip.errors import FfnskipError
 from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Skip
 from ffnskip_cli.calibration import assemble
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.recording.file import Statistics
 from ffnskip_cli.calibration.recording.record import Record, sample_size
-from ffnskip_cli.calibration.rules import warm_up
-from ffnskip_cli.calibration.rules.base import RuleCompiler
-from ffnskip_cli.calibration.rules.cosine.regions import Region, find_region
+from ffnskip_cli.calibration.rules.base import RuleCompiler, ablate, ablation_cost, smallest_good
 from ffnskip_cli.calibration.rules.cosine.search import CORRECTIONS, SEARCH_TOKENS, Scored, Scorer, search
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Settings
-from ffnskip_cli.calibration.threshold import limit
+from ffnskip_cli.calibration.threshold.goals import largest_within, limit_passes
 from ffnskip_cli.calibration.threshold.solve import highest_ratio, refuse_beyond
 from ffnskip_cli.text.corpus import Corpus
+
+STEEP = 2.5  # a layer is steep when it turns the stream this many times as much as the median layer
+MARGIN = 1  # layers beside the steep ends that stay cold too
+
+
+@dataclass(frozen=True)
+class Region:
+    """The skip region ``[cold_s, cold_e)``."""
+
+    cold_s: int
+    cold_e: int
+
+
+def find_region(mean_similarity: Tensor) -> Region:
+    """Choose the skip region from the mean similarity of each layer, ``[n_layers]``.
+
+    The paper looks for a monotone rise at the start and a monotone fall at the end, but real curves dip on the way:
+    SmolLM2-135M starts at 0.06, lies between 0.95 and 0.98 with dips at layers 20 and 23, and ends at 0.74. What does
+    stand out is how much more the first and last layers turn the stream, ``1 - similarity``, than the median layer
+    does. So the region begins behind the last steep layer of the first half, ends before the first one of the second
+    half, and keeps one layer's distance from both, because a layer beside a steep end still lies on the slope.
+
+    Raises:
+        FfnskipError: fewer than two layers remain, so that nothing could ever be skipped.
+    """
+    turn = 1.0 - mean_similarity
+    n_layers = len(turn)
+    steep = [layer for layer in range(n_layers) if turn[layer] > STEEP * turn.median()]
+    middle = n_layers / 2
+    cold_s = max((layer + 1 for layer in steep if layer < middle), default=0) + MARGIN
+    cold_e = min((layer for layer in steep if layer >= middle), default=n_layers) - MARGIN
+    if cold_e - cold_s < 2:
+        raise FfnskipError(
+            "The similarity curve has no plateau of at least two layers to skip in: choose the region yourself with "
+            "--cold-s and --cold-e."
+        )
+    return Region(cold_s, cold_e)
 
 
 class CosineCompiler(RuleCompiler):
@@ -44,7 +86,7 @@ class CosineCompiler(RuleCompiler):
         settings, record = self.settings, statistics.record
         settings.refuse_region(record.values.shape[2])
         draft = assemble.draft(statistics.identity.source.model, _start(record, settings))
-        ablating = settings.warm_up == "auto" and len(warm_up.possible_warm_ups(record.sequences.shape[1])) > 0
+        ablating = self.frees_warm_up(record)
         if not (self.searches or ablating):
             return draft
         ratio = _largest_ratio(lab, draft, record, settings)
@@ -53,14 +95,14 @@ class CosineCompiler(RuleCompiler):
         chosen = scored[0].skip if scored else scorer.score([draft.skip])[0].skip
         trials = []
         if ablating:
-            trials = warm_up.ablate(lab, draft.model_copy(update={"skip": chosen}), record)
-            chosen = chosen.model_copy(update={"warm_up": warm_up.smallest_good(trials)})
+            trials = ablate(lab, draft.model_copy(update={"skip": chosen}), record)
+            chosen = chosen.model_copy(update={"warm_up": smallest_good(trials)})
         evidence = assemble.search_evidence(ratio, scorer.tokens, scored, trials)
         return draft.model_copy(update={"skip": chosen, "search": evidence})
 
     def cost(self, sizes: Sizes) -> list[Step]:
         """See `RuleCompiler`."""
-        warm_ups = warm_up.cost(self.settings, sizes)
+        warm_ups = ablation_cost(self.settings, sizes)
         steps = [self._search_cost(sizes)] if self.searches or warm_ups else []
         return [*steps, *warm_ups, *self.fit.cost(sizes)]
 
@@ -69,7 +111,7 @@ class CosineCompiler(RuleCompiler):
         rules = self.settings.candidates if self.searches else 1
         limits = {goal.kind for goal in self.settings.goals if goal.is_limit}
         scored = min(sizes.recorded, sample_size(SEARCH_TOKENS, sizes.length))
-        passes = 2 * rules * (1 + CORRECTIONS) * scored + len(limits) * limit.passes(sizes)
+        passes = 2 * rules * (1 + CORRECTIONS) * scored + len(limits) * limit_passes(sizes)
         return Step(f"compare up to {rules} rules" if self.searches else "solve for the warm-ups", passes)
 
 
@@ -121,5 +163,5 @@ def _largest_ratio(lab: Lab, draft: Profile, record: Record, settings: Settings)
     if not largest.is_limit:
         possible = [goal.value for goal in settings.goals if goal.value <= most]
         return max(possible) if possible else refuse_beyond(record, draft.skip, largest.value)
-    ratio = limit.largest_within(lab, draft, record, largest, largest.value).ratio
+    ratio = largest_within(lab, draft, record, largest, largest.value).ratio
     return min(ratio, most)  # a mean over sequences may be rounded up beyond it

@@ -19,8 +19,7 @@ from ffnskip_cli.budget import SEARCH_NOISE
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.settings import Settings
-from ffnskip_cli.calibration.threshold.solve import highest_ratio, solve_threshold
-from ffnskip_cli.calibration.threshold.verify import behind_prompts
+from ffnskip_cli.calibration.threshold.solve import behind_prompts, highest_ratio, solve_threshold
 from ffnskip_cli.measure.quality import paired_difference
 
 SEARCH_TOKENS = 2048  # that every candidate is scored on
