@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from ffnskip.decode import GeneralPath, generate_tokens
+from ffnskip.model.forward import forward
+from ffnskip.model.sites import input_device
 from ffnskip.profiles.profile import Profile
+from ffnskip_cli.calibration.recording.record import BLOCK
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.measure.quality import Quality, measure_quality
 from ffnskip_cli.progress import Journal, Track, silently
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_TIMED = 3  # passes and decode steps that an estimate of the time rests on
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,22 @@ class Lab:
     ) -> list[Quality]:
         """What each profile costs on ``tokens [sequences, length]``; see `measure_quality`."""
         return measure_quality(self.model, profiles, tokens, self.track, what=what, first=first, journal=self.journal)
+
+    @torch.inference_mode()
+    def seconds(self, tokens: Tensor, planned: Sequence[Step]) -> list[float]:
+        """How long each step will take at most, from a few passes over ``tokens [sequences, length]`` timed now."""
+        device = input_device(self.model)
+        sequence = tokens[:1].long().to(device)
+        of_pass = _median_time(
+            lambda: forward(self.model, sequence, use_cache=False).logits.float().log_softmax(-1)[0, -1, 0].item()
+        )
+        of_decode_step = 0.0
+        if any(step.decode_steps for step in planned):
+            prompts = tokens[: BLOCK["generated"], : tokens.shape[1] // 2].long().to(device)
+            path = GeneralPath(self.model)
+            ticks = [time.perf_counter() for _ in generate_tokens(path, prompts, max_new_tokens=_TIMED + 1)]
+            of_decode_step = (ticks[-1] - ticks[0]) / _TIMED
+        return [step.passes * of_pass + step.decode_steps * of_decode_step for step in planned]
 
 
 @dataclass(frozen=True)
@@ -70,3 +95,13 @@ class Sizes:
         """As the settings ask for."""
         length = settings.sequence_length
         return cls(to_record, settings.tokens // length, settings.fit_tokens // length, held_out, length)
+
+
+def _median_time(run: Callable[[], object]) -> float:
+    run()  # the first one is slow
+    times = []
+    for _ in range(_TIMED):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return median(times)

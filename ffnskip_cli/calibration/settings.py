@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ffnskip.errors import FfnskipError
 from ffnskip.rules import rule_named, rule_names
-from ffnskip_cli.calibration.goals import Goal as Goal
+
+if TYPE_CHECKING:
+    from ffnskip_cli.measure.quality import Quality
 
 On = Literal["text", "generated"]
 Kind = Literal["auto", "none", "mean", "low-rank", "linear"]
+GoalKind = Literal["target_ratio", "target_flops", "max_kl", "max_perplexity_increase"]
 Free = Literal["auto"]  # a setting that the calibration chooses by what it does to quality
 
 PROMPT_TOKENS = GENERATED_TOKENS = 128  # of the paper's calibration, for `on="generated"`
@@ -46,6 +50,62 @@ def _count_parser(option: str, least: int, none: bool) -> Callable[[str], int | 
         return int(text)
 
     return parse
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a profile is to reach: a saving, or the largest one that stays within a limit on what it costs.
+
+    Attributes:
+        kind: the field of `ffnskip.profiles.evidence.Measured` that records it.
+        value: the skip_ratio; the share of all FLOPs past warm-up; the limit on KL in nats per token; the limit on
+            perplexity / perplexity_dense - 1.
+    """
+
+    kind: GoalKind
+    value: float
+
+    def __post_init__(self) -> None:
+        if not self.is_limit and not 0.0 < self.value < 1.0:
+            raise FfnskipError(f"The target {self.value:g} is not a ratio between 0 and 1, such as 0.10.")
+        if not 0.0 < self.value < math.inf:
+            raise FfnskipError(f"The limit {self.value:g} is not a number above 0.")
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether it bounds the cost, instead of saying what to save."""
+        return self.kind in ("max_kl", "max_perplexity_increase")
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "target_ratio":
+                return f"a skip ratio of {self.value:g}"
+            case "target_flops":
+                return f"a saving of {self.value:g} of the FLOPs past warm-up"
+            case "max_kl":
+                return f"a KL of at most {self.value:g}"
+            case _:
+                return f"a perplexity at most {100 * self.value:g}% above dense"
+
+    @property
+    def file_name(self) -> str:
+        """In a folder of profiles: `0.10.yaml`, `flops-0.20.yaml`, `kl-0.05.yaml`, `perplexity-2pct.yaml`."""
+        share = f"{self.value:{'.2f' if round(self.value, 2) == self.value else 'g'}}"
+        match self.kind:
+            case "target_ratio":
+                return f"{share}.yaml"
+            case "target_flops":
+                return f"flops-{share}.yaml"
+            case "max_kl":
+                return f"kl-{self.value:g}.yaml"
+            case _:
+                return f"perplexity-{100 * self.value:g}pct.yaml"
+
+    def cost(self, quality: Quality) -> float:
+        """What is held against the limit."""
+        if self.kind == "max_kl":
+            return quality.kl.mean
+        return quality.perplexity.mean / quality.perplexity_dense.mean - 1.0
 
 
 EvalTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to measure quality on.")]

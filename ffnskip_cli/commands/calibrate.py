@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,82 @@ from typing import Annotated
 import typer
 
 from ffnskip.errors import FfnskipError
-from ffnskip_cli.calibration.goals import Goal, GoalOptions
-from ffnskip_cli.calibration.settings import Settings
-from ffnskip_cli.commands.options import ModelName, ModelOptions, PrintFormat
-from ffnskip_cli.commands.paths import output_paths
+from ffnskip_cli.calibration.settings import Goal, GoalKind, Settings
+from ffnskip_cli.commands.options import ModelName, ModelOptions, PrintFormat, refuse_unwritable
+
+# By option: the kind of goal, what one of its numbers is called, and an example of one.
+_GOALS: dict[str, tuple[GoalKind, str, str]] = {
+    "--target": ("target_ratio", "a ratio", "0.10"),
+    "--target-flops": ("target_flops", "a share", "0.15"),
+    "--max-kl": ("max_kl", "a limit", "0.05"),
+    "--max-perplexity-increase": ("max_perplexity_increase", "a limit", "2%"),
+}
+
+
+@dataclass(frozen=True)
+class GoalOptions:
+    """The options of which exactly one says what to compile profiles for."""
+
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATIO[,RATIO…]",
+            help="Share of all FFNs to skip on the calibration text, such as 0.10; several share one run.",
+        ),
+    ] = None
+    target_flops: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE[,SHARE…]",
+            help="Instead of --target: share of all FLOPs past warm-up to save, attention and output head included.",
+        ),
+    ] = None
+    max_kl: Annotated[
+        str | None,
+        typer.Option(
+            "--max-kl",
+            metavar="X[,X…]",
+            help="Instead of --target: skip as much as keeps the KL from the dense model within X nats per token.",
+        ),
+    ] = None
+    max_perplexity_increase: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X%[,X%…]",
+            help="Instead of --target: skip as much as keeps the perplexity within X% above the dense model's.",
+        ),
+    ] = None
+
+    def parse(self) -> tuple[Goal, ...]:
+        """One goal for each number; raises FfnskipError unless exactly one option holds such numbers."""
+        texts = (self.target, self.target_flops, self.max_kl, self.max_perplexity_increase)
+        chosen = [(option, text) for option, text in zip(_GOALS, texts, strict=True) if text is not None]
+        if len(chosen) != 1:
+            raise FfnskipError(
+                f"Say what to aim for with exactly one of {', '.join(_GOALS)}; --target 0.10 is a start."
+            )
+        ((option, text),) = chosen
+        kind, noun, example = _GOALS[option]
+        values = _numbers(option, text, f"{noun} such as {example}")
+        if len(set(values)) < len(values):
+            raise FfnskipError(f"{option} {text} names {noun} twice.")
+        return tuple(Goal(kind, value) for value in values)
+
+
+def _numbers(option: str, text: str, example: str) -> list[float]:
+    """The numbers between the commas; per cent if the example is."""
+    per_cent = "%" in example
+    if not per_cent and "%" in text:
+        raise FfnskipError(f"{option} {text} is not {example}: leave the % out.")
+    try:
+        numbers = [float(part.removesuffix("%")) for part in text.split(",")]
+    except ValueError:
+        raise FfnskipError(f"{option} {text} is not {example}, or several with commas between.") from None
+    if not per_cent:
+        return numbers
+    if text.count("%") < len(numbers):
+        raise FfnskipError(f"{option} {text} lacks its unit: write 2% for two per cent.")
+    return [number / 100 for number in numbers]
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -103,8 +176,20 @@ class Options:
         self.paths()  # refuses what cannot be written before anything slow begins
 
     def paths(self) -> dict[Goal, Path]:
-        """Where the profile of each goal goes."""
-        return output_paths(self.output, self.model, self.parse_goals())
+        """Where the profile of each goal goes; checked now, because the run is long."""
+        goals, output = self.parse_goals(), self.output
+        if output is None:
+            name = os.path.basename(os.path.abspath(self.model.partition("@")[0]))
+            output = Path("profiles", name.lower().removesuffix(".gguf"))
+        if output.suffix in (".yaml", ".yml"):
+            if len(goals) > 1:
+                raise FfnskipError(f"{output} is one file, but there are {len(goals)} targets: name a folder instead.")
+            paths = dict.fromkeys(goals, output)
+        else:
+            paths = {goal: output / goal.file_name for goal in goals}
+        for path in paths.values():
+            refuse_unwritable(path, "--output")
+        return paths
 
     def parse_goals(self) -> tuple[Goal, ...]:
         """What to compile profiles for; a shard only records."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ffnskip.errors import FfnskipError
 from ffnskip_cli import console
-from ffnskip_cli.calibration.goals import Goal
 from ffnskip_cli.calibration.recording.collect import Share, kept_files
-from ffnskip_cli.commands.paths import refuse_unwritable
+from ffnskip_cli.calibration.settings import Goal
+from ffnskip_cli.commands.options import refuse_unwritable
 from ffnskip_cli.progress import Journal
 from ffnskip_cli.report.plot import plot_kind
 

@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffnskip.errors import FfnskipError
-from ffnskip.profiles.profile import Profile
+from ffnskip.profiles.profile import Profile, save_profile
 from ffnskip_cli import console
-from ffnskip_cli.calibration.forecast import memory_bytes, seconds
+from ffnskip_cli.calibration.assemble import Calibrated, evaluation_text
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.pipeline import Pipeline
 from ffnskip_cli.calibration.recording.collect import Ranks, Share, identity_of, join_ranks, source_of
 from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics, load_statistics, refuse_difference
-from ffnskip_cli.calibration.settings import Settings
+from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.calibration.texts import held_out_of, refuse_other_texts, text_to_fit, text_to_record
+from ffnskip_cli.calibration.threshold.solve import PROMISED
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.calibrate import Options
 from ffnskip_cli.commands.calibrate_files import Files
-from ffnskip_cli.commands.calibrate_output import announce, warn_of_shortfall, write
 from ffnskip_cli.commands.options import Format
-from ffnskip_cli.report.forecast import print_forecast
+from ffnskip_cli.report.calibration import print_forecast, print_profiles
 from ffnskip_cli.report.plot import plot_profile
+from ffnskip_cli.report.words import kinds_of, text_name
 from ffnskip_cli.sources.models import LoadedModel
 from ffnskip_cli.text.corpus import Corpus
 from ffnskip_cli.text.named import check_names, text_names
@@ -61,7 +62,7 @@ class Run:
             if ranks.rank == 0:
                 self._forecast(steps, tokens, format)
             return
-        announce(steps)
+        common.announce(steps)
         with self.files.resumable():
             lab = Lab(self.loaded.model, console.track)
             statistics = recorded or pipeline.record.run(lab, identity, tokens, share, ranks)
@@ -79,7 +80,7 @@ class Run:
         with console.busy("Preparing text"):
             if recorded is None:
                 text = text_to_record(loaded, datasets, settings, offline)
-                warn_of_shortfall("calibration", text)
+                common.warn_of_shortfall("calibration", evaluation_text(text))
                 identity, tokens = identity_of(source, text, settings), text.tokens
             else:
                 identity, tokens = recorded.identity, recorded.record.sequences
@@ -89,7 +90,7 @@ class Run:
             if settings.fits and settings.goals:
                 names = datasets or text_names(identity.text)
                 fit_text = text_to_fit(loaded, names, settings, offline, used)
-                warn_of_shortfall("fitting", fit_text)
+                common.warn_of_shortfall("fitting", evaluation_text(fit_text))
                 if used & fit_text.document_hashes:
                     console.warn(
                         "The text is too short to keep what is fitted to apart from what the threshold is solved on: "
@@ -97,13 +98,13 @@ class Run:
                     )
                 used |= fit_text.document_hashes
             held_out = held_out_of(loaded, identity, datasets, self.eval_datasets, settings, offline, used)
-        warn_of_shortfall("evaluation", held_out)
+        common.warn_of_shortfall("evaluation", evaluation_text(held_out))
         return identity, tokens, held_out, fit_text
 
     def _forecast(self, steps: list[Step], tokens: Tensor, format: Format) -> None:
         with console.busy("Timing a few forward passes"):
-            times = seconds(self.loaded.model, tokens, steps)
-        memory = memory_bytes(self.loaded.model, self.settings)
+            times = Lab(self.loaded.model).seconds(tokens, steps)
+        memory = Pipeline(self.settings).memory(self.loaded.model)
         print_forecast(steps, times, memory, self.settings.sequence_length, format)
 
     def _say_recorded(self, statistics: Statistics, share: Share) -> None:
@@ -193,3 +194,39 @@ def _as_recorded(statistics: Statistics | None, choices: dict[str, Any], named: 
             option = name.replace("_", "-")
             raise FfnskipError(f"The recording was made with --{option} {value}: leave --{option} out.")
     return recorded
+
+
+def write(finished: list[Calibrated], path_of: dict[Goal, Path], format: Format) -> list[Path]:
+    """Save the profiles, print what they hold, and return where they are."""
+    paths = [path_of[calibrated.goal] for calibrated in finished]
+    for calibrated, path in zip(finished, paths, strict=True):
+        save_profile(calibrated.profile, path)
+        console.talk.print(f"Wrote {path}.", markup=False)
+    print_profiles(finished, paths, format)
+    for calibrated, path in zip(finished, paths, strict=True):
+        _say_if_off_target(calibrated, path)
+        common.warn_if_over_budget(calibrated.profile, path)
+    return paths
+
+
+def _say_if_off_target(calibrated: Calibrated, path: Path) -> None:
+    """The threshold is verified on the calibration text; on held-out text the ratio is another one."""
+    profile = calibrated.profile
+    found, text, held_out = profile.measured, profile.calibration, profile.evaluation
+    assert found is not None
+    assert text is not None
+    assert held_out is not None
+    error = found.standard_error["skip_ratio"]
+    moved = f"{path} skips {found.skip_ratio:.3f} ± {error:.3f} of the FFNs on {text_name(held_out)}"
+    if kinds_of(held_out) != kinds_of(text):
+        console.talk.print(
+            f"{moved}, and {calibrated.calibration_ratio:.3f} on {text_name(text)}, which it was calibrated on. That "
+            f"the ratio moves is the rule at work: the threshold is on {profile.skip.by.decides_by}, not on how many "
+            "are skipped, so text in which the FFNs have less to do skips more, and other text less.",
+            markup=False,
+        )
+    elif found.target_ratio is not None and abs(found.skip_ratio - found.target_ratio) > PROMISED:
+        console.warn(
+            f"{moved}, not {found.target_ratio:g}: the unseen part of the text is unlike the part that was "
+            "calibrated on, or too short to tell; more --tokens and --eval-tokens bring the two closer."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ffnskip.decoder import Decoder
+    from ffnskip.profiles.evidence import EvaluationText
+    from ffnskip_cli.calibration.lab import Step
 
 
 def load_moved(profile: Path, move: Move) -> Profile:
@@ -45,6 +48,21 @@ def say_path(decoder: Decoder) -> None:
     """Say when decoding is slower than it could be, and why."""
     if decoder.why_general is not None:
         console.talk.print(f"Decoding by the general path: {decoder.why_general}", highlight=False)
+
+
+def announce(steps: Sequence[Step]) -> None:
+    """Say what is going to run."""
+    planned = [f"{step.name} ({step.passes or step.decode_steps})" for step in steps]
+    console.talk.print(f"Forward passes at most: {', '.join(planned)}.", markup=False)
+
+
+def warn_of_shortfall(which: str, text: EvaluationText) -> None:
+    """Say so if a text, or some of a mixture, had fewer whole sequences than were asked for."""
+    if text.fell_short:
+        names = " + ".join(part.dataset for part in text.parts) or text.dataset
+        console.warn(
+            f"{text.tokens_requested} tokens of {which} text were asked for, and {names} has only {text.tokens_used}."
+        )
 
 
 def refuse_longer(model: PreTrainedModel, tokens: int, remedy: str) -> None:

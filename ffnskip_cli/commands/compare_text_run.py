@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from ffnskip_cli import console
+from ffnskip_cli.calibration.assemble import evaluation_text
 from ffnskip_cli.calibration.compare import budget, build_texts, check_texts, compare
-from ffnskip_cli.calibration.goals import Goal
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.collect import source_of
-from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP
+from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Goal
 from ffnskip_cli.commands import common
-from ffnskip_cli.commands.calibrate_output import announce, warn_of_shortfall
 from ffnskip_cli.commands.compare_text import Options, PaperSettings
-from ffnskip_cli.commands.paths import refuse_unwritable
+from ffnskip_cli.commands.options import refuse_unwritable
 from ffnskip_cli.report.compare_text import print_comparison
 from ffnskip_cli.report.heat_map import heat_map_kind, plot_comparison
 
@@ -32,9 +31,9 @@ def run(options: Options) -> None:
     with console.busy("Preparing text"):
         texts = build_texts(loaded, names, settings, offline)
     for text in texts:
-        warn_of_shortfall("calibration", text.calibration)
-        warn_of_shortfall("evaluation", text.held_out)
-    announce(budget(texts, settings))
+        common.warn_of_shortfall("calibration", evaluation_text(text.calibration))
+        common.warn_of_shortfall("evaluation", evaluation_text(text.held_out))
+    common.announce(budget(texts, settings))
     comparison = compare(Lab(loaded.model, console.track), source_of(loaded), texts, settings)
     facts = {
         "model": loaded.id,

@@ -7,8 +7,8 @@ from ffnskip.profiles.profile import Profile, load_profile
 from ffnskip_cli import console
 from ffnskip_cli.commands.inspect import Options
 from ffnskip_cli.report.curve import draw
+from ffnskip_cli.report.page import sections
 from ffnskip_cli.report.plot import plot_profile
-from ffnskip_cli.report.summary import sections
 from ffnskip_cli.report.tables import print_json, render
 from ffnskip_cli.report.words import explain
 

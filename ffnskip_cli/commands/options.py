@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from ffnskip.errors import FfnskipError
 
 Format = Literal["table", "json", "md", "csv"]
 Weights = Literal["auto", "int8", "int4"]
@@ -76,3 +80,16 @@ class PackedModelOptions(ModelOptions):
             help="Format of the weight matrices: auto (as loaded); int8, fast at little loss; int4, the least memory."
         ),
     ] = "auto"
+
+
+def refuse_unwritable(path: Path, option: str) -> None:
+    """Raise FfnskipError for a file that cannot be written."""
+    try:
+        if path.is_dir():
+            raise FfnskipError(f"{path} is a folder: name another {option}.")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        writable = above.is_dir() and os.access(above, os.W_OK)
+    except OSError:  # such as a name that is too long
+        writable = False
+    if not writable:
+        raise FfnskipError(f"{path} cannot be written: name another {option}.")

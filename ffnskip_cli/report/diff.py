@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ffnskip_cli.budget import NOISE
-from ffnskip_cli.report.summary import short
+from ffnskip_cli.report.page import short
 from ffnskip_cli.report.tables import Column, Row
 
 if TYPE_CHECKING:

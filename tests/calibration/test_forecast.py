@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from support import calibrations
@@ -15,17 +14,15 @@ from support.pico import HIDDEN, N_LAYERS, VOCABULARY, pico_model, pico_tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ffnskip.fast.fused_path import FusedPath
 from ffnskip.model.sites import decoder_body
 from ffnskip_cli.calibration.fit.least_squares import NormalEquations
 from ffnskip_cli.calibration.fit.stage import MOST_CANDIDATES, candidates
-from ffnskip_cli.calibration.forecast import memory_bytes, seconds
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.pipeline import Pipeline
 from ffnskip_cli.calibration.recording.file import Statistics
 from ffnskip_cli.calibration.rules.cosine.compiler import CosineCompiler
 from ffnskip_cli.calibration.settings import Goal, Settings
-from ffnskip_cli.report.forecast import print_forecast
+from ffnskip_cli.report.calibration import print_forecast
 
 LENGTH, HELD_OUT = 44, 5  # warm-ups of 0, 5 and 10 are possible in sequences of 44
 SELF_CHECK = 8  # tokens of the passes that prove that a profile works; too short to announce
@@ -60,15 +57,9 @@ def counted(length: int) -> Iterator[Count]:
         elif tuple(tokens.shape) != (1, SELF_CHECK):
             count.decode_steps += 1
 
-    def step(path: FusedPath, tokens: Tensor, ended: Tensor) -> Tensor:
-        count.decode_steps += 1
-        return fused_step(path, tokens, ended)
-
-    fused_step = FusedPath.step
     hook = decoder_body(model_of()).register_forward_pre_hook(look, with_kwargs=True)
     try:
-        with patch.object(FusedPath, "step", step):
-            yield count
+        yield count
     finally:
         hook.remove()
 
@@ -175,27 +166,27 @@ def test_times_are_the_number_of_passes_by_the_time_of_one_and_take_only_a_few_p
         tokens = pico_tokens(length, batch=40)
         planned = [Step("one", 1), Step("ten", 10), Step("decode", 0, 1), Step("all", 2, 3), Step("none", 0)]
         with counted(length) as count:
-            one, ten, decode, both, none = seconds(model_of(), tokens, planned)
+            one, ten, decode, both, none = Lab(model_of()).seconds(tokens, planned)
         assert min(one, decode) > 0
         assert (ten, none) == (pytest.approx(10 * one), 0)
         assert both == pytest.approx(2 * one + 3 * decode)
     assert count.passes <= 5
     assert 0 < count.decode_steps <= 5
     with counted(LENGTH) as count:
-        seconds(model_of(), tokens, [Step("one", 1000)])
+        Lab(model_of()).seconds(tokens, [Step("one", 1000)])
     assert count.decode_steps == 0
 
 
 @pytest.mark.parametrize("on", ["text", "generated"])
 def test_memory_is_the_weights_the_recording_and_logits_and_nothing_for_a_fit(on: str) -> None:
     settings = settings_for(sequences=3, on=on)
-    needs = memory_bytes(model_of(), settings)
+    needs = Pipeline(settings).memory(model_of())
     record = recorded(settings).record
     assert needs["weights"] == sum(weight.nbytes for weight in model_of().parameters())
     assert needs["recording"] == 2 * (record.sequences.nbytes + record.values.nbytes)  # a copy while it is saved
     assert needs["logits"] >= 3 * settings.sequence_length * VOCABULARY * 4
     assert "fit" not in needs
-    assert "fit" not in memory_bytes(model_of(), settings_for(sequences=3, **DAMAGE))  # only records
+    assert "fit" not in Pipeline(settings_for(sequences=3, **DAMAGE)).memory(model_of())  # only records
 
 
 def test_what_a_fit_takes_is_announced_as_its_passes() -> None:
@@ -219,9 +210,10 @@ def test_a_fit_takes_memory_for_fisher_matrices_and_sums_of_every_layer(choices:
     settings = settings_for(RATIO, sequences=10, **DAMAGE, **choices, **pins)
     sums = NormalEquations(4, features, HIDDEN)
     fisher = N_LAYERS * HIDDEN**2 * 4
-    whole = memory_bytes(model_of(), settings)["fit"]
+    whole = Pipeline(settings).memory(model_of())["fit"]
     assert whole >= 2 * (sums.gram.nbytes + sums.cross.nbytes) + fisher
-    smaller = memory_bytes(model_of(), settings_for(RATIO, sequences=10, **DAMAGE, **choices, **pins | {"cold_e": 3}))
+    fewer_layers = settings_for(RATIO, sequences=10, **DAMAGE, **choices, **pins | {"cold_e": 3})
+    smaller = Pipeline(fewer_layers).memory(model_of())
     assert smaller["fit"] < whole or choices == {"compensate": "mean"}  # of which the gradients are the largest part
 
 

@@ -7,7 +7,7 @@ import pytest
 from support.cli import SMALL, mistake, succeed, talk
 
 from ffnskip.profiles.profile import load_profile
-from ffnskip_cli.report.panels import TITLES
+from ffnskip_cli.report.plot import TITLES
 from ffnskip_cli.report.words import explain
 
 

@@ -13,7 +13,7 @@ from support.factories import CALIBRATION, TEXT, make_compensated, make_profile
 from ffnskip.profiles.profile import Profile, load_profile
 from ffnskip_cli.calibration.assemble import Calibrated
 from ffnskip_cli.calibration.settings import Goal
-from ffnskip_cli.commands.calibrate_output import write
+from ffnskip_cli.commands.calibrate_run import write
 from ffnskip_cli.commands.options import Format
 
 GOAL = Goal("target_ratio", 0.25)

@@ -14,8 +14,7 @@ from support.factories import MEAN, SIMILARITY, make_compensated, make_profile, 
 
 from ffnskip.errors import FfnskipError
 from ffnskip.profiles.profile import Profile
-from ffnskip_cli.report.panels import TITLES, caption, drawings
-from ffnskip_cli.report.plot import plot_profile
+from ffnskip_cli.report.plot import TITLES, caption, drawings, plot_profile
 from ffnskip_cli.report.words import explain
 
 

@@ -27,7 +27,6 @@ from ffnskip.profiles.evidence import (
     Search,
     SimilarityCurve,
 )
-from ffnskip.profiles.messages import first_error
 from ffnskip.profiles.schema import (
     Compensation,
     ModelInfo,
@@ -35,6 +34,7 @@ from ffnskip.profiles.schema import (
     Section,
     Skip,
     Word,
+    first_error,
     sort_keys,
 )
 from ffnskip.profiles.weights_file import read_weights_file
