@@ -1,16 +1,36 @@
-"""The sections of a skip profile: these models are the file format (`ffnskip.profiles.profile` puts them together)."""
+"""The sections of a skip profile, which are the file format, and what is wrong with one in a sentence.
 
+`ffnskip.profiles.profile` puts them together.
+"""
+
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from ffnskip.compensation.kinds import KINDS
+from ffnskip.profiles import strict_yaml
 from ffnskip.rules import Rule, rule_named, rule_names
 
 HEX_40 = "^[0-9a-f]{40}$"
 HEX_64 = "^[0-9a-f]{64}$"
 NOT_A_PATH = r"^[^./\\~:][^/\\:]*(/[^./\\~:][^/\\:]*)?$"
 WEIGHTS_FILE = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors$"
+
+_MESSAGES = {
+    "missing": "is missing; add it",
+    "extra_forbidden": "is not a key of a profile; remove it or correct its spelling",
+    "model_type": "must be a mapping",
+    "dict_type": "must be a mapping",
+    "tuple_type": "must be a list",
+    "string_type": "must be text in quotes",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    HEX_40: "must be 40 lower-case hex digits in quotes",
+    HEX_64: "must be 64 lower-case hex digits in quotes",
+    NOT_A_PATH: "must be a name such as wikitext or org/name, never a path",
+    WEIGHTS_FILE: "must be the bare name of a .safetensors file in the profile's own folder",
+}
 
 
 def printable(text: str) -> str:
@@ -143,3 +163,19 @@ class Compensation(Section):
         if (self.file is None) != (self.sha256 is None):
             raise ValueError("file and sha256 belong together")
         return self
+
+
+def first_error(error: ValidationError, source: str) -> str:
+    """The first of pydantic's errors as `source: dotted.field: what is wrong`."""
+    first, *others = error.errors(include_url=False)
+    where = ".".join(str(part) for part in first["loc"])
+    kind = first.get("ctx", {}).get("pattern") or first["type"]
+    _, _, rule = first["msg"].partition(" should ")
+    what = _MESSAGES.get(kind) or (f"must {rule}" if rule else first["msg"].removeprefix("Value error, "))
+    value = first["input"]
+    if kind not in ("missing", "extra_forbidden") and not isinstance(value, (dict, list, tuple)):
+        what += f", not {strict_yaml.one_line(json.dumps(value, ensure_ascii=False), 60)}"
+    unknown = [e["loc"][-1] for e in others if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]]
+    if kind == "missing" and unknown:
+        what = f"is missing, and {strict_yaml.one_line(str(unknown[0]), 60)} is no key here: correct its spelling"
+    return strict_yaml.sentence(source, where, what)
