@@ -21,7 +21,6 @@ from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Compensation, ModelInfo, Parts, Skip
 from ffnskip_cli.budget import MAX_KL, MIN_TOP1_AGREEMENT
 from ffnskip_cli.calibration.recording.record import Record
-from ffnskip_cli.calibration.rules.cosine.search import Scored
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.measure.flops import ModelCost, Overhead, model_cost, overhead
 from ffnskip_cli.measure.quality import Quality
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ffnskip_cli.calibration.recording.file import Statistics
+    from ffnskip_cli.calibration.rules.cosine.search import Scored
     from ffnskip_cli.calibration.threshold.goals import HeldOut, Solved
 
 _DIGITS = 5  # significant; the standard errors are far larger than what is cut off
