@@ -135,3 +135,17 @@ def test_dense_decoders_and_others_may_take_turns_on_a_model(tmp_path: Path) -> 
     assert torch.equal(type(model).from_pretrained(tmp_path)(TEXT).logits, logits)
     assert decode(Decoder(model, path="fused"), TEXT) == expected[0]
     assert model.model.layers[0].mlp.gate_proj.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("format", [None, "int8"])
+def test_a_dense_decoder_of_the_same_model_keeps_its_own_layout(format: str | None) -> None:
+    model = pico_model("llama")
+    if format:
+        pack_weights(model, format)  # type: ignore[arg-type]
+    dense = Decoder(model, path="fused")  # lays the matrices out row by row
+    expected = decode(Decoder(model, path="general"), TEXT)
+    parts = Decoder(model, price_profile(model), path="fused")
+    assert decode(dense, TEXT) == expected
+    assert parts.stats.tokens == 0
+    decode(parts, TEXT)
+    assert decode(dense, TEXT) == expected

@@ -195,7 +195,7 @@ def _embedding_scale(embedding: nn.Module) -> float:
 
 def _matrix(linear: nn.Module) -> Matrix:
     if isinstance(linear, PackedLinear):
-        return linear.matrix
+        return linear.matrix.map(Tensor.detach)  # the module's own tensors move when it is laid out otherwise
     if type(linear) is not nn.Linear:
         raise UnsupportedModelError(f"A {type(linear).__name__} layer has no fused decode step.")
     return _plain(linear.weight, linear.bias)
