@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
+from ffnskip.arguments import check_decode
 from ffnskip.decode import DecodePath, GeneralPath, generate_tokens
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.fused_path import FusedEngine
@@ -34,20 +35,20 @@ class Decoder:
     >>> decoder.stats.skip_ratio
 
     The Llama family takes the *fused* path: compiled code on a CPU, Triton kernels in one CUDA graph on a GPU, over
-    weights that lie side by side (`ffnskip.fast`). The model's own modules become views of those; they go on working,
-    but must not be moved or converted while a decoder is used. Everything else takes the *general* path, through the
-    model's own forward pass.
+    weights that lie side by side (`ffnskip.fast`). The model's own modules become views of those, and go on working.
+    When weights have changed since, the next decode reads them anew. Everything else takes the *general* path, through
+    the model's own forward pass; so does a model with hooks, which a fused step would not run.
 
     Args:
         model: a Hugging Face decoder without a profile on.
         profile: a profile, the path of one, or None to run dense.
         threshold, target, other_weights: as in `ffnskip.apply`.
-        path: `fused` or `general`; None chooses.
+        path: `fused` or `general`; None chooses, for each decode.
         check: prove on the model itself that profile and path do what they say, with a few short forward passes.
 
     Attributes:
-        path: `fused` or `general`.
-        why_general: one sentence on why the path is not the fused one; None if it is.
+        path: `fused` or `general`: which one the latest decode took; before the first, which one is ready.
+        why_general: one sentence on why it is not the fused one; None if it is.
         profile: the profile at work.
 
     Raises:
@@ -68,8 +69,11 @@ class Decoder:
     ) -> None:
         if path not in (*get_args(PathName), None):
             raise FfnskipError(f"The path must be one of {', '.join(get_args(PathName))}, not {path!r}.")
+        if profile is None and (threshold is not None or target is not None):
+            raise FfnskipError("A threshold or a target moves a profile, and there is none.")
         refuse_second_profile(model)
         self._model = model
+        self._check, self._fused_only = check, path == "fused"
         self.profile: Profile | None = None
         if profile is not None:
             loaded = profile if isinstance(profile, Profile) else load_profile(profile)
@@ -81,12 +85,12 @@ class Decoder:
         self._stats = SkipStats(model.config.get_text_config().num_hidden_layers)
         self._fused: FusedEngine | None = None
         if path != "general":
-            self._try_fused(check, required=path == "fused")
+            self._read_weights()
 
     @property
     def path(self) -> PathName:
-        """Which path is taken."""
-        return "general" if self._fused is None else "fused"
+        """See the class."""
+        return "fused" if self.why_general is None else "general"
 
     @property
     def stats(self) -> SkipStats:
@@ -132,20 +136,16 @@ class Decoder:
             The next token of every row, ``[batch]``. Rows that have ended repeat their stop token.
 
         Raises:
-            FfnskipError: `forced` has other rows than the prompts, or fewer tokens than `max_new_tokens`.
+            FfnskipError: an argument is of another type or shape; the prompts are padded on the right; or the decoder
+                is for the path `fused` alone, and that cannot take this decode.
         """
         refuse_second_profile(self._model)
+        check_decode(self._model, input_ids, max_new_tokens, attention_mask, sampling, stop_tokens, forced)
         device = input_device(self._model)
         input_ids = input_ids.to(device)
-        if forced is not None:
-            if len(forced) != len(input_ids) or forced.shape[1] < max_new_tokens:
-                raise FfnskipError(
-                    f"Forced tokens of shape {list(forced.shape)} do not fit {len(input_ids)} prompts and "
-                    f"{max_new_tokens} new tokens."
-                )
-            forced = forced.to(device)
+        forced = None if forced is None else forced.to(device)
         attention_mask = None if attention_mask is None else attention_mask.to(device)
-        fused = self._fused if self._fused and self._fused.takes(input_ids, attention_mask, max_new_tokens) else None
+        fused = self._fused_for(input_ids, max_new_tokens)
         path: DecodePath = GeneralPath(self._model) if fused is None else fused.path(max_new_tokens)
         tokens = generate_tokens(
             path,
@@ -162,13 +162,28 @@ class Decoder:
         with Applied(self._model, profile, "decode", stats=self._stats):
             yield from tokens
 
-    def _try_fused(self, check: bool, *, required: bool) -> None:
+    def _fused_for(self, prompts: Tensor, max_new_tokens: int) -> FusedEngine | None:
+        """The engine if it can take this decode, with the model's weights as they are now."""
+        if self._fused is not None and self._fused.stale:
+            self._fused.drain_counts()
+            self._fused = None
+            self._read_weights()
+        if self._fused is None:
+            return None
+        self.why_general = self._fused.why_not(prompts, max_new_tokens)
+        if self.why_general is None:
+            return self._fused
+        if self._fused_only:
+            raise UnsupportedModelError(self.why_general)
+        return None
+
+    def _read_weights(self) -> None:
         try:
             fused = FusedEngine(self._model, self.profile, self._stats)
-            if check:
+            if self._check:
                 fused.check()
         except UnsupportedModelError as error:
-            if required:
+            if self._fused_only:
                 raise
             self.why_general = str(error)
         else:

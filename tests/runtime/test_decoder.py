@@ -137,18 +137,21 @@ def test_sampling_stopping_and_decoding_again_are_alike() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("prompts", "mask"),
-    [
-        (pico_tokens(4, batch=17), None),  # too many
-        (pico_tokens(110), None),  # too long with what is to come
-        (PROMPTS, torch.tensor([[1] * 8 + [0] * 2] * 3)),  # padded on the wrong side
-    ],
+    ("prompts", "why"),
+    [(pico_tokens(4, batch=17), "at most 16 sequences at once"), (pico_tokens(110), "at most 128 positions")],
 )
-def test_what_the_fused_path_does_not_take_goes_the_general_way(prompts: Tensor, mask: Tensor | None) -> None:
-    model, new = pico_model(), 18
-    fused, general = both(model, pico_profile(model, threshold=-1.0))
-    assert tokens(fused, prompts, new, attention_mask=mask) == tokens(general, prompts, new, attention_mask=mask)
-    assert fused.stats == general.stats
+def test_what_the_fused_path_does_not_take_goes_the_general_way_and_says_why(prompts: Tensor, why: str) -> None:
+    model, new = pico_model(), 19
+    profile = pico_profile(model, threshold=-1.0)
+    free, general = Decoder(model, profile), Decoder(model, profile, path="general")
+    assert tokens(free, prompts, new) == tokens(general, prompts, new)
+    assert free.stats == general.stats
+    assert free.path == "general"
+    assert why in str(free.why_general)
+    with pytest.raises(UnsupportedModelError, match=why):
+        tokens(Decoder(model, profile, path="fused"), prompts, new)
+    tokens(free)
+    assert (free.path, free.why_general) == ("fused", None)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mixtral"])

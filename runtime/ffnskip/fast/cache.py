@@ -36,6 +36,14 @@ class KeyValueCache:
         keys, values = (torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(2))
         return cls(keys, values, torch.zeros(batch, dtype=torch.int64, device=model.device))
 
+    def grown(self, capacity: int) -> KeyValueCache:
+        """A copy with room for `capacity` tokens per row."""
+        keys, values = (
+            torch.cat([old, old.new_zeros(*old.shape[:3], capacity - self.capacity, old.shape[4])], dim=3)
+            for old in (self.keys, self.values)
+        )
+        return KeyValueCache(keys, values, self.starts, self.length)
+
     @property
     def batch(self) -> int:
         """How many sequences it holds."""

@@ -126,6 +126,8 @@ class FusedModel:
         """Cosines and sines of positions 0 to `length` - 1, ``[tables, length, rotary_dim]`` float32 each."""
         positions = torch.arange(length, device=self.device)[None]
         like = torch.zeros(1, dtype=torch.float32, device=self.device)
+        for kind in self.rope_types:  # frequencies that have grown with what was read are the original ones again
+            self.rotary(like, positions[:, :1], *([kind] if kind else []))
         tables = [self.rotary(like, positions, *([kind] if kind else [])) for kind in self.rope_types]
         cos, sin = (torch.stack([table[i][0] for table in tables]).contiguous() for i in (0, 1))
         return cos, sin

@@ -15,6 +15,7 @@ from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.families import fuse
 from ffnskip.fast.fused_model import FusedModel
+from ffnskip.fast.guard import Weights, altered
 from ffnskip.fast.parts import leaves_out_parts, refuse_parts
 from ffnskip.fast.skipping import FusedSkip, fuse_profile
 from ffnskip.fast.step import MAX_BATCH, FusedStep
@@ -31,7 +32,7 @@ _CHECKED = (5, 4)  # tokens that the check reads as a prompt, and steps that fol
 # is read wrongly is off by about 1.
 _ROUNDED = 0.1
 _TOLERANCE = {torch.float32: 1e-3}
-_ROOM = 512  # slots that a cache grows by, so that a longer decode seldom needs another one
+_ROOM = 512  # slots that a cache has at least for new tokens; it grows by doubling when they are full
 
 
 class FusedEngine:
@@ -52,24 +53,38 @@ class FusedEngine:
 
     def __init__(self, model: PreTrainedModel, profile: Profile | None, stats: SkipStats) -> None:
         self.model = model
+        self.profile = profile
+        self.stats = stats
+        if reason := altered(model):
+            raise UnsupportedModelError(reason)
         _refuse_without_compiler(model)
         by_input = leaves_out_parts(profile)
         if by_input:
             refuse_parts(model)
         self._fused = fuse(model, by_input=by_input)
-        self.profile = profile
-        self.stats = stats
+        self._weights = Weights(model)
         self._skip = None if profile is None else fuse_profile(profile, self._fused.intermediate, self._fused.device)
         self.step: FusedStep | None = None
         self._earlier_seconds: dict[str, float] = {}  # of steps that were replaced
         self.current: FusedPath | None = None
         self.reserve(1, 1)  # fails here and not in the middle of a decode where no step can be built
 
-    def takes(self, prompts: Tensor, mask: Tensor | None, max_new_tokens: int) -> bool:
-        """Whether it can decode these: not too many at once, not too long, and padded on the left alone."""
+    @property
+    def stale(self) -> bool:
+        """Whether the model's weights have changed since they were read."""
+        return self._weights.changed
+
+    def why_not(self, prompts: Tensor, max_new_tokens: int) -> str | None:
+        """Why it cannot decode these, in one sentence; None if it can."""
         batch, length = prompts.shape
-        padded_left = mask is None or bool((mask[:, 1:] >= mask[:, :-1]).all())
-        return batch <= MAX_BATCH and length + max_new_tokens <= self._fused.max_length and padded_left
+        if batch > MAX_BATCH:
+            return f"The fused decode step takes at most {MAX_BATCH} sequences at once, not {batch}."
+        if length + max_new_tokens > self._fused.max_length:
+            return (
+                f"The fused decode step takes at most {self._fused.max_length} positions, as the model does, and "
+                f"{length} + {max_new_tokens} are more."
+            )
+        return altered(self.model)
 
     def path(self, max_new_tokens: int) -> FusedPath:
         """A path for one decode, of which only the latest can go on: they share the key-value cache."""
@@ -97,6 +112,17 @@ class FusedEngine:
             self.step = None  # frees its cache before another is allocated
         roomy = min(-(-capacity // _ROOM) * _ROOM, self._fused.max_length)
         self.step = build_step(self._fused, self._allocate(batch, roomy), self._skip)
+
+    def make_room(self) -> None:
+        """Double the latest step's cache if it is full."""
+        assert self.step is not None
+        cache = self.step.cache
+        if cache.length < cache.capacity:
+            return
+        self.drain_counts()
+        self._earlier_seconds = self.seconds() or {}
+        self.step = None
+        self.step = build_step(self._fused, cache.grown(min(2 * cache.capacity, self._fused.max_length)), self._skip)
 
     def _allocate(self, batch: int, capacity: int) -> KeyValueCache:
         """A cache in the model's precision, or in float32 where a step does not read that (a packed float16 model)."""
@@ -132,13 +158,13 @@ class FusedPath:
         self._max_new_tokens = max_new_tokens
         self._index = 0  # tokens generated so far
         skip = None if engine.profile is None else engine.profile.skip
-        self._may_skip: list[bool] = [] if skip is None else may_skip(torch.arange(max_new_tokens), skip).tolist()
+        self._may_skip = None if skip is None else may_skip(torch.arange(max_new_tokens), skip)
         self._none = torch.empty(0, dtype=torch.bool)
 
     def prefill(self, prompts: Tensor, mask: Tensor | None) -> Tensor:
         """See `DecodePath`."""
         batch, length = prompts.shape
-        self._engine.reserve(batch, length + self._max_new_tokens)
+        self._engine.reserve(batch, length + min(self._max_new_tokens, _ROOM))
         self._engine.current = self
         self._none = torch.zeros(batch, dtype=torch.bool)
         assert self._engine.step is not None
@@ -149,6 +175,7 @@ class FusedPath:
         if self._engine.current is not self:
             raise FfnskipError("Another decode was started with this decoder: finish one before the next.")
         assert self._engine.step is not None
+        self._engine.make_room()
         counted, allowed = self._count(ended)
         self._index += 1
         return self._engine.step(tokens, ended, counted, allowed)
@@ -159,14 +186,14 @@ class FusedPath:
         It runs once a token between two steps that have emptied the caches, so it takes few operations.
         """
         profile, stats = self._engine.profile, self._engine.stats
-        if profile is None:
+        if profile is None or self._may_skip is None:
             return self._none, self._none
         running = ~ended
         if self._index < profile.skip.warm_up:
             stats.warm_up_tokens += int(running.sum())
             return self._none, self._none
         stats.tokens += int(running.sum())
-        return running, running if self._may_skip[self._index] else self._none
+        return running, running if bool(self._may_skip[self._index]) else self._none
 
 
 def _refuse_without_compiler(model: PreTrainedModel) -> None:

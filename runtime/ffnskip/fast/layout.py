@@ -132,10 +132,14 @@ class _Arena:
         return views
 
 
+def in_arena(tensor: Tensor) -> bool:
+    """Whether it was moved by `lay_out`."""
+    return tensor.untyped_storage().data_ptr() in _arenas
+
+
 def _lies(stretch: Sequence[Tensor], by_input: bool) -> bool:
     """Whether tensors that belong next to each other have been laid out so already."""
-    in_arena = all(tensor.untyped_storage().data_ptr() in _arenas for tensor in stretch)
-    return in_arena and all(bool(input_stretch(t)) == (by_input and t.dim() == 2) for t in stretch)
+    return all(map(in_arena, stretch)) and all(bool(input_stretch(t)) == (by_input and t.dim() == 2) for t in stretch)
 
 
 def _mapped_files() -> list[tuple[int, int]]:
