@@ -113,6 +113,7 @@ class FusedEngine:
         roomy = min(-(-capacity // _ROOM) * _ROOM, self._fused.max_length)
         self.step = build_step(self._fused, self._allocate(batch, roomy), self._skip)
 
+    @torch.inference_mode(False)
     def make_room(self) -> None:
         """Double the latest step's cache if it is full."""
         assert self.step is not None
