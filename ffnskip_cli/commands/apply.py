@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ffnskip_cli.commands.options import ModelName, ModelOptions, Move, OtherWeights, PrintFormat
+from ffnskip.errors import FfnskipError
+from ffnskip_cli.commands.options import ModelName, ModelOptions, Move, OtherWeights, PrintFormat, check_profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,3 +27,8 @@ class Options:
     other_weights: OtherWeights = False
     format: PrintFormat = "table"
     model_options: ModelOptions
+
+    def __post_init__(self) -> None:
+        if Path(self.model).suffix in (".yaml", ".yml") and os.path.isfile(self.model) and not self.profile.is_file():
+            raise FfnskipError(f"{self.model} is a profile, and comes second: ffnskip apply MODEL PROFILE.")
+        check_profile(self.profile, self.move)

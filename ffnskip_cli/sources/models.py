@@ -24,8 +24,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from ffnskip.cached import build_once, cache_dir
 from ffnskip.errors import FfnskipError, out_of_memory
-from ffnskip.files import build_once, cache_dir, sha256_file
+from ffnskip.files import sha256_file
 from ffnskip_cli.sources.demo import DEMO_MODEL_SHA256, demo_model_file
 from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, public_name, reason
 

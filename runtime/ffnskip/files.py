@@ -1,14 +1,11 @@
-"""Files that are complete or untouched, and the folder that caches what is expensive to make twice.
-
-It keeps fetched demo data, dequantized weights and compiled code.
-"""
+"""Files that are complete or untouched, and files that are read although somebody else may have made them."""
 
 import contextlib
+import errno
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,49 +16,49 @@ from ffnskip.errors import FfnskipError
 def replacing(target: Path) -> Iterator[Path]:
     """Give a temporary name beside `target` to write to; what was written takes its place at the end, if all went well.
 
-    Makes the folder. Raises OSError where the file cannot be written.
+    Makes the folder. What has taken its place is on the disk, whatever happens next. Raises OSError where the file
+    cannot be written.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
+        sync(temporary)
         os.replace(temporary, target)
+        sync(target.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def cache_dir() -> Path:
-    """`$FFNSKIP_CACHE`, or else `ffnskip` in `$XDG_CACHE_HOME`, or else `~/.cache/ffnskip`; it need not exist."""
-    if chosen := os.environ.get("FFNSKIP_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ffnskip"
-
-
-def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Return `folder`, after filling it with `build` if it is not there yet.
-
-    `build` writes into a temporary sibling that is renamed when it is complete, so a run that dies half-way leaves
-    nothing under the final name, and of two runs that race both get a whole folder. Raises FfnskipError if the cache
-    cannot be written.
-    """
-    if folder.is_dir():
-        return folder
+def sync(path: Path) -> None:
+    """Have a file or folder written to the disk."""
+    if os.name == "nt":  # where folders cannot be opened, nor files that are only read be synchronized
+        return
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            build(partial)
-            partial.chmod(0o755)  # as any folder: a temporary one is its owner's alone
-            _rename_unless_there(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        os.fsync(descriptor)
     except OSError as error:
-        raise FfnskipError(
-            f"cannot write to the cache folder {folder.parent} ({error.strerror or error}): free some space there, "
-            "or set FFNSKIP_CACHE to another folder"
-        ) from error
-    return folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems know no such thing for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def read_regular(path: Path, most: int, *, flags: int = 0) -> bytes | None:
+    """The bytes of a regular file; None if there are more than `most`, of which no more is read.
+
+    Raises OSError for anything else, such as a pipe, which would never end, or a device.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | flags)
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EISDIR) if stat.S_ISDIR(found.st_mode) else "No regular file")
+        if found.st_size > most:
+            return None
+        data = file.read(most + 1)
+    return data if len(data) <= most else None
 
 
 def sha256_file(path: Path) -> str:
@@ -70,10 +67,22 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _rename_unless_there(partial: Path, folder: Path) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        # A folder that is not empty cannot be renamed over: another run was first, and its content is the same.
-        if not folder.is_dir():
-            raise
+def refuse_strangers(path: Path, what: str, writable: int = 0o022) -> None:
+    """Raise FfnskipError for a file or folder that others than its user can have put there or changed.
+
+    Args:
+        path: what must belong to this user or to the administrator, and be no link.
+        what: what it is, for the sentence.
+        writable: permissions that it must not give.
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    found = path.lstat()
+    loose = found.st_mode & writable
+    if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
+        loose = 0  # nobody can remove or rename what others have put there
+    if found.st_uid not in (0, os.geteuid()) or stat.S_ISLNK(found.st_mode) or loose:
+        raise FfnskipError(
+            f"{what} {path} is a link, belongs to another user or can be written by others, so it is not used: remove "
+            "it, or name another folder"
+        )

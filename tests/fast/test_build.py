@@ -37,7 +37,7 @@ def test_it_is_compiled_once_and_kept(tmp_path: Path, own_cache: Path, monkeypat
         assert step_library().ffnskip_step
     lines = log.read_text().splitlines()
     assert [line for line in lines if "step.cpp" in line] == [next(line for line in lines if "-shared" in line)]
-    assert [path.name for path in own_cache.glob("native/*/*")] == ["step.so"]
+    assert [path.name for path in own_cache.glob("native/*/[!.]*")] == ["step.so"]
 
 
 @needs_compiler
@@ -67,15 +67,57 @@ def test_a_compiler_that_fails_is_named_by_its_first_line(
 ) -> None:
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", "echo 'no such header' >&2; echo more >&2; exit 1"))
     with pytest.raises(
-        UnsupportedModelError, match=r"cxx could not compile the native decode step, .*: no such header$"
+        UnsupportedModelError, match=r"^There is no native decode step, .*cxx could not compile it: no such header$"
     ):
         step_library()
     assert not list(own_cache.glob("native/*"))
 
 
-@pytest.mark.parametrize("missing", ["/no/such/compiler", ""])
+@pytest.mark.parametrize("missing", ["/no/such/compiler", "", '"g++'])
 def test_no_compiler_is_a_reason(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", missing)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UnsupportedModelError, match="compiler"):
         step_library()
+
+
+@needs_compiler
+def test_a_library_that_was_cut_short_is_compiled_anew(own_cache: Path) -> None:
+    step_library()
+    (library,) = own_cache.glob("native/*/step.so")
+    whole = library.read_bytes()
+    library.unlink()  # this process still runs the old one
+    library.write_bytes(whole[: len(whole) // 2])  # running it would be a bus error
+    _load.cache_clear()
+    assert step_library().ffnskip_step
+    assert len(library.read_bytes()) == len(whole)
+
+
+@needs_compiler
+@pytest.mark.parametrize("loose", ["folder", "file", "above"])
+def test_a_library_that_others_could_have_put_there_is_not_run(loose: str, own_cache: Path) -> None:
+    step_library()
+    (library,) = own_cache.glob("native/*/step.so")
+    path = {"folder": library.parent, "file": library, "above": library.parent.parent}[loose]
+    path.chmod(0o777)
+    _load.cache_clear()
+    with pytest.raises(UnsupportedModelError, match=f"{path} is a link, belongs to another user or can be written"):
+        step_library()
+
+
+@pytest.mark.parametrize(
+    ("commands", "reason"),
+    [
+        ("exit 0", "could not compile it: the compiler gives no reason$"),
+        ('eval "out=\\${$#}"; echo rubbish > "$out"', r"in \S+ cannot be loaded: "),
+        ("printf '\\377'; exit 1", "could not compile it"),
+    ],
+    ids=["nothing", "rubbish", "no-utf-8"],
+)
+def test_what_a_bad_compiler_makes_is_a_reason_and_is_not_kept(
+    commands: str, reason: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", commands))
+    with pytest.raises(UnsupportedModelError, match=reason):
+        step_library()
+    assert not list(own_cache.glob("native/*"))

@@ -125,6 +125,10 @@ WRONG: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "yes-or-no": (lambda t: t | {NEURONS: t[NEURONS] > 0}, "neurons.index: must hold whole numbers, not bool"),
     "nan": (lambda t: t | {PROBE: t[PROBE] * float("nan")}, "probe.weight: holds numbers that are not finite"),
     "infinite": (lambda t: t | {BIAS: t[BIAS] + float("inf")}, "bias: holds numbers that are not finite"),
+    "double": (lambda t: t | {BIAS: t[BIAS].double() + 1e300}, "bias: holds numbers too large for bfloat16"),
+    "single": (lambda t: t | {BIAS: t[BIAS] * 0 + 3.4e38}, "bias: holds numbers too large for bfloat16"),
+    "negative": (lambda t: t | {NEURONS: -1 - t[NEURONS]}, "neurons.index: holds negative numbers"),
+    "twice": (lambda t: t | {NEURONS: t[NEURONS] * 0 + 3}, "neurons.index: names a neuron twice"),
 }
 
 
@@ -153,7 +157,6 @@ NO_SAFETENSORS: dict[str, Callable[[], bytes]] = {
     "longer": lambda: full().weights.data + b"\0",
     "huge-header": lambda: (2**63).to_bytes(8, "little") + b"{}",
     "header-no-json": lambda: (4).to_bytes(8, "little") + b"{{{{",
-    "unknown-type": lambda: header({"bias": {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}}) + bytes(4),
     "outside": lambda: header({"bias": {"dtype": "F32", "shape": [4], "data_offsets": [100, 116]}}) + bytes(16),
 }
 
@@ -187,13 +190,56 @@ def test_a_file_that_cannot_be_read_is_one_sentence(spoil: Callable[[Path], None
     assert str(caught.value).isprintable()
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[True, False], ids=["with-weights", "without"])
+def refusal(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
+    """Saves a profile; called, the sentence with which it is refused, without the name of its weights file."""
     save_profile(full(), tmp_path / "p.yaml")
-    file = tmp_path / str(full().compensation.file)
-    os.truncate(file, 2**33 + 1)  # takes no space
-    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read"))
-    with pytest.raises(ProfileError, match=r"safetensors: larger than 8 GiB$"):
+
+    def refuse() -> str:
+        with pytest.raises(ProfileError) as caught:
+            load_profile(tmp_path / "p.yaml", with_weights=request.param)
+        return str(caught.value).partition(".safetensors: ")[2]
+
+    return refuse
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The weights of that profile."""
+    return tmp_path / str(full().compensation.file)
+
+
+def test_a_file_larger_than_its_tensors_is_not_read(refusal: Callable[[], str], file: Path) -> None:
+    numbers = sum(tensor.numel() for tensor in tensors_of(full()).values())
+    os.truncate(file, 2**36)  # takes no space
+    assert refusal() == f"larger than the {8 * numbers + 2**16} bytes that its tensors can take"
+
+
+def test_a_link_is_not_followed(refusal: Callable[[], str], file: Path) -> None:
+    kept = file.rename(file.with_name("kept"))
+    for target in (kept, Path("/dev/zero"), Path("/etc/passwd")):
+        file.symlink_to(target)
+        assert refusal().startswith("cannot be read (")
+        file.unlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_pipe_is_not_waited_for(refusal: Callable[[], str], file: Path, tmp_path: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+    assert refusal() == "cannot be read (No regular file), and the profile needs it"
+    (tmp_path / "p.yaml").unlink()
+    os.mkfifo(tmp_path / "p.yaml")
+    with pytest.raises(ProfileError, match=r"p\.yaml: cannot be read \(No regular file\)$"):
         load_profile(tmp_path / "p.yaml")
+
+
+def test_without_its_weights_a_profile_is_compared_with_their_header(tmp_path: Path) -> None:
+    for change in ("missing", "shape", "layers", "integer", "fraction"):
+        alter, mistake = WRONG[change]
+        save_with(tmp_path / "p.yaml", save(alter(tensors_of(full()))), full())
+        with pytest.raises(ProfileError, match=re.escape(f"w.safetensors: {mistake}")):
+            load_profile(tmp_path / "p.yaml", with_weights=False)
 
 
 def test_a_profile_that_needs_no_weights_takes_none() -> None:

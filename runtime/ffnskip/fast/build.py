@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
+from ffnskip.cached import build_once, cache_dir, discard
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.structs import declare
-from ffnskip.files import build_once, cache_dir
 
 _SOURCES = Path(__file__).parent / "cpp"
 _MAIN = "step.cpp"
@@ -50,18 +50,27 @@ def step_library() -> ctypes.CDLL:
 def _load() -> ctypes.CDLL | str:
     """The library, or why there is none; tried once per process."""
     installed = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    compiler = shlex.split(os.environ.get("CXX", "")) or ([installed] if installed else [])
+    try:
+        compiler = shlex.split(os.environ.get("CXX", "")) or ([installed] if installed else [])
+    except ValueError as error:
+        return f"CXX names no compiler ({error}): mend or unset it, for faster decoding."
     if sys.platform == "win32" or not compiler:
         return "No C++ compiler was found: install one, such as g++, for faster decoding."
     flags = (*_FLAGS, *(_AVX2 if _has_avx2() else ()))
     try:
         key = _key(compiler, flags)
         folder = build_once(cache_dir() / "native" / key, lambda into: _compile(compiler, flags, into / "step.so"))
-        return declare(ctypes.CDLL(str(folder / "step.so")))
     except UnsupportedModelError as error:
         return str(error)
     except (FfnskipError, OSError, subprocess.SubprocessError) as error:
-        return f"{compiler[0]} could not compile the native decode step, which is several times faster: {error}"
+        return f"There is no native decode step, which is several times faster: {error}"
+    try:
+        return declare(ctypes.CDLL(str(folder / "step.so")))
+    except UnsupportedModelError as error:
+        return str(error)
+    except (OSError, AttributeError) as error:
+        discard(folder)  # or it would be found again
+        return f"What {compiler[0]} made of the native decode step in {folder} cannot be loaded: {error}"
 
 
 def _has_avx2() -> bool:
@@ -70,7 +79,8 @@ def _has_avx2() -> bool:
 
 
 def _key(compiler: list[str], flags: tuple[str, ...]) -> str:
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=_TIMEOUT).stdout
+    asked = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_TIMEOUT)
+    version = asked.stdout.decode(errors="replace")
     sources = [path.read_text() for path in sorted(_SOURCES.iterdir()) if path.suffix in (".cpp", ".h")]
     system = [platform.machine(), *platform.libc_ver()]
     return hashlib.sha256("\0".join([*sources, *compiler, version, *flags, *system]).encode()).hexdigest()[:16]
@@ -79,7 +89,8 @@ def _key(compiler: list[str], flags: tuple[str, ...]) -> str:
 def _compile(compiler: list[str], flags: tuple[str, ...], target: Path) -> None:
     for threads in (_THREADS, ()):
         command = [*compiler, *flags, *threads, str(_SOURCES / _MAIN), "-o", str(target)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT)
-        if result.returncode == 0:
+        result = subprocess.run(command, capture_output=True, timeout=_TIMEOUT)
+        if result.returncode == 0 and target.is_file():
             return
-    raise FfnskipError(next(iter(result.stderr.strip().splitlines()), "the compiler gives no reason"))
+    first, *_ = [*result.stderr.decode(errors="replace").strip().splitlines(), "the compiler gives no reason"]
+    raise FfnskipError(f"{compiler[0]} could not compile it: {first}")

@@ -15,7 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from ffnskip.compensation.kinds import tensor_shapes
 from ffnskip.errors import FfnskipError, ProfileError
-from ffnskip.files import replacing
+from ffnskip.files import read_regular, replacing
 from ffnskip.profiles import strict_yaml
 from ffnskip.profiles.evidence import (
     CalibrationText,
@@ -37,7 +37,7 @@ from ffnskip.profiles.schema import (
     first_error,
     sort_keys,
 )
-from ffnskip.profiles.weights_file import read_weights_file
+from ffnskip.profiles.weights_file import check_header, read_weights_file
 
 if TYPE_CHECKING:
     from ffnskip.profiles.weights import Weights
@@ -214,23 +214,26 @@ def load_profile(path: str | os.PathLike[str], *, with_weights: bool = True) -> 
 
     Args:
         path: the YAML file.
-        with_weights: False only checks that the weights are there, unaltered, which takes no torch.
+        with_weights: False only checks that the weights are there, unaltered and of the right shapes, which takes no
+            torch.
 
     Raises:
         ProfileError: and nothing else, for a file that is missing or wrong.
     """
     source = os.fspath(path)
     try:
-        with open(source, "rb") as file:
-            data = file.read(strict_yaml.MAX_BYTES + 1)
+        data = read_regular(Path(source), strict_yaml.MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise ProfileError(strict_yaml.sentence(source, "", f"cannot be read ({_reason(error)})")) from None
+    if data is None:
+        raise ProfileError(strict_yaml.sentence(source, "", strict_yaml.TOO_LARGE))
     profile = parse_profile(data, source)
     name, sha256 = profile.compensation.file, profile.compensation.sha256
     if name is not None and sha256 is not None:
         weights_path = Path(source).parent / name
         if not with_weights:
-            read_weights_file(weights_path, sha256)
+            data = read_weights_file(weights_path, sha256, profile.weight_shapes)
+            check_header(data, profile.weight_shapes, str(weights_path))
             return profile
         from ffnskip.profiles.weights import load_weights
 

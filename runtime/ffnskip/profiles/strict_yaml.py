@@ -14,6 +14,7 @@ from ffnskip.errors import ProfileError
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16
+TOO_LARGE = f"the file is larger than {MAX_BYTES // 1024} KiB, the most that a profile may take"
 MAX_KEY_LENGTH = 64
 MAX_NUMBER_LENGTH = 64
 
@@ -68,7 +69,7 @@ def dump(data: dict[str, Any]) -> str:
 
 def _decode(data: bytes, builder: "_Builder") -> str:
     if len(data) > MAX_BYTES:
-        builder.fail(f"the file is larger than {MAX_BYTES // 1024} KiB, the most that a profile may take")
+        builder.fail(TOO_LARGE)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

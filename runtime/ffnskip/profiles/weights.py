@@ -8,15 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ffnskip.compensation.kinds import NEURONS
-from ffnskip.profiles.weights_file import error_in, read_weights_file
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_INTEGERS = (torch.int64, torch.int32, torch.int16)
+from ffnskip.profiles.weights_file import check_facts, check_header, error_in, read_weights_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,29 +56,34 @@ def load_weights(path: Path, sha256: str, shapes: dict[str, tuple[int, ...]]) ->
     Raises:
         ProfileError: the file is missing, is another one than the profile names, or holds something else.
     """
-    data = read_weights_file(path, sha256)
-    try:
-        tensors = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise error_in(path, f"not a safetensors file ({type(error).__name__})") from None
-    weights = Weights(tensors)
+    data = read_weights_file(path, sha256, shapes)
+    check_header(data, shapes, str(path))
+    weights = Weights(load(data))
     weights.__dict__["data"] = data
     check_weights(weights, shapes, str(path))
     return weights
 
 
 def check_weights(weights: Weights, shapes: dict[str, tuple[int, ...]], source: str) -> None:
-    """Raise ProfileError unless `weights` are exactly the tensors of these shapes, and finite numbers."""
-    if (found := set(weights.tensors)) != set(shapes):
-        wrong = sorted(found ^ set(shapes))[0]
-        raise error_in(
-            source, "is missing" if wrong in shapes else "this rule with this kind has no such tensor", wrong
-        )
+    """Raise ProfileError unless `weights` are exactly the tensors of these shapes, and numbers that can be used."""
+    check_facts({name: (_kind(t), tuple(t.shape)) for name, t in weights.tensors.items()}, shapes, source)
     for name, tensor in weights.tensors.items():
-        if tuple(tensor.shape) != shapes[name]:
-            raise error_in(source, f"must have the shape {shapes[name]}, not {tuple(tensor.shape)}", name)
-        if tensor.dtype not in (_INTEGERS if name == NEURONS else _FLOATS):
-            kind = "whole" if name == NEURONS else "floating-point"
-            raise error_in(source, f"must hold {kind} numbers, not {str(tensor.dtype).removeprefix('torch.')}", name)
-        if not bool(tensor.isfinite().all()):
+        if name == NEURONS:
+            _check_neurons(tensor, source)
+        elif not bool(tensor.isfinite().all()):
             raise error_in(source, "holds numbers that are not finite", name)
+        elif not bool(tensor.to(torch.bfloat16).isfinite().all()):  # whose largest number is less than float32's
+            raise error_in(source, "holds numbers too large for bfloat16", name)
+
+
+def _check_neurons(index: Tensor, source: str) -> None:
+    """Raise ProfileError where a row of ``index [layers, n]`` names what cannot be a neuron, or one twice."""
+    if bool((index < 0).any()):
+        raise error_in(source, "holds negative numbers", NEURONS)
+    ordered = index.sort(dim=-1).values
+    if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+        raise error_in(source, "names a neuron twice", NEURONS)
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
