@@ -4,9 +4,11 @@ A mistake of the user is one sentence on stderr and exit code 2; an unexpected f
 Nothing that this module imports may import torch, so that `ffnskip --help` answers at once.
 """
 
+import errno
 import io
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -22,6 +24,7 @@ from ffnskip_cli.commands.signature import command_of
 # and one beside it, NAME_run, with what runs it.
 COMMANDS = ("calibrate", "apply", "generate", "bench", "compare-text", "inspect", "validate", "diff")
 USER_MISTAKE = 2
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _MORE_ROOM = ["--dtype bfloat16", "--device-map auto"]
 _MEMORY_SAVERS = {  # what helps each command that runs a model when memory runs out
     "calibrate": ["a smaller --sequence-length", "fewer --tokens", *_MORE_ROOM],
@@ -41,17 +44,21 @@ class Frame(TyperGroup):
         try:
             with console.own_warnings():
                 code = super().main(*args, **kwargs)
+            print(end="", flush=True)
+        except BrokenPipeError:
+            code = _forget_stdout()
         except Exception as mistake:
             if not _explain(mistake):
                 raise
             code = USER_MISTAKE
-        _flush()
         sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:  # click's Context, or that of typer's own copy
         """Run the subcommand; raises FfnskipError with advice of its own when memory runs out."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # here, because click would make it a failure
+            return _forget_stdout()
         except Exception as failure:
             savers = _MEMORY_SAVERS.get(ctx.invoked_subcommand or "")
             if savers is None or not out_of_memory(failure):
@@ -86,15 +93,21 @@ def _explain(mistake: Exception) -> bool:
     if isinstance(mistake, FfnskipError):
         console.error(str(mistake))
         return True
+    if isinstance(mistake, OSError) and mistake.errno in _NO_ROOM:
+        console.error(f"{mistake.filename or 'The output'} cannot be written: {mistake.strerror}.")
+        _forget_stdout()
+        return True
     return False
 
 
-def _flush() -> None:
-    """Write out what is buffered; a reader that has gone, such as `head`, is not an error."""
-    try:
-        print(end="", flush=True)
-    except BrokenPipeError:
+def _forget_stdout() -> int:
+    """Let go of what is buffered and cannot be written, or Python would try once more at the end.
+
+    A reader that has gone, such as `head`, is not an error: the exit code is 0.
+    """
+    with suppress(io.UnsupportedOperation):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 app = typer.Typer(

@@ -1,7 +1,8 @@
 """How far a long run has got: a track shows it, and a journal keeps it, so that a run which was killed can go on.
 
 What a long run measures is deterministic, so each figure can be found again by what it was measured on. A journal is a
-file of JSON lines that is only ever appended to; what a kill cut short is measured anew.
+file of JSON lines that is only ever appended to, each with a hash of its own; what a kill cut short, or a disk has
+damaged, is measured anew.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ import contextlib
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ffnskip.errors import FfnskipError
-from ffnskip.files import replacing
+from ffnskip.files import refuse_strangers, replacing
 
 T = TypeVar("T")
 
@@ -53,12 +54,13 @@ class Journal:
             return
         self._subject = subject
         try:
-            if resume and path.exists():
+            if resume and (path.is_symlink() or path.exists()):
+                refuse_strangers(path, "the journal")
                 self._known = _read(path)
             else:
                 self.discard()  # tensors of an earlier run, too
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text("")
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         except OSError as error:
             raise FfnskipError(f"{path} cannot be used: {error.strerror}.") from error
 
@@ -81,16 +83,23 @@ class Journal:
         """The same for tensors by name, which are kept in a file of their own beside the journal's."""
         if self._path is None:
             return compute()
-        file = self._tensor_file(self._path, key)
+        file, name = self._tensor_file(self._path, key), _digest([self._subject, "tensors", key])
         try:
-            if file.exists():
-                # Copies, because products round by how their factors lie in memory, and the file's are mapped as is.
-                return {name: tensor.clone() for name, tensor in load_file(file).items()}
+            if name in self._known and file.is_file():
+                refuse_strangers(file, "the journal's")
+                data = file.read_bytes()
+                if hashlib.sha256(data).hexdigest() == self._known[name]:
+                    # Copies, because products round by how their factors lie in memory, and the file's lie as they may.
+                    return {name: tensor.clone() for name, tensor in load(data).items()}
             tensors = compute()
+            data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
             with replacing(file) as temporary:
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        except (OSError, SafetensorError) as error:
+                temporary.write_bytes(data)
+            file.chmod(0o644)
+        except OSError as error:
             raise FfnskipError(f"{file} cannot be used: {error}.") from error
+        self._known[name] = hashlib.sha256(data).hexdigest()
+        self._append(name, self._known[name])
         return tensors
 
     def forget_tensors(self, key: object) -> None:
@@ -114,7 +123,10 @@ class Journal:
             return
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"\n{json.dumps([name, value])}")  # on a line of its own, whatever a kill left before it
+                # On a line of its own, whatever a kill left before it.
+                file.write(f"\n{json.dumps([name, value, _digest([name, value])])}")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise FfnskipError(f"{self._path} cannot be written: {error.strerror}.") from error
 
@@ -122,9 +134,10 @@ class Journal:
 def _read(path: Path) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(TypeError, ValueError):  # a line that was cut short
-            name, value = json.loads(line)
-            entries[str(name)] = value
+        with contextlib.suppress(TypeError, ValueError, RecursionError):  # a line that was cut short
+            name, value, digest = json.loads(line)
+            if digest == _digest([name, value]):
+                entries[str(name)] = value
     return entries
 
 

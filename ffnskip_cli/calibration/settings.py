@@ -24,6 +24,7 @@ PROMPT_TOKENS = GENERATED_TOKENS = 128  # of the paper's calibration, for `on="g
 DEFAULT_WARM_UP = 25  # where nothing better is known; the paper's Figure 5 levels off there
 
 _LARGEST = 2**63 - 1
+_DIGITS = 18  # of a number that a profile can hold
 _MAX_SEED = 2**32 - 1  # more would not fit into every random generator
 
 
@@ -44,9 +45,10 @@ def _count_parser(option: str, least: int, none: bool) -> Callable[[str], int | 
             return "auto"
         if none and text == "none":
             return None
-        if not (text.isascii() and text.isdigit()) or int(text) < least:
+        if not (text.isascii() and text.isdigit()) or len(text) > _DIGITS or int(text) < least:
             words = "none or auto" if none else "auto"
-            raise FfnskipError(f"{option} must be a whole number from {least} on, {words}, not {text}.")
+            shown = text if len(text) <= 60 else f"{text[:59]}…"
+            raise FfnskipError(f"{option} must be a whole number from {least} on, {words}, not {shown}.")
         return int(text)
 
     return parse

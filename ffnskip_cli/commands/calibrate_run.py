@@ -131,9 +131,9 @@ class Run:
             written = write(result.finished, self.files.profiles, format)
             self._plot(result.finished[0].profile)
             common.hint_command("bench", self.name, "--profile", written[0])
-        journal.discard()
-        if result.refused:
+        if result.refused:  # with --resume another goal needs no other fit
             raise FfnskipError(" ".join(result.refused))
+        journal.discard()
 
     def _refuse_to_replace_another(self, path: Path, statistics: Statistics) -> None:
         if path.exists():

@@ -9,7 +9,7 @@ import typer
 from ffnskip.profiles.profile import load_profile
 from ffnskip_cli.commands.diff import Options
 from ffnskip_cli.report.diff import COLUMNS, Change, changes, headlines
-from ffnskip_cli.report.tables import print_json, render
+from ffnskip_cli.report.tables import markdown, print_json, print_sentence, render
 
 
 def run(options: Options) -> None:
@@ -28,11 +28,11 @@ def run(options: Options) -> None:
 
 def _print_page(a: Path, b: Path, sentences: list[str], changes: list[Change], format: Literal["table", "md"]) -> None:
     if format == "md":
-        print(f"**A** is `{a}`, **B** is `{b}`.\n")
+        print(f"**A** is {markdown(str(a))}, **B** is {markdown(str(b))}.\n")
     else:
         print(f"A  {a}\nB  {b}\n")
     for sentence in sentences:
-        print(f"- {sentence}" if format == "md" else sentence)
+        print_sentence(sentence, format)
     print()
     if changes:
         render([change.row() for change in changes], COLUMNS, format)

@@ -23,6 +23,7 @@ from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.generate import Options
 from ffnskip_cli.commands.identity import check_identity
+from ffnskip_cli.sources.hub import reason
 from ffnskip_cli.sources.models import LoadedModel
 
 _ENOUGH_TO_TIME = 32  # tokens of an answer
@@ -105,10 +106,20 @@ def _prompt_tokens(loaded: LoadedModel, text: str, raw: bool) -> Tensor:
     if raw or not loaded.tokenizer.chat_template:
         tokens: Tensor = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
     else:
-        messages = [{"role": "user", "content": text}]
-        template = loaded.tokenizer.apply_chat_template
-        tokens = template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        tokens = _by_chat_template(loaded, text)
+    if tokens.shape[1] == 0:
+        raise FfnskipError("The prompt has no tokens: write more, or pass --raw if the chat template drops it.")
     return tokens.to(input_device(loaded.model))
+
+
+def _by_chat_template(loaded: LoadedModel, text: str) -> Tensor:
+    messages = [{"role": "user", "content": text}]
+    template = loaded.tokenizer.apply_chat_template
+    try:
+        tokens: Tensor = template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    except Exception as error:  # it is a program of the model's authors
+        raise FfnskipError(f"The chat template of {loaded.id} fails ({reason(error)}): pass --raw.") from error
+    return tokens
 
 
 def _stop_tokens(loaded: LoadedModel) -> set[int]:

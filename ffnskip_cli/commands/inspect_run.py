@@ -9,7 +9,7 @@ from ffnskip_cli.commands.inspect import Options
 from ffnskip_cli.report.curve import draw
 from ffnskip_cli.report.page import sections
 from ffnskip_cli.report.plot import plot_profile
-from ffnskip_cli.report.tables import print_json, render
+from ffnskip_cli.report.tables import print_json, print_sentence, render
 from ffnskip_cli.report.words import explain
 
 
@@ -31,7 +31,7 @@ def run(options: Options) -> None:
 
 def _print_page(profile: Profile, format: Literal["table", "md"]) -> None:
     for sentence in explain(profile):
-        print(f"- {sentence}" if format == "md" else sentence)
+        print_sentence(sentence, format)
     print()
     for section in sections(profile):
         render(section.rows, section.columns, format, section.title)

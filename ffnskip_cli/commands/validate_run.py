@@ -1,5 +1,6 @@
 """What `ffnskip validate` does."""
 
+import os
 from pathlib import Path
 
 import typer
@@ -29,13 +30,13 @@ def run(options: Options) -> None:
 
 def _files(argument: Path) -> list[Path]:
     """The profiles that an argument stands for; a folder without any stands for itself, and is a mistake."""
-    if argument.is_dir():
+    if os.path.isdir(argument):
         return sorted(argument.rglob("*.yaml")) or [argument]
     return [argument]
 
 
 def _mistake(path: Path) -> str | None:
-    if path.is_dir():
+    if os.path.isdir(path):
         return f"{path}: the folder holds no .yaml file; name a profile."
     try:
         load_profile(path)

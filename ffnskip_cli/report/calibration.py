@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ffnskip.compensation.kinds import compensation_name
-from ffnskip_cli.report.tables import Column, print_json, render, turned
+from ffnskip_cli.report.tables import Column, print_json, print_sentence, render, turned
 from ffnskip_cli.report.words import explain, threshold_title
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def print_profiles(finished: Sequence[Calibrated], paths: Sequence[Path], format
         render(rows, columns, format)
     if format != "csv" and len(finished) == 1:
         for sentence in explain(finished[0].profile):
-            print(f"- {sentence}" if format == "md" else sentence)
+            print_sentence(sentence, format)
         print()
 
 

@@ -7,7 +7,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING, Any, Literal
 
 from ffnskip_cli.budget import NOISE
-from ffnskip_cli.report.tables import Column, print_json, render
+from ffnskip_cli.report.tables import Column, print_json, print_sentence, render
 
 if TYPE_CHECKING:
     from ffnskip_cli.calibration.compare import Comparison
@@ -92,7 +92,7 @@ def _print_page(comparison: Comparison, format: Literal["table", "md"]) -> None:
         rows = [dict(zip(keys, [name, *row], strict=True)) for name, row in zip(names, texts, strict=True)]
         render(rows, columns, format, title)
     for sentence in answer(comparison):
-        print(f"- {sentence}" if format == "md" else sentence)
+        print_sentence(sentence, format)
 
 
 def _document(comparison: Comparison) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Literal
 
 Format = Literal["table", "md", "csv"]
@@ -63,6 +65,16 @@ def turned(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[Row], l
     return lines, [Column("figure", corner.header), *(Column(name, name, ">") for name in names)]
 
 
+def print_sentence(sentence: str, format: str) -> None:
+    """Print a sentence on a line of its own, in Markdown as an item of a list."""
+    print(f"- {markdown(sentence)}" if format == "md" else sentence)
+
+
+def markdown(text: str) -> str:
+    """Text that comes from a profile, so that a page shows it and does nothing else: no HTML, image, link or cell."""
+    return re.sub(r"[\\|\[\]`]", r"\\\g<0>", escape(text, quote=False))
+
+
 def print_json(document: object) -> None:
     """Print one JSON document to stdout; NaN and infinity, which JSON does not have, become null."""
     print(json.dumps(_finite(document), indent=2, allow_nan=False))
@@ -100,7 +112,7 @@ def _print_markdown(rows: Sequence[Row], columns: Sequence[Column], title: str) 
 
 
 def _print_markdown_row(cells: Sequence[str]) -> None:
-    print("| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|") for cell in cells) + " |")
+    print("| " + " | ".join(map(markdown, cells)) + " |")
 
 
 def _print_csv(rows: Sequence[Row], columns: Sequence[Column]) -> None:

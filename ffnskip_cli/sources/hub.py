@@ -53,6 +53,8 @@ def public_name(path: Path) -> str:
 def reason(error: Exception) -> str:
     """What `error` says, on one line and short enough to stand in a sentence."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if isinstance(error, KeyError):  # which says the key and nothing else
+        text = f"the name {text} is missing or unknown"
     return text if len(text) <= 200 else text[:199] + "…"
 
 

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from ffnskip.cached import build_once, cache_dir
 from ffnskip.errors import FfnskipError, out_of_memory
 from ffnskip.files import sha256_file
+from ffnskip.profiles.schema import MOST_LAYERS
 from ffnskip_cli.sources.demo import DEMO_MODEL_SHA256, demo_model_file
 from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, public_name, reason
 
@@ -229,6 +230,9 @@ def _check_folder(folder: Path, name: str, options: dict[str, Any]) -> None:
         config = AutoConfig.from_pretrained(folder, **options)
     if not _is_causal_lm(config):
         raise FfnskipError(f"{name} is no causal language model (its model type is {config.model_type})")
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if not 1 <= layers <= MOST_LAYERS:
+        raise FfnskipError(f"{name} has {layers} layers by its config.json, where 1 to {MOST_LAYERS:,} make sense")
 
 
 def _is_causal_lm(config: PretrainedConfig) -> bool:

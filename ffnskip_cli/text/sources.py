@@ -1,11 +1,12 @@
 """Open a text by the name that a user gives: local files, datasets of the Hub, the demo, or the model's own words."""
 
 import glob
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 from huggingface_hub import is_offline_mode
@@ -147,14 +148,24 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    kind: Literal["json", "parquet"] = "json" if path.suffix.lower() == ".jsonl" else "parquet"
     try:
-        pattern = glob.escape(os.path.abspath(path))
-        yield from datasets.load_dataset(kind, data_files=pattern, split="train", streaming=True)
-    except StopIteration:  # how the JSON reader meets an empty file
-        return
+        if path.suffix.lower() == ".jsonl":
+            yield from _json_rows(path)
+        else:
+            pattern = glob.escape(os.path.abspath(path))
+            yield from datasets.load_dataset("parquet", data_files=pattern, split="train", streaming=True)
     except Exception as error:  # Arrow, JSON and Unicode errors have no base class of their own
         raise FfnskipError(f"{path.name} is no readable {path.suffix} file: {reason(error)}") from error
+
+
+def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:  # Arrow's reader crashes on a line that is `null`
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is no object")
+                yield row
 
 
 def _open_hub(spec: str, offline: bool) -> TextSource:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ffnskip.errors import FfnskipError
 from ffnskip.model.forward import forward
 from ffnskip.sampling import GREEDY, Sampling
 
@@ -109,6 +110,8 @@ def generate_tokens(
     tokens = input_ids[:, -1]
     for index in range(max_new_tokens):
         logits = path.step(tokens, ended) if index else path.prefill(input_ids, attention_mask)
+        if index == 0 and bool(logits.isnan().any()):
+            raise FfnskipError("The model's predictions are not finite numbers: try another dtype, such as float32.")
         following = choose(logits)
         if forced is not None:  # after the choice, so that a step takes as long as one that keeps it
             following = forced[:, index]

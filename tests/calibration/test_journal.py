@@ -1,5 +1,6 @@
 """What a journal remembers, and what it must not."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -106,14 +107,45 @@ def test_tensors_are_there_after_a_kill_to_the_last_bit_and_gone_when_the_run_is
     assert [file.name for file in tmp_path.iterdir()] == ["own1.journal.0.safetensors"]
 
 
-def test_what_cannot_be_written_or_read_is_one_sentence(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal", "subject")
+def test_what_a_disk_has_damaged_is_computed_again(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal(path, "subject")
+    journal.remember("key", lambda: 1234)
     journal.remember_tensors("key", lambda: {"a": torch.ones(1)})
     (file,) = tmp_path.glob("journal.*")
-    file.write_bytes(b"no tensors")
+    for damaged, sound in ((file, b"no tensors"), (file, file.read_bytes()[:-1] + b"x"), (file, None)):
+        damaged.unlink() if sound is None else damaged.write_bytes(sound)
+        resumed = Journal(path, "subject", resume=True)
+        assert resumed.remember_tensors("key", lambda: {"a": torch.full((1,), 2.0)})["a"].tolist() == [2]
+    path.write_bytes(path.read_bytes().replace(b"1234", b"1235"))
+    assert Journal(path, "subject", resume=True).remember("key", lambda: 5) == 5
+
+
+def test_tensors_that_no_line_of_the_journal_vouches_for_are_not_used(tmp_path: Path) -> None:
+    """They may be those of a run that was killed before the line was on the disk."""
+    path = tmp_path / "journal"
+    Journal(path, "subject").remember_tensors("key", lambda: {"a": torch.ones(1)})
+    path.write_text("")
+    resumed = Journal(path, "subject", resume=True)
+    assert resumed.remember_tensors("key", lambda: {"a": torch.zeros(1)})["a"].tolist() == [0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such permissions")
+def test_a_journal_that_others_can_write_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    Journal(path, "subject").remember_tensors("key", lambda: {"a": torch.ones(1)})
+    (file,) = tmp_path.glob("journal.*")
+    file.chmod(0o666)
+    with pytest.raises(FfnskipError, match=f"{file} is a link, belongs to another user or can be written by others"):
+        Journal(path, "subject", resume=True).remember_tensors("key", never_tensors)
+    path.chmod(0o666)
+    with pytest.raises(FfnskipError, match=f"{path} is a link, belongs to another user or can be written by others"):
+        Journal(path, "subject", resume=True)
+
+
+def test_what_cannot_be_written_or_read_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for use in (
-        lambda: Journal(tmp_path / "journal", "subject", resume=True).remember_tensors("key", never_tensors),
         lambda: Journal(tmp_path / "file" / "journal", "subject"),
         lambda: Journal(tmp_path, "subject", resume=True),
     ):

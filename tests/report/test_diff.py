@@ -197,7 +197,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
         ("table", "A  {a}\nB  {b}", "", ["skip.threshold 0.9 0.85 -0.05", "measured.kl 0.2 0.3 +0.1"]),
         (
             "md",
-            "**A** is `{a}`, **B** is `{b}`.",
+            "**A** is {a}, **B** is {b}.",
             "- ",
             ["| skip.threshold | 0.9 | 0.85 | -0.05 |", "| measured.kl | 0.2 | 0.3 | +0.1 |"],
         ),

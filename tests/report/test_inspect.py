@@ -11,6 +11,7 @@ from support.factories import SIMILARITY, make_compensated, make_profile
 from typer.testing import Result
 
 from ffnskip.profiles.profile import load_profile, parse_profile, save_profile
+from ffnskip_cli.report.tables import markdown
 from ffnskip_cli.report.words import explain
 
 TEXT = {**factories.TEXT, "config": "wikitext-2-raw-v1", "revision": "ab" * 20}
@@ -154,7 +155,7 @@ def test_a_profile_of_predicted_damage_has_its_thresholds_in_nats_and_its_fit_in
 
 def test_markdown_has_headings_tables_and_the_curve_as_code(tmp_path: Path) -> None:
     lines = inspect(tmp_path, "--format", "md", **FULL).stdout.splitlines()
-    assert [f"- {sentence}" for sentence in explain(make_profile(**FULL))] == lines[: lines.index("")]
+    assert [f"- {markdown(sentence)}" for sentence in explain(make_profile(**FULL))] == lines[: lines.index("")]
     assert "## measured on 8,192 tokens" in lines
     assert "| perplexity | 7.310 | ± 0.052 |" in lines
     assert lines.count("```") == 2

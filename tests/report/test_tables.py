@@ -44,7 +44,7 @@ def test_markdown_escapes_bars_and_aligns_numbers(capsys: pytest.CaptureFixture[
         "",
         "| row | skipped | tok/s |",
         "|:---|---:|---:|",
-        "| dense\\|[b] | 0.0% | 10.12 |",
+        "| dense\\|\\[b\\] | 0.0% | 10.12 |",
         "| ffnskip | 25.0% | – |",
         "",
     ]

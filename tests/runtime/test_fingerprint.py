@@ -14,6 +14,7 @@ import ffnskip
 from ffnskip.errors import FfnskipWarning, ProfileError
 from ffnskip.profiles.fingerprint import weights_sha256
 from ffnskip.profiles.identity import model_info
+from ffnskip.profiles.weights import Weights
 
 ORIGINAL = weights_sha256(pico_model())
 
@@ -171,3 +172,12 @@ def test_a_profile_without_a_fingerprint_is_taken_with_a_warning(make: Callable[
     old = old.model_copy(update={"model": old.model.model_copy(update={"weights_sha256": None})})
     with pytest.warns(FfnskipWarning, match=r"^The profile does not say which weights it was made on"):
         ffnskip.apply(model, old).remove()
+
+
+def test_weights_that_the_models_precision_cannot_hold_are_refused() -> None:
+    profile = fitted(pico_model())
+    bias = profile.weights.tensors["bias"] * 0 + 7e4
+    profile = profile.with_weights(Weights({**profile.weights.tensors, "bias": bias}))
+    ffnskip.apply(pico_model(), profile).remove()
+    with pytest.raises(ProfileError, match=r"^The weights: bias: holds numbers too large for float16: "):
+        ffnskip.apply(pico_model().half(), profile, other_weights=True)

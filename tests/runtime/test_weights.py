@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save
-from support.factories import each_combination, full, make_profile, tensors_of
+from support.factories import each_combination, full, make_compensated, make_profile, tensors_of
 from torch import Tensor
 
 from ffnskip.compensation.kinds import BIAS, FIRST, LINEAR, NEURONS, SECOND
@@ -246,3 +246,16 @@ def test_a_profile_that_needs_no_weights_takes_none() -> None:
     assert make_profile().weight_shapes == {}
     with pytest.raises(ProfileError, match=r"^The weights: bias: this rule with this kind has no such tensor$"):
         make_profile().with_weights(Weights({BIAS: torch.zeros(4, 32)}))
+
+
+def test_weights_of_a_profile_that_is_written_over_go_with_it_unless_another_names_them(tmp_path: Path) -> None:
+    old, new = full(), make_compensated("mean", rule="predicted-damage", threshold=0.01)
+    for name in ("p.yaml", "q.yaml"):
+        save_profile(old, tmp_path / name)
+    (tmp_path / "weights-000000000000.safetensors").touch()
+    for name, left in (("p.yaml", {old.compensation.file}), ("q.yaml", set())):
+        save_profile(new, tmp_path / name)
+        files = {"p.yaml", "q.yaml", "weights-000000000000.safetensors", new.compensation.file}
+        assert {file.name for file in tmp_path.iterdir()} == files | left
+    save_profile(new, tmp_path / "p.yaml")
+    assert load_profile(tmp_path / "p.yaml").weights == new.weights

@@ -83,10 +83,14 @@ def check_identity(profile: Profile, model: PreTrainedModel, *, other_weights: b
     accepted with a FfnskipWarning.
 
     Raises:
-        ProfileError: naming the field.
+        ProfileError: naming the field; or the profile's weights do not fit into the model's precision.
     """
     found = model_info(model, id=profile.model.id)
     refuse_other_architecture(profile, found)
+    for name, tensor in profile.weights.tensors.items() if profile.weights else ():
+        if tensor.is_floating_point() and not bool(tensor.to(model.dtype).isfinite().all()):
+            kind = str(model.dtype).removeprefix("torch.")
+            raise ProfileError(f"The weights: {name}: holds numbers too large for {kind}: load the model in another.")
     if not other_weights:
         refuse_other_weights(profile, found)
 

@@ -27,17 +27,8 @@ from ffnskip.profiles.evidence import (
     Search,
     SimilarityCurve,
 )
-from ffnskip.profiles.schema import (
-    Compensation,
-    ModelInfo,
-    Parts,
-    Section,
-    Skip,
-    Word,
-    first_error,
-    sort_keys,
-)
-from ffnskip.profiles.weights_file import check_header, read_weights_file
+from ffnskip.profiles.schema import Compensation, ModelInfo, Parts, Section, Skip, Word, first_error, sort_keys
+from ffnskip.profiles.weights_file import check_header, read_weights_file, weights_named_in
 
 if TYPE_CHECKING:
     from ffnskip.profiles.weights import Weights
@@ -274,18 +265,24 @@ def dump_profile(profile: Profile) -> str:
 
 
 def save_profile(profile: Profile, path: str | os.PathLike[str]) -> None:
-    """Write a profile, and its weights beside it, making the folder; a file is complete or untouched, never half."""
+    """Write a profile, and its weights beside it, making the folder; a file is complete or untouched, never half.
+
+    The weights of a profile that is written over go with it, unless another profile of the folder names them, too.
+    """
     target = Path(path)
     profile.refuse_missing_weights()
     if profile.weights is not None:  # it may have been read from a file of another name
         profile = profile.with_weights(profile.weights)
     data = dump_profile(profile).encode()
+    before = weights_named_in(target)
     try:
         if profile.weights is not None:  # first, so that no profile ever names a file that is not there
             with replacing(target.with_name(profile.weights.file_name)) as temporary:
                 temporary.write_bytes(profile.weights.data)
         with replacing(target) as temporary:
             temporary.write_bytes(data)
+        for name in before.difference(*map(weights_named_in, [target, *target.parent.glob("*.y*ml")])):
+            target.with_name(name).unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise ProfileError(strict_yaml.sentence(str(target), "", f"cannot be written ({_reason(error)})")) from None
 

@@ -12,6 +12,7 @@ from ffnskip.compensation.kinds import KINDS
 from ffnskip.profiles import strict_yaml
 from ffnskip.rules import Rule, rule_named, rule_names
 
+MOST_LAYERS = 10_000
 HEX_40 = "^[0-9a-f]{40}$"
 HEX_64 = "^[0-9a-f]{64}$"
 NOT_A_PATH = r"^[^./\\~:][^/\\:]*(/[^./\\~:][^/\\:]*)?$"
@@ -85,7 +86,7 @@ class ModelInfo(Section):
     """SHA-256 of the GGUF file; null for other formats."""
     model_type: Word
     """`model_type` of the transformers configuration."""
-    n_layers: Annotated[int, Field(ge=1, le=10_000)]
+    n_layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)]
     """Number of decoder layers."""
     hidden_size: Positive
     """Width of the residual stream."""

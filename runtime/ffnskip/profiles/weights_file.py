@@ -7,6 +7,7 @@ parsed.
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from ffnskip.compensation.kinds import NEURONS
 from ffnskip.errors import ProfileError
 from ffnskip.files import read_regular
+from ffnskip.profiles.strict_yaml import MAX_BYTES as MAX_PROFILE
 from ffnskip.profiles.strict_yaml import sentence
 
 MAX_BYTES = 8 * 2**30
@@ -49,6 +51,15 @@ def read_weights_file(path: Path, sha256: str, shapes: Shapes) -> bytes:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise error_in(path, "not the file that the profile was made with, its sha256 is another one")
     return data
+
+
+def weights_named_in(path: Path) -> set[str]:
+    """The files of weights, by the names that `Weights` gives them, that a profile mentions, whatever it is like."""
+    try:
+        data = read_regular(path, MAX_PROFILE) or b""
+    except OSError:
+        return set()
+    return set(re.findall(r"\bweights-[0-9a-f]{12}\.safetensors\b", data.decode(errors="replace")))
 
 
 def check_header(data: bytes, shapes: Shapes, source: str) -> None:
