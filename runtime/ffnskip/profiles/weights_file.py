@@ -57,7 +57,7 @@ def weights_named_in(path: Path) -> set[str]:
     """The files of weights, by the names that `Weights` gives them, that a profile mentions, whatever it is like."""
     try:
         data = read_regular(path, MAX_PROFILE) or b""
-    except OSError:
+    except (OSError, ValueError):
         return set()
     return set(re.findall(r"\bweights-[0-9a-f]{12}\.safetensors\b", data.decode(errors="replace")))
 
