@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ffnskip.compensation.kinds import KINDS
-from ffnskip.general.apply import self_check
+from ffnskip.general.self_check import self_check
 from ffnskip.model.neurons import count_neurons
 from ffnskip.model.sites import ffn_sites
 from ffnskip_cli.calibration.assemble import Calibration, assemble, describe
@@ -91,7 +91,7 @@ def _fit_bytes(model: PreTrainedModel, settings: Settings) -> int:
     gradients = 2 * fisher + all_layers * (hidden + 1) ** 2 * 8
     choice = 0
     if compensation.neurons:  # the sums of products of all neurons, their solution, and its errors
-        neurons = min(count_neurons(site.layer.get_submodule("mlp")) for site in sites)
+        neurons = min(count_neurons(site.ffn) for site in sites)
         choice = layers * (hidden + 1) * (hidden + 1 + 3 * neurons) * 8
     # A refit's sums beside the earlier ones, a solution, and the probes'.
     sums = layers * (2 * features * (features + hidden) + 2 * features * hidden + (hidden + 1) ** 2) * 8

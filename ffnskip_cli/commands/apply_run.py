@@ -30,17 +30,17 @@ def run(options: Options) -> None:
     """Check the profile on its model, then score the sample and print what is skipped."""
     model, profile, move = options.model, options.profile, options.move
     skip_profile = common.load_moved(profile, move)
-    loaded = common.load(model, options.model_options)
+    loaded = common.load(model, options.model_options, skip_profile.skip.rule)
     offline = options.model_options.offline
     check_identity(loaded, skip_profile, other_weights=options.other_weights, offline=offline)
     with apply(loaded.model, skip_profile, mode="score", other_weights=True) as applied:  # that was checked
         tokens = loaded.tokenizer(SAMPLE, return_tensors="pt")["input_ids"].to(input_device(loaded.model))
         with torch.inference_mode():
             forward(loaded.model, tokens, use_cache=False)
-    console.talk.print("Self-check passed: every FFN is wrapped; with skipping disabled the logits are identical.")
-    if applied.stats.tokens == 0:
-        warm_up = applied.profile.skip.warm_up
-        raise FfnskipError(f"The sample ends before the warm-up of {warm_up} tokens does: nothing to report.")
+        console.talk.print("Self-check passed: every FFN is wrapped; with skipping disabled the logits are identical.")
+        if applied.stats.tokens == 0:
+            warm_up = applied.profile.skip.warm_up
+            raise FfnskipError(f"The sample ends before the warm-up of {warm_up} tokens does: nothing to report.")
     _report(applied, options.format)
     common.say_expected_cost(skip_profile, move)
     moved = [("--threshold", move.threshold), ("--target", move.target)]

@@ -36,7 +36,7 @@ def run(options: Options) -> None:
     names = options.eval_dataset or _measured_on(profile)
     weights, offline = options.model_options.weights, options.model_options.offline
     check_names(names, offline)
-    loaded = common.load(options.model, options.model_options)
+    loaded = common.load(options.model, options.model_options, profile.skip.rule)
     check_identity(loaded, profile, other_weights=options.other_weights, offline=offline)
     measured, original = _packed(loaded.model, weights)
     decoder = Decoder(measured, profile, other_weights=True)  # checks path and profile before the long part

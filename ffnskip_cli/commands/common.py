@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ffnskip.errors import FfnskipError
+from ffnskip.model.types import refuse_type
 from ffnskip.profiles.profile import Profile, load_profile
+from ffnskip.rules import rule_named
 from ffnskip_cli import console
 from ffnskip_cli.budget import MAX_KL
 from ffnskip_cli.commands.options import ModelOptions, Move
@@ -27,8 +30,10 @@ def load_moved(profile: Path, move: Move) -> Profile:
     return load_profile(profile).moved(threshold=move.threshold, target=move.target)
 
 
-def load(name: str, model_options: ModelOptions) -> LoadedModel:
-    """Load the model that the options name, saying so."""
+def load(name: str, model_options: ModelOptions, rule: str | None = None) -> LoadedModel:
+    """Load the model that the options name, saying so; with a rule, only one of a type that it can be used on."""
+    needs_stream = rule is not None and rule_named(rule).reads == "output"
+    refuse = None if rule is None else partial(refuse_type, needs_stream=needs_stream)
     with console.busy(f"Loading {name}"):
         loaded = load_model(
             name,
@@ -38,6 +43,7 @@ def load(name: str, model_options: ModelOptions) -> LoadedModel:
             revision=model_options.revision,
             trust_remote_code=model_options.trust_remote_code,
             offline=model_options.offline,
+            refuse=refuse,
         )
     if model_options.device_map is not None:
         console.talk.print(f"The model lies on {loaded.placement}.")

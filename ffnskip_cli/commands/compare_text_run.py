@@ -26,7 +26,7 @@ def run(options: Options) -> None:
         choices["warm_up"] = min(DEFAULT_WARM_UP, choices["sequence_length"] // 4)
     settings = PaperSettings((Goal("target_ratio", options.target),), **choices)
     check_texts(names, offline)
-    loaded = common.load(options.model, options.model_options)
+    loaded = common.load(options.model, options.model_options, settings.rule)
     common.refuse_longer(loaded.model, settings.sequence_length, "lower --sequence-length")
     with console.busy("Preparing text"):
         texts = build_texts(loaded, names, settings, offline)

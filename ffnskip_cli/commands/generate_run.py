@@ -35,7 +35,7 @@ def run(options: Options) -> None:
     profile = None if options.profile is None else common.load_moved(options.profile, options.move)
     text = _prompt_text(options.prompt)
     sampling = Sampling(options.temperature, options.top_p, options.seed)
-    loaded = common.load(options.model, options.model_options)
+    loaded = common.load(options.model, options.model_options, None if profile is None else profile.skip.rule)
     tokens = _prompt_tokens(loaded, text, options.raw)
     length = tokens.shape[1] + options.max_new_tokens
     common.refuse_longer(loaded.model, length, "shorten the prompt or --max-new-tokens")
@@ -51,6 +51,9 @@ def run(options: Options) -> None:
         common.say_expected_cost(profile, options.move)
     writer = _Writer(loaded, tokens, options.max_new_tokens, sampling)
     answer = writer.write(None if options.compare else _stream(loaded), decoder)
+    if profile is not None and decoder.stats.tokens == 0:
+        warm_up = profile.skip.warm_up
+        console.warn(f"The profile did nothing: the answer ended within its warm-up of {warm_up} tokens.")
     if options.compare:
         dense = writer.write(None, Decoder(loaded.model, check=False))
         _side_by_side(dense.text, answer.text)

@@ -135,17 +135,19 @@ def model_cost(model: PreTrainedModel) -> ModelCost:
     A mixture of experts is charged for the experts that a token is routed to.
     """
     config = model.config.get_text_config()
-    ffns = [_weights(site.layer.get_submodule("mlp"), config) for site in ffn_sites(model)]
+    ffns = [_weights(nn.ModuleList(site.parts), config) for site in ffn_sites(model)]
     everything = _weights(model, config)
+    varied = getattr(config, "is_heterogeneous", False)  # Gemma 4 has wider heads in some layers
+    layers = list(config.per_layer_config) if varied else [config] * len(ffns)
     per_layer = _Weights(sum(w.flops for w in ffns) / len(ffns), sum(w.bytes for w in ffns) / len(ffns))
     return ModelCost(
         n_layers=len(ffns),
         ffn_flops=per_layer.flops,
         other_flops=everything.flops - per_layer.flops * len(ffns),
-        flops_per_key=4 * config.num_attention_heads * head_dim(config) * len(ffns),
+        flops_per_key=sum(4 * layer.num_attention_heads * (head_dim(layer) or 0) for layer in layers),
         ffn_bytes=per_layer.bytes,
         all_bytes=everything.bytes,
-        bytes_per_key=2 * _kv_heads(config) * head_dim(config) * model.dtype.itemsize * len(ffns),
+        bytes_per_key=sum(2 * _kv_heads(layer) * (head_dim(layer) or 0) for layer in layers) * model.dtype.itemsize,
     )
 
 

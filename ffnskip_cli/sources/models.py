@@ -5,7 +5,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,13 +84,14 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     offline: bool = False,
+    refuse: Callable[[PretrainedConfig], None] | None = None,
 ) -> LoadedModel:
     """Load `demo`, a local folder, a `.gguf` file, or `org/name[@revision]` from the Hugging Face Hub.
 
     `dtype` is auto (as stored), float32, bfloat16 or float16; `device` is auto (cuda if there is one, or else cpu) or a
     torch device. `device_map` (auto, balanced or sequential) has accelerate spread the weights over all devices, the
-    CPU and the disk instead. Only safetensors and GGUF weights are read, GGUF as bfloat16. Raises FfnskipError for
-    anything that cannot be loaded.
+    CPU and the disk instead. Only safetensors and GGUF weights are read, GGUF as bfloat16. `refuse` is shown the
+    configuration before any weights are loaded. Raises FfnskipError for anything that cannot be loaded.
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -100,7 +101,9 @@ def load_model(
     located = _locate(name, revision, trust_remote_code, offline)
     # Everything is on disk by now, except code that a model's config borrows from a second repository.
     options = {"trust_remote_code": trust_remote_code, "local_files_only": offline or not trust_remote_code}
-    _check_folder(located.folder, name, options)
+    config = _check_folder(located.folder, name, options)
+    if refuse is not None:
+        refuse(config)
     tokenizer = _load_tokenizer(located.folder, name, options)
     model = _load_weights(
         located.folder, name, dtype=torch_dtype, device_map=device_map, use_safetensors=True, **options
@@ -221,7 +224,7 @@ def _forget_quantization(model: PreTrainedModel) -> None:
         del model.config.quantization_config
 
 
-def _check_folder(folder: Path, name: str, options: dict[str, Any]) -> None:
+def _check_folder(folder: Path, name: str, options: dict[str, Any]) -> PretrainedConfig:
     if not (folder / "config.json").is_file():
         raise FfnskipError(f"{name} has no config.json: name a folder that save_pretrained wrote, or a .gguf file")
     if not any(folder.glob("*.safetensors")):
@@ -233,6 +236,7 @@ def _check_folder(folder: Path, name: str, options: dict[str, Any]) -> None:
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if not 1 <= layers <= MOST_LAYERS:
         raise FfnskipError(f"{name} has {layers} layers by its config.json, where 1 to {MOST_LAYERS:,} make sense")
+    return config
 
 
 def _is_causal_lm(config: PretrainedConfig) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ffnskip.decoder import Decoder
-    from ffnskip.errors import FfnskipError, ProfileError, UnsupportedModelError
+    from ffnskip.errors import FfnskipError, FfnskipWarning, ProfileError, UnsupportedModelError
     from ffnskip.general.apply import apply
     from ffnskip.general.wrap import Applied
     from ffnskip.model.packed import pack_weights
@@ -27,6 +27,7 @@ __all__ = [
     "Applied",
     "Decoder",
     "FfnskipError",
+    "FfnskipWarning",
     "Profile",
     "ProfileError",
     "Sampling",
@@ -42,6 +43,7 @@ _MODULES = {
     "Applied": "general.wrap",
     "Decoder": "decoder",
     "FfnskipError": "errors",
+    "FfnskipWarning": "errors",
     "Profile": "profiles.profile",
     "ProfileError": "errors",
     "Sampling": "sampling",

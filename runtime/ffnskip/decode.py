@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ffnskip.errors import FfnskipError
+from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.model.forward import forward
 from ffnskip.sampling import GREEDY, Sampling
 
@@ -56,10 +56,8 @@ class GeneralPath:
     """Any Hugging Face decoder, through its own forward pass, with or without a profile applied."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        from transformers import DynamicCache
-
         self._model = model
-        self._cache = DynamicCache(config=model.config)
+        self._cache: object = None  # some models make one of their own kind
         self._mask: Tensor | None = None
         self._position = torch.empty(0)
 
@@ -80,7 +78,7 @@ class GeneralPath:
         return self._forward(tokens[:, None])
 
     def _forward(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = forward(
+        output = forward(
             self._model,
             tokens,
             attention_mask=self._mask,
@@ -88,7 +86,14 @@ class GeneralPath:
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits
+        )
+        self._cache = getattr(output, "past_key_values", None)
+        if self._cache is None:  # feeding it one token a time would give another text
+            raise UnsupportedModelError(
+                f"Models of type {self._model.config.model_type!r} keep no key-value cache to decode with: use "
+                "model.generate."
+            )
+        logits: Tensor = output.logits
         return logits[:, -1]
 
 

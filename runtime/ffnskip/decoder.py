@@ -13,10 +13,10 @@ from ffnskip.arguments import check_decode
 from ffnskip.decode import DecodePath, GeneralPath, generate_tokens
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.fused_path import FusedEngine
-from ffnskip.general.apply import apply
+from ffnskip.general.apply import fitting
 from ffnskip.general.wrap import Applied, refuse_second_profile
 from ffnskip.model.sites import input_device
-from ffnskip.profiles.profile import Profile, load_profile
+from ffnskip.profiles.profile import Profile
 from ffnskip.sampling import GREEDY, Sampling
 from ffnskip.stats import SkipStats
 
@@ -76,13 +76,14 @@ class Decoder:
         self._check, self._fused_only = check, path == "fused"
         self.profile: Profile | None = None
         if profile is not None:
-            loaded = profile if isinstance(profile, Profile) else load_profile(profile)
-            with apply(
-                model, loaded, threshold=threshold, target=target, check=check, other_weights=other_weights
-            ) as applied:
-                self.profile = applied.profile
+            self.profile = fitting(
+                model, profile, threshold=threshold, target=target, check=check, other_weights=other_weights
+            )
         self.why_general: str | None = "it was asked for" if path == "general" else None
-        self._stats = SkipStats(model.config.get_text_config().num_hidden_layers)
+        n_layers = (
+            model.config.get_text_config().num_hidden_layers if self.profile is None else self.profile.model.n_layers
+        )
+        self._stats = SkipStats(n_layers)
         self._fused: FusedEngine | None = None
         if path != "general":
             self._read_weights()

@@ -83,7 +83,7 @@ def test_the_sensitivity_is_a_centred_probe_of_the_log_of_the_squared_gradient()
 
 def ffn_inputs(layer: int, tokens: Tensor) -> Tensor:
     seen = []
-    mlp = ffn_sites(llama())[layer].layer.get_submodule("mlp")
+    mlp = ffn_sites(llama())[layer].ffn
     hook = mlp.register_forward_pre_hook(lambda module, args: seen.append(args[0][0]))
     with torch.no_grad():
         llama()(tokens[None])

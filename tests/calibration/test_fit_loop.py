@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import ffnskip
-from ffnskip.general.wrap import SkippableFFN
+from ffnskip.general.skippable import skippable
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import Profile
 from ffnskip.rules.predicted_damage import PROBE, PROBE_BIAS
@@ -50,7 +50,7 @@ def watched(name: str = "llama") -> Iterator[dict[int, list[tuple[Tensor, Tensor
     def keep(layer: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         found[layer].append((args[0], output))
 
-    hooks = [sites[layer].layer.get_submodule("mlp").register_forward_hook(partial(keep, layer)) for layer in REGION]
+    hooks = [sites[layer].ffn.register_forward_hook(partial(keep, layer)) for layer in REGION]
     try:
         yield found
     finally:
@@ -89,7 +89,7 @@ def test_skipped_tokens_show_what_the_ffn_would_have_given_and_the_model_goes_on
             llama()(batch, use_cache=False)
     total = 0
     for place, layer in enumerate(REGION):
-        ffn = sites[layer].layer.get_submodule("mlp")
+        ffn = sites[layer].ffn
         for seen, (x, output) in zip(shown[place], found[layer], strict=True):
             own, added = x[:, WARM_UP:].flatten(0, 1), output[:, WARM_UP:].flatten(0, 1)
             assert torch.equal(seen.x, own)  # so nothing was changed by looking
@@ -109,10 +109,10 @@ def test_behind_a_norm_or_a_multiplier_f_is_what_the_wrapped_ffn_returns(name: s
     assert any(bool(seen.skipped.any()) for seen in shown[0])
     for place, layer in enumerate(REGION):
         site = ffn_sites(float64_model(name))[layer]
-        norm_after = site.child(site.norm_after)
+        norm_after = site.norm_after
         for seen in shown[place]:
             with torch.inference_mode():
-                expected = site.layer.get_submodule("mlp")(seen.x)
+                expected = site.ffn(seen.x)
                 expected = expected if norm_after is None else norm_after(expected)
             assert torch.allclose(seen.f, expected, rtol=1e-9, atol=1e-12)
 
@@ -123,7 +123,7 @@ def test_the_model_is_restored_even_when_looking_fails() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         observe(Lab(llama()), profile_of("predicted-damage", 1.0), TEXT, fail, "looking")
-    assert not any(isinstance(module, SkippableFFN) for module in llama().modules())
+    assert not any(skippable(module) for module in llama().modules())
 
 
 @pytest.mark.parametrize("prompt", [0, 4])

@@ -18,7 +18,7 @@ TOKENS, NEURONS_USED, RIDGE = 600, torch.tensor([[3, 17, 40, 41]]), 1e-6
 
 
 def ffn_of_pico() -> nn.Module:
-    return ffn_sites(pico_model())[2].layer.get_submodule("mlp")
+    return ffn_sites(pico_model())[2].ffn
 
 
 def inputs() -> Tensor:

@@ -14,6 +14,7 @@ from support.pico import (
     decisions,
     dense_similarities,
     entering_and_leaving,
+    ffn_runs,
     middle_threshold,
     pico_model,
     pico_profile,
@@ -47,7 +48,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def ffns(model: PreTrainedModel) -> list[nn.Module]:
-    return [site.layer.get_submodule("mlp") for site in ffn_sites(model)]
+    return [site.ffn for site in ffn_sites(model)]
 
 
 def test_out_of_reach_every_logit_is_the_models_own_and_remove_restores_the_very_same_modules(
@@ -72,28 +73,21 @@ def test_out_of_reach_every_logit_is_the_models_own_and_remove_restores_the_very
 def test_a_skipped_ffn_is_not_run_for_that_token(each_model: tuple[str, PreTrainedModel]) -> None:
     _, model = each_model
     dense, profile = logits(model), pico_profile(model, threshold=middle_threshold(model, TEXT))
-    rows_run = [0] * N_LAYERS
-
-    def count(layer: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        return lambda module, args: rows_run.__setitem__(layer, rows_run[layer] + args[0].shape[:-1].numel())
-
-    with ffnskip.apply(model, profile, mode="score") as applied:
-        inner = [getattr(ffn, "ffn", ffn) for ffn in ffns(model)]
-        hooks = [ffn.register_forward_pre_hook(count(layer)) for layer, ffn in enumerate(inner)]
+    with ffn_runs(model) as runs, ffnskip.apply(model, profile, mode="score", check=False) as applied:
         skipping = logits(model)
-    for hook in hooks:
-        hook.remove()
     assert 0 < applied.stats.skip_ratio < 0.5
     assert not torch.equal(skipping, dense)
+    rows_run = [sum(run) for run in runs]
     assert [run + skipped for run, skipped in zip(rows_run, applied.stats.skipped, strict=True)] == [24] * N_LAYERS
 
 
 def test_similarity_is_taken_where_the_residual_stream_is(each_model: tuple[str, PreTrainedModel]) -> None:
     """Computed from the layer's input and output alone: what the layer gives with its FFN silenced, and without."""
     name, model = each_model
-    layer = ffn_sites(model)[1].layer
+    site = ffn_sites(model)[1]
+    layer = site.layer
     entered, left = entering_and_leaving(model, layer, TEXT)
-    silence = layer.get_submodule("mlp").register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    silence = site.ffn.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
     _, without_ffn = entering_and_leaving(model, layer, TEXT)
     silence.remove()
     h = entered if name in PARALLEL else without_ffn
@@ -188,16 +182,20 @@ def adding(added: Callable[[nn.Module, Tensor], Tensor]) -> Sabotage:
     return rewire
 
 
-def bypass_the_wrapper(model: PreTrainedModel) -> None:
-    ffn = ffn_sites(model)[2].layer.get_submodule("mlp")
-    adding(lambda _, x: ffn(x))(model)
+def bypass_the_module(model: PreTrainedModel) -> None:
+    forward = ffn_sites(model)[2].ffn.forward
+    adding(lambda _, x: forward(x))(model)
 
 
-def return_more_than_a_tensor(model: PreTrainedModel) -> None:
-    adding(lambda ffn, x: ffn(x)[0])(model)
-    ffn: Any = ffn_sites(model)[2].layer.get_submodule("mlp")
-    ffn_forward = ffn.forward
-    ffn.forward = lambda x: (ffn_forward(x), "router scores")
+def remember_the_output(model: PreTrainedModel) -> None:
+    remembered: list[Tensor] = []
+
+    def added(ffn: nn.Module, x: Tensor) -> Tensor:
+        if len(remembered) < 2:  # passes of the self-check over the untouched model
+            remembered.append(ffn(x))
+        return remembered[-1]
+
+    adding(added)(model)
 
 
 class Shell(nn.Module):
@@ -217,22 +215,41 @@ def call_the_decoder_past_its_hooks(model: PreTrainedModel) -> None:
 
 def rename_the_norms(model: PreTrainedModel) -> None:
     layer: Any = ffn_sites(model)[2].layer
+    first, second = layer.input_layernorm, layer.post_attention_layernorm
     del layer.input_layernorm, layer.post_attention_layernorm
+    layer.first, layer.second = first, second
+
+    def forward(hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        h = hidden_states + layer.self_attn(first(hidden_states), **kwargs)[0]
+        return h + layer.mlp(second(h))
+
+    layer.forward = forward
 
 
 @pytest.mark.parametrize(
     ("sabotage", "message"),
     [
         (adding(lambda ffn, x: torch.zeros_like(x)), "the model does not call the FFN of every layer"),
-        (bypass_the_wrapper, "the model does not call every wrapped FFN once per pass"),
-        (adding(lambda ffn, x: ffn(ffn(x))), "The FFN of layer 2 is no plain function behind a norm"),
+        (bypass_the_module, "the model does not call the FFN of every layer"),
+        (remember_the_output, "the model does not call every wrapped FFN once per pass"),
+        (adding(lambda ffn, x: ffn(ffn(x))), "the FFN of layer 2 is not run once per pass"),
+        (adding(lambda ffn, x: ffn(x, x)), "The FFN of layer 2 is given more than its input"),
         (adding(lambda ffn, x: 0.5 * ffn(x)), "layer 2 does not add its FFN's output to the stream"),
         (adding(lambda ffn, x: ffn(x) + 1e-3 * torch.randn_like(x)), r"\(is it in eval mode\?\)"),
         (call_the_decoder_past_its_hooks, "the rule did not see every token in every layer"),
-        (return_more_than_a_tensor, "The FFN of layer 2 is no plain function"),
-        (rename_the_norms, "'llama' the norm in front of the FFN has no known name"),
+        (rename_the_norms, "layer 2 does not add its FFN's output to the stream"),
     ],
-    ids=["never-called", "bypassed", "called-twice", "scaled", "random", "past-hooks", "tuple", "norm"],
+    ids=[
+        "never-called",
+        "bypassed",
+        "remembered",
+        "called-twice",
+        "residual",
+        "scaled",
+        "random",
+        "past-hooks",
+        "norm",
+    ],
 )
 def test_a_model_that_does_something_else_with_its_ffn_is_refused_and_left_as_it_was(
     llama: PreTrainedModel, sabotage: Sabotage, message: str

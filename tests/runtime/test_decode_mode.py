@@ -11,7 +11,7 @@ from support.pico import (
     N_LAYERS,
     decisions,
     feed,
-    ffn_calls,
+    ffn_runs,
     float64_model,
     middle_threshold,
     pico_profile,
@@ -67,9 +67,9 @@ def test_prompt_and_warm_up_run_dense_and_then_tokens_skip(run: Runner) -> None:
 def test_an_ffn_that_every_row_skips_is_not_called() -> None:
     model = float64_model()
     profile = pico_profile(model, threshold=-1.0, warm_up=3)
-    with ffn_calls(model) as calls, ffnskip.apply(model, profile, check=False):
+    with ffn_runs(model) as runs, ffnskip.apply(model, profile, check=False):
         with_decode(model, TEXT)
-    assert calls == [NEW, NEW, 4, 4, 4, NEW]
+    assert [len(run) for run in runs] == [NEW, NEW, 4, 4, 4, NEW]
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox-parallel", "gpt2", "glm4"])

@@ -21,7 +21,7 @@ X = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
 
 
 def ffn_of(name: str = "llama", dtype: torch.dtype = torch.float32, **config: object) -> nn.Module:
-    return ffn_sites(pico_model(name, dtype, **config))[1].layer.get_submodule("mlp")
+    return ffn_sites(pico_model(name, dtype, **config))[1].ffn
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def test_the_ffn_is_the_sum_of_its_neurons(name: str) -> None:
 @pytest.mark.parametrize("name", WITHOUT)
 def test_other_ffns_have_none_and_a_profile_with_some_is_refused(name: str) -> None:
     model = pico_model(name)
-    assert count_neurons(ffn_sites(model)[1].layer.get_submodule("mlp")) == 0
+    assert count_neurons(ffn_sites(model)[1].ffn) == 0
     before = list(model.modules())
     info = pico_profile(model).model.model_dump()
     with pytest.raises(ProfileError, match=r"^The profile's compensation uses neurons that the model's FFNs do not"):

@@ -13,7 +13,7 @@ from support.pico import (
     decisions,
     entering_and_leaving,
     feed,
-    ffn_calls,
+    ffn_runs,
     float64_model,
     middle_threshold,
     pico_model,
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import ffnskip
-from ffnskip.general.wrap import SkippableFFN
+from ffnskip.general.skippable import skippable
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Skip
@@ -46,7 +46,8 @@ def threshold_of(rule: str) -> float:
 
 def skipping(module: nn.Module, output: Tensor) -> Tensor:
     """Who skips, whatever is added for the FFN."""
-    decided = module.skipping if isinstance(module, SkippableFFN) else None
+    ffn = skippable(module)
+    decided = None if ffn is None else ffn.skipping
     return torch.zeros(output.shape[:-1], dtype=torch.bool) if decided is None else decided.view(output.shape[:-1])
 
 
@@ -127,9 +128,9 @@ def test_at_zero_nats_nothing_is_skipped_and_every_logit_is_the_models_own(
 def test_at_very_many_nats_the_whole_region_is_skipped_and_its_ffns_are_never_called() -> None:
     model = float64_model()
     profile = profile_of(model, threshold=1e300, warm_up=1)
-    with ffn_calls(model) as calls, ffnskip.apply(model, profile, check=False) as applied:
+    with ffn_runs(model) as runs, ffnskip.apply(model, profile, check=False) as applied:
         feed(model, TEXT, prompt=4)
-    assert calls == [9, 2, 2, 2, 2, 9]
+    assert [len(run) for run in runs] == [9, 2, 2, 2, 2, 9]
     assert applied.stats.skipped == applied.stats.checked == [0, 14, 14, 14, 14, 0]
     assert applied.stats.first_skipped == [0, 14, 0, 0, 0, 0]
     assert applied.stats.never_skipped == 0
@@ -158,11 +159,11 @@ def test_what_is_added_reaches_the_residual_stream_as_the_ffns_output_would(name
     tensors, seen = tensors_of_layer(profile.skip, profile.weights, 2), list[Tensor]()
     with ffnskip.apply(model, profile, mode="score") as applied, torch.inference_mode():
         site = ffn_sites(model)[2]
-        wrapper = site.layer.get_submodule("mlp")
-        keep = wrapper.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        ffn = site.ffn
+        keep = ffn.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         _, with_g = entering_and_leaving(model, site.layer, TEXT)
         keep.remove()
-        silence = wrapper.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+        silence = ffn.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
         _, without = entering_and_leaving(model, site.layer, TEXT)
         silence.remove()
     assert applied.stats.skipped == [0, 0, 48, 0, 0, 0]

@@ -10,7 +10,7 @@ from support.factories import make_profile
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from ffnskip.model.sites import ffn_sites, watch
+from ffnskip.model.sites import ffn_sites, first_output, watch
 from ffnskip.profiles.identity import model_info
 from ffnskip.profiles.profile import Profile
 from ffnskip.rules.cosine import similarity
@@ -57,7 +57,7 @@ SUPPORTED: dict[str, dict[str, Any]] = {
     "glm4": {"head_dim": 8},
     "smollm3": {},
 }
-REFUSED: dict[str, dict[str, Any]] = {"opt": {"ffn_dim": 48, "word_embed_proj_dim": HIDDEN}, "bloom": {}}
+REFUSED: dict[str, dict[str, Any]] = {"bloom": {}}
 PARALLEL = ("phi", "cohere", "gpt_neox-parallel", "stablelm-parallel", "falcon-one-norm", "falcon-two-norms")
 
 
@@ -89,7 +89,7 @@ def _float64_model(name: str, scales: tuple[float, ...]) -> PreTrainedModel:
     model = pico_model(name, torch.float64)
     with torch.no_grad():
         for site, scale in zip(ffn_sites(model), scales, strict=False):
-            for weight in site.layer.get_submodule("mlp").parameters():
+            for weight in site.ffn.parameters():
                 weight *= scale ** (1 / 3)  # three matrices one after the other
     return model
 
@@ -133,19 +133,25 @@ def feed(model: PreTrainedModel, text: Tensor, prompt: int, past: DynamicCache |
 
 
 @contextmanager
-def ffn_calls(model: PreTrainedModel) -> Iterator[list[int]]:
-    """Counts how often each layer's FFN is called; enter it before a profile is applied, which must not be checked."""
-    ffns, calls = [site.layer.get_submodule("mlp") for site in ffn_sites(model)], [0] * N_LAYERS
+def ffn_runs(model: PreTrainedModel) -> Iterator[list[list[int]]]:
+    """How many tokens each layer's own FFN ran, call by call; enter it before a profile is applied."""
+    ffns = [site.ffn for site in ffn_sites(model)]
+    runs: list[list[int]] = [[] for _ in ffns]
 
-    def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        calls[ffns.index(module)] += 1
+    def counted(forward: Callable[[Tensor], Tensor], run: list[int]) -> Callable[[Tensor], Tensor]:
+        def count(x: Tensor) -> Tensor:
+            run.append(x.shape[:-1].numel())
+            return forward(x)
 
-    hooks = [ffn.register_forward_pre_hook(count) for ffn in ffns]
+        return count
+
+    for ffn, run in zip(ffns, runs, strict=True):
+        ffn.forward = counted(ffn.forward, run)
     try:
-        yield calls
+        yield runs
     finally:
-        for hook in hooks:
-            hook.remove()
+        for ffn in ffns:
+            del ffn.forward
 
 
 def adds_nothing(module: nn.Module, output: Tensor) -> Tensor:
@@ -161,13 +167,13 @@ def decisions(
     passes: list[Tensor] = []
     layers: list[Tensor] = []
 
-    def look(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        layers.append(skipped(module, output))
+    def look(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        layers.append(skipped(module, first_output(output)))
         if len(layers) == N_LAYERS:
             passes.append(torch.stack(layers, dim=-1))
             layers.clear()
 
-    hooks = [site.layer.get_submodule("mlp").register_forward_hook(look) for site in ffn_sites(model)]
+    hooks = [site.ffn.register_forward_hook(look) for site in ffn_sites(model)]
     try:
         yield passes
     finally:

@@ -120,8 +120,7 @@ class Fitter:
         compensation = task.draft.compensation
         self._subject = [skip.model_dump(), compensation.model_dump(), task.ratio, task.text.tolist(), task.seed]
         self.gradients = gradients or self._take_gradients()
-        self._scales = [site.scale for site in sites]
-        self.ffns = [site.layer.get_submodule("mlp") for site in sites]
+        self.ffns = [site.ffn for site in sites]
         self.index = self._choose_neurons()
         self._features = [
             Features(compensation, ffn, None if self.index is None else self.index[layer])
@@ -259,7 +258,7 @@ class Fitter:
     def log_damage(self, seen: Seen, compensator: Compensator) -> Tensor:
         """What adding ``g`` would cost each token, skipped or not: log of ``½ eᵀ F e`` nats, ``[n, 1]``."""
         fisher = self.gradients.fisher[seen.place].to(seen.x.device)
-        error = (seen.f.float() - compensator.added(seen.x).float()) * self._scales[seen.place]
+        error = seen.f.float() - compensator.added(seen.x).float()
         damage = 0.5 * ((error @ fisher) * error).sum(dim=1, keepdim=True)
         return damage.clamp(min=_TINY).log()
 

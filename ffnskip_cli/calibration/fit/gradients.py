@@ -1,6 +1,6 @@
-"""How much the model's predictions depend on each layer's residual stream: Fisher matrices and sensitivities.
+"""How much the model's predictions depend on what each FFN gives: Fisher matrices and sensitivities.
 
-A small change ``e`` of one token's stream behind a layer moves all predictions that depend on it; summed over them the
+A small change ``e`` of what an FFN gives for one token moves all predictions that depend on it; summed over them the
 KL divergence is ``½ eᵀ F e`` to second order, with the Fisher matrix ``F = E[∇∇ᵀ]``, where ``∇`` is the gradient of the
 log-likelihood of labels sampled from the model itself. One backward pass gives it for all layers.
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ffnskip.model.forward import forward
-from ffnskip.model.sites import FFNSite, ffn_sites, input_device
+from ffnskip.model.sites import FFNSite, ffn_sites, first_output, input_device
 from ffnskip_cli.calibration.fit.least_squares import NormalEquations, with_one
 from ffnskip_cli.calibration.lab import Lab
 
@@ -33,7 +33,7 @@ class Gradients:
     """What the backward passes gave.
 
     Attributes:
-        fisher: ``[layers, hidden, hidden]`` float32, in nats per squared unit of the stream.
+        fisher: ``[layers, hidden, hidden]`` float32, in nats per squared unit of the FFN's output.
         sensitivity: ``[layers, hidden + 1]``, a probe on ``[x, 1]`` for the logarithm of a token's squared gradient
             over that of the geometric mean of all tokens.
     """
@@ -80,9 +80,9 @@ def _centred(logarithms: NormalEquations) -> Tensor:
 
 
 def _backward(model: PreTrainedModel, sites: list[FFNSite], sequence: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Per layer, the FFN's input and the gradient of the stream behind the layer, both ``[length, hidden]``."""
+    """Per layer, the FFN's input and the gradient of its output ``f``, both ``[length, hidden]``."""
     inputs: dict[int, Tensor] = {}
-    streams: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
 
     def enter(layer: int) -> object:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -92,18 +92,19 @@ def _backward(model: PreTrainedModel, sites: list[FFNSite], sequence: Tensor) ->
 
     def leave(layer: int) -> object:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-            streams[layer] = output if isinstance(output, Tensor) else output[0]
+            outputs[layer] = first_output(output)
 
         return hook
 
     hooks = []
     for layer, site in enumerate(sites):
-        hooks.append(site.layer.get_submodule("mlp").register_forward_pre_hook(enter(layer)))  # type: ignore[arg-type]
-        hooks.append(site.layer.register_forward_hook(leave(layer)))  # type: ignore[arg-type]
+        sink = site.ffn if site.join == "sum" else site.modules[-1]  # all addends have the gradient of their sum
+        hooks.append(site.ffn.register_forward_pre_hook(enter(layer)))  # type: ignore[arg-type]
+        hooks.append(sink.register_forward_hook(leave(layer)))  # type: ignore[arg-type]
     try:
         with torch.enable_grad():
             log_likelihood = sampled_log_likelihood(model, sequence)
-            gradients = torch.autograd.grad(log_likelihood, [streams[layer] for layer in range(len(sites))])
+            gradients = torch.autograd.grad(log_likelihood, [outputs[layer] for layer in range(len(sites))])
     finally:
         for hook in hooks:
             hook.remove()

@@ -165,7 +165,7 @@ def compensation_of(model: PreTrainedModel, settings: Settings) -> Compensation:
     if not kind.reads_input:
         return Compensation.model_validate({"kind": kind.name})
     hidden = model.config.get_text_config().hidden_size
-    available = min(count_neurons(site.layer.get_submodule("mlp")) for site in ffn_sites(model))
+    available = min(count_neurons(site.ffn) for site in ffn_sites(model))
     neurons = usual_neurons(available) if settings.neurons is None else settings.neurons
     if neurons > available:
         raise FfnskipError(
@@ -190,7 +190,7 @@ def usual_neurons(available: int) -> int:
 def candidates(model: PreTrainedModel) -> list[Compensation]:
     """From next to nothing to a whole linear map with neurons, in rising size."""
     hidden = model.config.get_text_config().hidden_size
-    most = usual_neurons(min(count_neurons(site.layer.get_submodule("mlp")) for site in ffn_sites(model)))
+    most = usual_neurons(min(count_neurons(site.ffn) for site in ffn_sites(model)))
     sizes = [(hidden // 12, 0), (hidden // 12, most // 2), (hidden // 6, most // 2), (hidden // 6, most)]
     thin = [Compensation(kind="low-rank", rank=max(1, rank), neurons=neurons) for rank, neurons in sizes]
     whole = [Compensation(kind="linear", neurons=neurons) for neurons in (0, most)]

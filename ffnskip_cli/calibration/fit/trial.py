@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ffnskip.compensation.compensator import Compensator
-from ffnskip.general.wrap import Applied, SkippableFFN
-from ffnskip.model.sites import decoder_body, ffn_sites, input_device
+from ffnskip.general.skippable import SkippableFFN
+from ffnskip.general.wrap import Applied
+from ffnskip.model.sites import decoder_body, first_output, input_device
 from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Compensation
 from ffnskip.profiles.weights import Weights
@@ -50,10 +52,10 @@ def observe(lab: Lab, profile: Profile, sequences: Tensor, see: Callable[[Seen],
 
     The states are those of the model that skips; a profile that never skips shows those of the dense model.
     """
-    with Applied(lab.model, profile, "score"):
-        wrappers = [site.layer.mlp for site in ffn_sites(lab.model) if isinstance(site.layer.mlp, SkippableFFN)]
-        for place, wrapper in enumerate(wrappers):
-            wrapper.register_forward_hook(partial(_observe, place, profile.skip.warm_up, see))
+    with Applied(lab.model, profile, "score") as applied, ExitStack() as hooks:
+        for place, ffn in enumerate(applied.ffns):
+            hook = partial(_observe, place, ffn, sequences.shape[1], profile.skip.warm_up, see)
+            hooks.callback(ffn.site.ffn.register_forward_hook(hook).remove)
         batches = sequences.split(_BATCH)
         for batch in lab.track(batches, what, len(batches)):
             decoder_body(lab.model)(batch.long().to(input_device(lab.model)), use_cache=False)
@@ -91,21 +93,25 @@ def record_scores(lab: Lab, profile: Profile, sequences: Tensor, prompt: int) ->
 
 def _observe(
     place: int,
+    ffn: SkippableFFN,
+    length: int,
     warm_up: int,
     see: Callable[[Seen], None],
-    wrapper: SkippableFFN,
+    module: nn.Module,
     args: tuple[Tensor, ...],
-    output: Tensor,
+    output: Tensor | tuple[Tensor, ...],
 ) -> None:
-    x = args[0][:, warm_up:].flatten(0, 1)
-    f = output[:, warm_up:].flatten(0, 1)
+    def past(of_all: Tensor) -> Tensor:  # [batch x length, ...], of which the warm-up is dropped
+        return of_all.reshape(-1, length, *of_all.shape[1:])[:, warm_up:].flatten(0, 1)
+
+    x, f = past(args[0].flatten(0, -2)), past(first_output(output).flatten(0, -2))
     skipped = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    if wrapper.skipping is not None:
-        skipped = wrapper.skipping.view(args[0].shape[:2])[:, warm_up:].flatten()
+    if ffn.skipping is not None:
+        skipped = past(ffn.skipping)
         if bool(skipped.any()):
             f = f.clone()  # the model goes on with what the compensation gave
-            f[skipped] = wrapper.run(x[None, skipped])[0].to(f.dtype)
-    see(Seen(place, x, f, skipped, wrapper.compensator))
+            f[skipped] = ffn.run(x[None, skipped])[0].to(f.dtype)
+    see(Seen(place, x, f, skipped, ffn.compensator))
 
 
 def trial(draft: Profile, tensors: dict[str, Tensor], threshold: float | None = None) -> Profile:

@@ -34,33 +34,34 @@ class Compensator:
         tensors = {name: tensor[index] for name, tensor in weights.items()}
         self._rule, self._kind = rule_named(profile.skip.rule), KINDS[profile.compensation.kind]
         self._neurons = Neurons(ffn, tensors.pop(NEURONS)) if NEURONS in tensors else None
-        self._stored = self._tensors = tensors
-        self._at: tuple[torch.device, torch.dtype] | None = None
+        self._stored = tensors
+        self._moved: tuple[tuple[torch.device, torch.dtype] | None, dict[str, Tensor]] = (None, tensors)
 
     def probe(self, x: Tensor) -> Tensor | None:
         """What the rule reads from the FFN's input ``x [n, hidden]``, ``[n]``; None for one that does not read it."""
         if self._rule.reads != "input":
             return None
-        self._follow(x)
-        return self._rule.probe(self._tensors, x)
+        return self._rule.probe(self._near(x), x)
 
     def added(self, x: Tensor) -> Tensor:
         """``g(x)``, ``[n, hidden]``, or zeros where there is no compensation."""
-        if BIAS not in self._tensors:
+        if BIAS not in self._stored:
             return torch.zeros_like(x)
-        self._follow(x)
-        g = self._kind.map(self._tensors, x)
-        return g if self._neurons is None else torch.addmm(g, self._neurons(x), self._tensors[DOWN].T)
+        tensors = self._near(x)
+        g = self._kind.map(tensors, x)
+        return g if self._neurons is None else torch.addmm(g, self._neurons(x), tensors[DOWN].T)
 
-    def _follow(self, x: Tensor) -> None:
-        """Move to where the hidden states are, the first time and whenever that changes."""
-        if self._at == (x.device, x.dtype):
-            return
-        self._at = (x.device, x.dtype)
+    def _near(self, x: Tensor) -> dict[str, Tensor]:
+        """The tensors where the hidden states are; they move the first time and whenever that changes."""
+        at, tensors = self._moved
+        if at == (x.device, x.dtype):
+            return tensors
         with torch.inference_mode(False):  # or a first pass in inference mode would forbid later ones with gradients
-            self._tensors = {  # single numbers, such as a probe's bias, are added in float32
+            tensors = {  # single numbers, such as a probe's bias, are added in float32
                 name: tensor.to(x.device, x.dtype if tensor.dim() else torch.float32)
                 for name, tensor in self._stored.items()
             }
             if self._neurons is not None:
                 self._neurons.to(x)
+        self._moved = (x.device, x.dtype), tensors
+        return tensors

@@ -12,6 +12,7 @@ from ffnskip.model.parts import FFN_ROLES, Part, parts_of
 from ffnskip.rules.price import Price, tensor_name
 
 if TYPE_CHECKING:
+    from ffnskip.model.sites import FFNSite
     from ffnskip.profiles.profile import Profile
 
 
@@ -28,18 +29,20 @@ class ThinnedInput:
 
     def __init__(self, part: Part, share: float, limit: Tensor, index: int, walk: Walk) -> None:
         self._part, self._share, self._limit, self._index, self._walk = part, share, limit, index, walk
-        self._latest: tuple[Tensor, Tensor] | None = None  # an input, and what is left of it
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Replace the input ``[..., width]``."""
         x, *others = args
         if not self._walk.active:
             return None
-        if self._latest is None or self._latest[0] is not x:
-            self._latest = x, self._thinned(x)
-        thinned = self._latest[1]
+        scratch = self._walk.scratch
+        latest, thinned = scratch.get(self, (None, None))
+        if latest is not x:
+            thinned = self._thinned(x)
+            scratch[self] = x, thinned
+        assert thinned is not None
         if module is self._part.matrices[-1]:  # hold no activations longer than the layer does
-            self._latest = None
+            scratch.pop(self, None)
         return (thinned, *others)
 
     def _thinned(self, x: Tensor) -> Tensor:
@@ -50,11 +53,11 @@ class ThinnedInput:
         return flat.masked_fill(leave_out, 0.0).view_as(x)
 
 
-def thin(layers: list[tuple[int, nn.Module]], profile: Profile, walk: Walk) -> list[torch.utils.hooks.RemovableHandle]:
+def thin(sites: list[tuple[int, FFNSite]], profile: Profile, walk: Walk) -> list[torch.utils.hooks.RemovableHandle]:
     """Let the layers of the skip region leave out parts as the profile's rule says.
 
     Args:
-        layers: index and module of each, in order.
+        sites: index and FFN of each, in order.
         profile: complete with its weights.
         walk: of the model.
 
@@ -64,7 +67,7 @@ def thin(layers: list[tuple[int, nn.Module]], profile: Profile, walk: Walk) -> l
     rule, weights = profile.skip.by, profile.weights
     assert isinstance(rule, Price), "the rule leaves no parts out"
     assert weights is not None, "the profile came without its weights"
-    found = [(index, place, parts_of(layer)) for place, (index, layer) in enumerate(layers)]
+    found = [(index, place, parts_of(site.layer)) for place, (index, site) in enumerate(sites)]
     hooks = []
     for index, place, parts in found:
         for part in parts:

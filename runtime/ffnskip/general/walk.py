@@ -1,30 +1,65 @@
 """The state of one forward pass: which tokens may skip, which are skipping, and what has been counted."""
 
-from typing import Literal
+from threading import Lock, local
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ffnskip.errors import UnsupportedModelError
 from ffnskip.model.parts import FFN_ROLES, Part
 from ffnskip.profiles.schema import Skip
-from ffnskip.rules import Rule, Turn, may_skip
+from ffnskip.rules import Rule, may_skip
 from ffnskip.stats import SkipStats
 
 Mode = Literal["decode", "score"]
 
 
+class _Pass:
+    """One forward pass over ``N = batch x sequence`` tokens, flattened.
+
+    Attributes:
+        allowed: ``[N]`` bool, the tokens that the rule applies to.
+        past: ``[N]`` bool, those past their warm-up.
+        turn: the rule's decisions.
+        stats: what is counted, until the pass has ended.
+        scratch: what the parts of the model keep until then, each under a key of its own.
+    """
+
+    def __init__(self, skip: Skip, rule: Rule, past: Tensor, allowed: Tensor, stats: SkipStats) -> None:
+        self.allowed, self.past = allowed, past
+        self.n_allowed = int(allowed.sum())
+        self.turn = rule.turn(skip, allowed)
+        self.stats = stats
+        self.scratch: dict[Any, Any] = {}
+        self.ever = torch.zeros_like(past)
+        self.left_out = torch.zeros(len(past), dtype=torch.float64, device=past.device)  # in whole FFNs
+
+    def move(self, device: torch.device) -> None:
+        """Follow the hidden states when the layers of a model lie on several devices."""
+        if self.allowed.device != device:
+            self.turn.to(device)
+            for name in ("allowed", "past", "ever", "left_out"):
+                setattr(self, name, getattr(self, name).to(device))
+
+
 class Walk:
     """Walks each forward pass's tokens through the skip region; shared by all wrapped FFNs of a model.
 
-    Tokens are the ``N = batch x sequence`` positions of the pass, flattened. In `decode` mode a pass over several
-    tokens, or the first pass over a sequence, is a prompt and runs dense; each later pass brings one generated token
-    per row. In `score` mode every position counts as generated, so that one full forward exercises the rule.
+    In `decode` mode a prompt runs dense and generated tokens may skip (`ffnskip.general.sequences` tells them apart).
+    In `score` mode every position counts as generated, so that one full forward exercises the rule. Several threads may
+    run the model at once: a pass is its thread's own.
 
     Args:
         skip: the settings.
         mode: see above.
         stats: what is counted is added to these.
         rule: decides in place of the settings' own.
+
+    Attributes:
+        prompt_tokens: tokens so far that were prompt.
+        generated_tokens: those that were generated, or were scored as if they had been.
+        allowed_tokens: those of them that the rule applied to.
     """
 
     def __init__(self, skip: Skip, mode: Mode, stats: SkipStats, rule: Rule | None = None) -> None:
@@ -32,75 +67,103 @@ class Walk:
         self.rule = rule or skip.by
         self.mode: Mode = mode
         self.stats = stats
+        self.prompt_tokens = self.generated_tokens = self.allowed_tokens = 0
         self._looked_at = self.rule.looks_at(skip.cold_s, skip.cold_e)
-        self._prompt_length: Tensor | None = None  # [batch]
-        self._next: Tensor | None = None  # [batch], the positions that would go on with the same sequences
-        self._clear()
+        self._lock = Lock()
+        self._local = local()
 
-    def _clear(self) -> None:
-        self.active = False
-        self._past = self._allowed = self._ever = self._left_out = torch.empty(0)
-        self._turn: Turn | None = None
-        self._n_allowed = 0
+    @property
+    def active(self) -> bool:
+        """Whether a pass is under way in which some token may skip."""
+        return getattr(self._local, "current", None) is not None
 
-    def begin(self, position: Tensor, mask: Tensor | None) -> None:
+    @property
+    def scratch(self) -> dict[Any, Any]:
+        """What the parts of the model keep during the pass."""
+        return self._pass.scratch if self.active else {}
+
+    @property
+    def _pass(self) -> _Pass:
+        current = getattr(self._local, "current", None)
+        assert isinstance(current, _Pass), "no pass is under way"
+        return current
+
+    def begin(self, index: Tensor | None, mask: Tensor | None, tokens: int) -> None:
         """Start a forward pass.
 
         Args:
-            position: ``[batch, sequence]`` integers, the tokens' positions in their sequences.
+            index: ``[batch, sequence]`` integers, how many generated tokens came before each, negative in a prompt; in
+                score mode the positions. None for nothing but prompt.
             mask: ``[batch, sequence]`` bool, False on padding; None where there is none.
+            tokens: how many there are, ``batch x sequence``.
         """
-        self._clear()
-        index = self._generated_index(position)
+        self._local.current = None
         if index is None:
+            with self._lock:
+                self.prompt_tokens += tokens if mask is None else int(mask.sum())
             return
         real = torch.ones_like(index, dtype=torch.bool) if mask is None else mask
-        past = ((index >= self.skip.warm_up) & real).flatten()
-        self.stats.tokens += (n_past := int(past.sum()))
-        self.stats.warm_up_tokens += int(real.sum()) - n_past
+        generated = real & (index >= 0)
+        past = (generated & (index >= self.skip.warm_up)).flatten()
         allowed = may_skip(index, self.skip).flatten() & past
-        self._n_allowed = int(allowed.sum())
-        if self._n_allowed == 0:  # all are within their warm-up, or run dense to refresh
-            self.stats.never_skipped += n_past
-            if n_past and self.rule.leaves_out_parts:
-                self.stats.least = 0.0
-            return
-        self.active = True
-        self._past, self._allowed = past, allowed
-        self._turn = self.rule.turn(self.skip, allowed)
-        self._ever = torch.zeros_like(past)
-        self._left_out = torch.zeros(len(past), dtype=torch.float64, device=past.device)  # in whole FFNs
+        n_generated, n_past, n_allowed = int(generated.sum()), int(past.sum()), int(allowed.sum())
+        stats = SkipStats(self.stats.n_layers, tokens=n_past, warm_up_tokens=n_generated - n_past)
+        if n_allowed > 0:
+            self._local.current = _Pass(self.skip, self.rule, past, allowed, stats)
+        else:  # all are prompt, within their warm-up, or run dense to refresh
+            stats.never_skipped = n_past
+            stats.least = 0.0 if n_past and self.rule.leaves_out_parts else 1.0
+        with self._lock:
+            self.prompt_tokens += int(real.sum()) - n_generated
+            self.generated_tokens += n_generated
+            self.allowed_tokens += n_allowed
+            if n_allowed == 0:
+                self.stats.add(stats)
 
-    def _generated_index(self, position: Tensor) -> Tensor | None:
-        """``[batch, sequence]``: how many generated tokens came before each; None for a pass over a prompt."""
-        if self.mode == "score":
-            return position
-        expected, self._next = self._next, position.amax(dim=1) + 1
-        if position.shape[1] > 1 or not bool(position.any()):
-            self._prompt_length = self._next
+    def why_idle(self) -> str | None:
+        """One sentence on why no token so far was allowed to skip; None if one was."""
+        if self.allowed_tokens:
             return None
-        if self._prompt_length is None or expected is None or not torch.equal(expected, position[:, 0]):
-            self._prompt_length = position[:, 0]  # another sequence, whose prompt went through without the profile
-        return position - self._prompt_length[:, None]
+        if self.generated_tokens:
+            refresh = "" if self.skip.refresh_every is None else ", or runs dense to refresh"
+            why = f"each of {self.generated_tokens} was within its sequence's warm-up of {self.skip.warm_up}{refresh}"
+        elif self.prompt_tokens:
+            why = (
+                f"all {self.prompt_tokens} were prompt, which runs dense in decode mode: texts are scored with "
+                'mode="score"'
+            )
+        else:
+            why = "the model was not run"
+        return f"The profile did nothing: no token was allowed to skip, as {why}."
 
-    def skipping(self, layer: int, device: torch.device, value: Tensor | None) -> tuple[Tensor, int]:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Walk, (self.skip, self.mode, self.stats, self.rule)  # a copy of the model has passes of its own
+
+    def skipping(self, layer: int, x: Tensor, value: Tensor | None) -> tuple[Tensor, int]:
         """Which tokens skip this layer's FFN, ``[N]`` bool, and how many; they count as skipped from now on.
 
         Args:
             layer: whose FFN it is.
-            device: where its hidden states are.
-            value: what the rule reads from the FFN's input, ``[N]``; None for one that does not.
+            x: the FFN's input, ``[N, hidden]``.
+            value: what the rule reads from it, ``[N]``; None for a rule that does not.
+
+        Raises:
+            UnsupportedModelError: the FFN sees other tokens than the model was given.
         """
-        self._move(device)
-        assert self._turn is not None, "no pass is under way"
-        skipping = self._turn.skipping(layer, value)
+        now = self._pass
+        now.move(x.device)
+        if len(x) != len(now.allowed):
+            raise UnsupportedModelError(
+                f"The FFN of layer {layer} sees {len(x)} tokens where the model was given {len(now.allowed)}."
+            )
+        skipping = now.turn.skipping(layer, value)
         if self.rule.reads == "input" and layer in self._looked_at:
-            self.stats.checked[layer] += self._n_allowed
+            now.stats.checked[layer] += now.n_allowed
         n_skipping = int(skipping.sum())
         if n_skipping:
-            self.stats.skipped[layer] += n_skipping
-            self.stats.first_skipped[layer] += int((skipping & ~self._ever).sum())
-            self._ever |= skipping
+            now.stats.skipped[layer] += n_skipping
+            now.stats.first_skipped[layer] += int((skipping & ~now.ever).sum())
+            now.ever |= skipping
         return skipping, n_skipping
 
     def observe(self, layer: int, h: Tensor, f: Tensor, rows: Tensor | None) -> None:
@@ -114,19 +177,19 @@ class Walk:
         """
         if self.rule.reads != "output" or layer not in self._looked_at:
             return
-        assert self._turn is not None, "no pass is under way"
-        value, ran = self.rule.measure(h, f), torch.ones_like(self._allowed)
+        now = self._pass
+        value, ran = self.rule.measure(h, f), torch.ones_like(now.allowed)
         if rows is not None:
-            of_rows, value = value, value.new_zeros(len(self._allowed))
+            of_rows, value = value, value.new_zeros(len(now.allowed))
             value[rows], ran = of_rows, torch.zeros_like(ran)
             ran[rows] = True
-        self.stats.checked[layer] += int((self._allowed & ran).sum())
-        self._turn.observe(layer, value, ran)
+        now.stats.checked[layer] += int((now.allowed & ran).sum())
+        now.turn.observe(layer, value, ran)
 
     def allowed(self, device: torch.device) -> Tensor:
         """Which tokens of this pass the rule applies to, ``[N]`` bool."""
-        self._move(device)
-        return self._allowed
+        self._pass.move(device)
+        return self._pass.allowed
 
     def leave_out(self, layer: int, part: Part, counts: Tensor, share: float) -> None:
         """Count parts that are left out.
@@ -137,26 +200,23 @@ class Walk:
             counts: ``[N]``, how many each token leaves out.
             share: what all parts of this role are of the FFN's FLOPs; 0 for attention's.
         """
+        now = self._pass
         left_out = counts.double() * (share / part.width)
-        self._left_out += left_out
-        self._ever |= counts > 0
-        self.stats.left_out[layer] += float(left_out.sum())
+        now.left_out += left_out
+        now.ever |= counts > 0
+        now.stats.left_out[layer] += float(left_out.sum())
         if share == 0.0:
-            self.stats.attention_flops += int(counts.sum()) * part.flops
+            now.stats.attention_flops += int(counts.sum()) * part.flops
         elif part.role == FFN_ROLES[0]:
-            self.stats.checked[layer] += self._n_allowed
+            now.stats.checked[layer] += now.n_allowed
 
     def end(self) -> None:
         """Finish the forward pass."""
-        if self.active:
-            if self.rule.leaves_out_parts and bool(self._past.any()):
-                self.stats.least = min(self.stats.least, float(self._left_out[self._past].min()) / self.stats.n_layers)
-            self.stats.never_skipped += int((self._past & ~self._ever).sum())
-        self._clear()
-
-    def _move(self, device: torch.device) -> None:
-        """Follow the hidden states when the layers of a model lie on several devices."""
-        if self._turn is not None and self._allowed.device != device:
-            self._turn.to(device)
-            for name in ("_allowed", "_past", "_ever", "_left_out"):
-                setattr(self, name, getattr(self, name).to(device))
+        if not self.active:
+            return
+        now, self._local.current = self._pass, None
+        if self.rule.leaves_out_parts and bool(now.past.any()):
+            now.stats.least = float(now.left_out[now.past].min()) / now.stats.n_layers
+        now.stats.never_skipped += int((now.past & ~now.ever).sum())
+        with self._lock:
+            self.stats.add(now.stats)

@@ -1,23 +1,27 @@
-"""The wrapped model: FFN modules that may skip, and the hooks that tell them where in the text they are.
+"""The model with a profile on: FFN modules that may skip, and the hooks that tell them where in the text they are.
 
-Each FFN module of the skip region is replaced by a `SkippableFFN` that holds it; nothing of the model is copied or
-subclassed, and `Applied.remove` restores the very same module objects.
+Each FFN of the skip region runs as a `SkippableFFN`; nothing of the model is copied, subclassed or moved, and
+`Applied.remove` leaves it as it was.
 """
 
 from __future__ import annotations
 
 import inspect
+import warnings
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch import Tensor, nn
 
 from ffnskip.compensation.compensator import Compensator
-from ffnskip.errors import FfnskipError
+from ffnskip.errors import FfnskipError, FfnskipWarning
+from ffnskip.general.sequences import Sequences
+from ffnskip.general.skippable import SkippableFFN, skippable
 from ffnskip.general.thin import is_thinned, thin
 from ffnskip.general.walk import Mode, Walk
-from ffnskip.model.sites import FFNSite, decoder_body, ffn_sites
+from ffnskip.model.sites import decoder_body, ffn_sites
 from ffnskip.profiles.profile import Profile
 from ffnskip.rules import Rule
 from ffnskip.stats import SkipStats
@@ -26,82 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class SkippableFFN(nn.Module):
-    """Stands where a decoder layer's FFN stood, and runs it only for the tokens that do not skip.
-
-    In sandwich-norm models it holds the norm behind the FFN too, so that what it returns is what is added to the
-    residual stream (`ffnskip.model.sites.FFNSite`).
-
-    Attributes:
-        calls: forward passes so far.
-        skipping: ``[N]`` bool, which tokens of the latest pass skipped; None if none was allowed to.
-        compensator: gives what is added where the FFN is skipped.
-    """
-
-    def __init__(self, site: FFNSite, index: int, walk: Walk, compensator: Compensator) -> None:
-        super().__init__()
-        self.ffn = site.layer.get_submodule("mlp")
-        self.norm_after = site.child(site.norm_after)
-        self.calls = 0
-        self.skipping: Tensor | None = None
-        self.compensator = compensator
-        self._site = site
-        self._index = index
-        self._walk = walk
-        self._h: Tensor | None = None
-
-    def enter(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Forward pre-hook of the norm in front: keep the residual stream it reads."""
-        self._h = args[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` and the result ``[batch, sequence, hidden]``."""
-        self.calls += 1
-        h = x if self._site.norm_before is None else self._h
-        self._h = None  # hold no activations longer than the layer does
-        self.skipping = None
-        if not self._walk.active:
-            return self.run(x)
-        assert h is not None, "the norm in front of the FFN was not called"
-        return self._run_unless_skipped(x, h.flatten(0, -2))
-
-    def run(self, x: Tensor) -> Tensor:
-        """``f`` for ``x [batch, sequence, hidden]``, whatever the rule says."""
-        f: Tensor = self.ffn(x)
-        return f if self.norm_after is None else self.norm_after(f)
-
-    def _added(self, f: Tensor) -> Tensor:
-        return f if self._site.scale == 1.0 else f * self._site.scale
-
-    def _run_unless_skipped(self, x: Tensor, h: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)
-        skipping, n_skipping = self._walk.skipping(self._index, x.device, self.compensator.probe(flat))
-        self.skipping = skipping
-        if n_skipping == 0:
-            f = self.run(x)
-            self._walk.observe(self._index, h, self._added(f.flatten(0, -2)), None)
-            return f
-        if n_skipping == len(skipping):
-            return self.compensator.added(flat).view_as(x)
-        rows, skipped = (~skipping).nonzero().squeeze(1), skipping.nonzero().squeeze(1)
-        f = self.run(flat[None, rows])[0]
-        self._walk.observe(self._index, h[rows], self._added(f), rows)
-        output = f.new_empty(flat.shape)  # under autocast f is narrower than x
-        output[rows] = f
-        output[skipped] = self.compensator.added(flat[skipped]).to(f.dtype)
-        return output.view_as(x)
-
-    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The weights under the names they have without the wrapper, so that a model saved meanwhile is complete."""
-        if self.norm_after is not None:
-            norm_prefix = f"{prefix.removesuffix('mlp.')}{self._site.norm_after}."
-            self.norm_after.state_dict(*args, prefix=norm_prefix, **kwargs)
-        return self.ffn.state_dict(*args, prefix=prefix, **kwargs)
-
-
 def refuse_second_profile(model: PreTrainedModel) -> None:
     """Raise FfnskipError when the model has a profile on."""
-    if any(isinstance(module, SkippableFFN) or is_thinned(module) for module in model.modules()):
+    if any(skippable(module) or is_thinned(module) for module in model.modules()):
         raise FfnskipError("The model already has a profile on: take it off with remove() first.")
 
 
@@ -114,6 +45,11 @@ class Applied:
         mode: see `mode`.
         rule: decides in place of the profile's own.
         stats: what is skipped is added to these; None starts at zero.
+        warns: whether a FfnskipWarning is given if no token was allowed to skip, when the profile is taken off or the
+            program ends.
+
+    Attributes:
+        ffns: what runs in the place of the FFNs of the skip region; empty for a rule that leaves out parts.
     """
 
     def __init__(
@@ -123,6 +59,7 @@ class Applied:
         mode: Mode,
         rule: Rule | None = None,
         stats: SkipStats | None = None,
+        warns: bool = False,
     ) -> None:
         refuse_second_profile(model)
         profile.refuse_missing_weights()
@@ -130,8 +67,12 @@ class Applied:
         self.profile = profile
         self._walk = Walk(profile.skip, mode, stats or SkipStats(profile.model.n_layers), rule)
         self._sites = list(enumerate(ffn_sites(model)))[profile.skip.cold_s : profile.skip.cold_e]
+        self._sequences = Sequences(WeakKeyDictionary())
+        self._had_generate = model.__dict__.get("generate")
+        self.ffns: list[SkippableFFN] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._install()
+        self._warn_if_idle = finalize(self, _warn_if_idle, self._walk) if warns else None
 
     @property
     def stats(self) -> SkipStats:
@@ -153,15 +94,18 @@ class Applied:
 
     def remove(self) -> None:
         """Restore the model as it was. Does nothing the second time."""
+        if self._warn_if_idle is not None:
+            self._warn_if_idle()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        for _, site in self._sites:
-            wrapper = site.layer.mlp
-            if isinstance(wrapper, SkippableFFN):
-                site.layer.mlp = wrapper.ffn
-                if site.norm_after is not None:
-                    setattr(site.layer, site.norm_after, wrapper.norm_after)
+        for ffn in self.ffns:
+            ffn.uninstall()
+        self.ffns = []
+        if self.model.__dict__.get("generate") == self._generate:
+            del self.model.generate
+            if self._had_generate is not None:
+                self.model.generate = self._had_generate
 
     def __enter__(self) -> Applied:
         return self
@@ -169,44 +113,70 @@ class Applied:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and self._warn_if_idle is not None:
+            self._warn_if_idle.detach()  # there is something else to say
         self.remove()
 
     def _install(self) -> None:
         if self._walk.rule.leaves_out_parts:
-            self._hooks += thin([(index, site.layer) for index, site in self._sites], self.profile, self._walk)
+            self._hooks += thin(self._sites, self.profile, self._walk)
         else:
             self._wrap_ffns()
+        self._own_generate = self.model.generate
+        self.model.generate = self._generate
         body = decoder_body(self.model)
         self._signature = inspect.signature(body.forward)
         self._hooks.append(body.register_forward_pre_hook(self._begin, with_kwargs=True))
         self._hooks.append(body.register_forward_hook(self._end))
 
     def _wrap_ffns(self) -> None:
-        compensators = [  # all of them before the model is touched: they may refuse its FFNs
-            Compensator(self.profile, index - self.profile.skip.cold_s, site.layer.get_submodule("mlp"))
+        self.ffns = [  # all of them before the model is touched: they may refuse its FFNs
+            SkippableFFN(site, index, self._walk, Compensator(self.profile, index - self.profile.skip.cold_s, site.ffn))
             for index, site in self._sites
         ]
-        for (index, site), compensator in zip(self._sites, compensators, strict=True):
-            wrapper = SkippableFFN(site, index, self._walk, compensator)
-            if (norm_before := site.child(site.norm_before)) is not None:
-                self._hooks.append(norm_before.register_forward_pre_hook(wrapper.enter))
-            site.layer.mlp = wrapper
-            if site.norm_after is not None:
-                setattr(site.layer, site.norm_after, nn.Identity())
+        for ffn in self.ffns:
+            self._hooks += ffn.install()
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's `generate`, which knows how long the prompt is."""
+        with self._sequences.generating(_prompt_length(*args, **kwargs)):
+            return self._own_generate(*args, **kwargs)
 
     def _begin(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = self._signature.bind_partial(*args, **kwargs).arguments
         tokens: Tensor = arguments["inputs_embeds" if arguments.get("input_ids") is None else "input_ids"]
         batch, length = tokens.shape[:2]
-        position = arguments.get("position_ids")
-        if position is None:  # as every Hugging Face decoder fills it in
-            cache = arguments.get("past_key_values")
-            start = 0 if cache is None else cache.get_seq_length()
-            position = (torch.arange(length, device=tokens.device) + start)[None]
+        cache = arguments.get("past_key_values")
         mask: Any = arguments.get("attention_mask")
         plain = isinstance(mask, Tensor) and mask.dim() == 2  # prepared masks, 4-D or a dict of them, show no padding
         mask = mask[:, -length:].bool() if plain else None  # the last columns belong to this pass's tokens
-        self._walk.begin(position.expand(batch, length), mask)
+        if self.mode == "score":
+            index: Tensor | None = _positions(arguments.get("position_ids"), tokens, cache)
+        else:
+            index = self._sequences.index(tokens, cache, kwargs)
+        self._walk.begin(index, mask, batch * length)
 
     def _end(self, body: nn.Module, args: tuple[Any, ...], output: object) -> None:
         self._walk.end()
+        if self.mode == "decode":
+            self._sequences.made(getattr(output, "past_key_values", None))
+
+
+def _warn_if_idle(walk: Walk) -> None:
+    if (sentence := walk.why_idle()) is not None:
+        warnings.warn(sentence, FfnskipWarning, stacklevel=4)
+
+
+def _positions(position: Tensor | None, tokens: Tensor, cache: Any) -> Tensor:
+    """``[batch, sequence]``: where each token is in its sequence, as every Hugging Face decoder fills it in."""
+    batch, length = tokens.shape[:2]
+    if position is None or position.dim() > 2:  # the latter tell places in pictures too, and no longer count tokens
+        start = 0 if cache is None else cache.get_seq_length()
+        position = (torch.arange(length, device=tokens.device) + start)[None]
+    return position.expand(batch, length)
+
+
+def _prompt_length(inputs: Tensor | None = None, *_: Any, **kwargs: Any) -> int:
+    """How many positions the prompt of a call of `generate` has, padding and what is in a cache already included."""
+    given = [inputs, *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds", "attention_mask"))]
+    return max((tensor.shape[1] for tensor in given if isinstance(tensor, Tensor) and tensor.dim() > 1), default=1)

@@ -16,6 +16,10 @@ from ffnskip.errors import ProfileError
 from ffnskip.model.packed import PackedLinear
 
 _GATE, _UP, _DOWN = "gate_proj", "up_proj", "down_proj"
+_REFUSAL = (
+    "The profile's compensation uses neurons that the model's FFNs do not have as plain matrices: load the model "
+    "unquantized and without adapters."
+)
 
 
 def count_neurons(ffn: nn.Module) -> int:
@@ -52,17 +56,17 @@ class Neurons:
 
     def __init__(self, ffn: nn.Module, index: Tensor) -> None:
         if not 0 <= int(index.min()) <= int(index.max()) < count_neurons(ffn):
-            raise ProfileError(
-                "The profile's compensation uses neurons that the model's FFNs do not have as plain matrices: load the "
-                "model unquantized and without adapters."
-            )
+            raise ProfileError(_REFUSAL)
         self._act = _act(ffn)
-        gate, up = (_linear(ffn, name) for name in (_GATE, _UP))
+        self._ffn = ffn
+        self._projections = gate, up = tuple(_linear(ffn, name) for name in (_GATE, _UP))
         self._gate, self._gate_bias = _rows(gate, index)
         self._up, self._up_bias = _rows(up, index)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Their activations, ``[..., n]``."""
+        """Their activations, ``[..., n]``; raises ProfileError once an adapter has come between."""
+        if self._projections != (self._ffn.gate_proj, self._ffn.up_proj):
+            raise ProfileError(_REFUSAL)
         activated = self._act(F.linear(x, self._gate, self._gate_bias))
         return activated * F.linear(x, self._up, self._up_bias)
 

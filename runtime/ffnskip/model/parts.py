@@ -18,12 +18,16 @@ from ffnskip.model.packed import PackedLinear
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# By role: the block of the layer, and the names that its matrices have in one family or another.
+_FFN = ("mlp", "feed_forward", "shared_mlp")
+# By role: the blocks of the layer, and the names that its matrices have in one family or another.
 _ROLES = {
-    "attention_input": ("self_attn", (("q_proj", "k_proj", "v_proj"), ("qkv_proj",))),
-    "attention_output": ("self_attn", (("o_proj",), ("dense",))),
-    "ffn_input": ("mlp", (("gate_proj", "up_proj"), ("gate_up_proj",), ("fc1",), ("c_fc",), ("up_proj",))),
-    "neurons": ("mlp", (("down_proj",), ("fc2",), ("c_proj",))),
+    "attention_input": (("self_attn",), (("q_proj", "k_proj", "v_proj"), ("qkv_proj",))),
+    "attention_output": (("self_attn",), (("o_proj",), ("out_proj",), ("dense",))),
+    "ffn_input": (
+        _FFN,
+        (("gate_proj", "up_proj"), ("gate_up_proj",), ("w1", "w3"), ("fc1",), ("c_fc",), ("up_proj",)),
+    ),
+    "neurons": (_FFN, (("down_proj",), ("w2",), ("fc2",), ("c_proj",))),
 }
 ROLES = tuple(_ROLES)
 FFN_ROLES = ("ffn_input", "neurons")
@@ -56,8 +60,9 @@ def parts_of(layer: nn.Module) -> list[Part]:
 
 
 def _part(layer: nn.Module, role: str) -> Part:
-    block, choices = _ROLES[role]
-    for matrices in _present(getattr(layer, block, None), choices):
+    blocks, choices = _ROLES[role]
+    block = next((block for name in blocks if (block := getattr(layer, name, None)) is not None), None)
+    for matrices in _present(block, choices):
         width, outputs = int(matrices[0].in_features), sum(int(matrix.out_features) for matrix in matrices)
         return Part(role, tuple(matrices), width, 2 * outputs)
     raise UnsupportedModelError(

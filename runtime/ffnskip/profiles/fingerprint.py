@@ -55,7 +55,8 @@ def weights_sha256(model: PreTrainedModel) -> str:
         return str(packed)
     config = model.config.get_text_config()
     digest = hashlib.sha256(json.dumps(_settings(config), sort_keys=True).encode())
-    head = None if config.tie_word_embeddings else model.get_output_embeddings()
+    tied = getattr(config, "tie_word_embeddings", getattr(model.config, "tie_word_embeddings", False))
+    head = None if tied else model.get_output_embeddings()
     for root in filter(None, (decoder_body(model), head)):  # whatever the model around the decoder is called
         for name, weight in _weights(root):
             digest.update(f"\n{name} {tuple(weight.shape)}".encode())
@@ -69,10 +70,17 @@ def keep_fingerprint(model: PreTrainedModel) -> None:
 
 
 def _settings(config: PreTrainedConfig) -> dict[str, Any]:
-    found = {name: _rounded(getattr(config, name, None)) for name in _SETTINGS}
+    found = {name: _rounded(_setting(config, name)) for name in _SETTINGS}
     if len(set(found["layer_types"] or ())) < 2:  # newer versions say so of models whose layers are all alike
         del found["layer_types"]
     return {name: value for name, value in found.items() if value not in (None, False, {}, [])}
+
+
+def _setting(config: PreTrainedConfig, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # what varies between layers, as in Gemma 4, shows in the shapes or in another setting
+        return None
 
 
 def _rounded(value: Any) -> Any:

@@ -14,6 +14,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from ffnskip.errors import FfnskipWarning, ProfileError
+from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.fingerprint import weights_sha256
 from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import ModelInfo
@@ -46,16 +47,26 @@ _ARCHITECTURE = (
 def config_sha256(config: PreTrainedConfig) -> str:
     """Hash of the architecture, 64 hex digits. Floats count to five digits: GGUF stores 1e-5 as 9.99999975e-6."""
     text_config = config.get_text_config()
-    facts: dict[str, Any] = {name: getattr(text_config, name, None) for name in _ARCHITECTURE}
+    facts: dict[str, Any] = {name: _fact(text_config, name) for name in _ARCHITECTURE}
     facts["head_dim"] = head_dim(text_config)
     facts["rope_theta"] = (getattr(text_config, "rope_parameters", None) or {}).get("rope_theta")
     rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in facts.items() if v is not None}
     return hashlib.sha256(json.dumps(rounded, sort_keys=True).encode()).hexdigest()
 
 
-def head_dim(config: PreTrainedConfig) -> int:
-    """Channels per attention head; many configurations leave it to be derived."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+def _fact(config: PreTrainedConfig, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # transformers' word for what varies between layers
+        return None
+
+
+def head_dim(config: PreTrainedConfig) -> int | None:
+    """Channels per attention head; many configurations leave it to be derived, and it may vary between layers."""
+    try:
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    except (AttributeError, RuntimeError):  # there is no attention, or it varies
+        return None
 
 
 def model_info(
@@ -68,7 +79,7 @@ def model_info(
         revision=revision,
         gguf_sha256=gguf_sha256,
         model_type=config.model_type,
-        n_layers=config.num_hidden_layers,
+        n_layers=len(ffn_sites(model)),
         hidden_size=config.hidden_size,
         config_sha256=config_sha256(model.config),
         weights_sha256=weights_sha256(model),
