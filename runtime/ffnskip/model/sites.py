@@ -202,7 +202,7 @@ def first_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 def watch(model: PreTrainedModel, see: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
     """While inside, call ``see(layer, h, f)`` for every FFN that the model runs. The model computes what it always did.
 
-    ``h`` and ``f`` have shape ``[batch, sequence, hidden]``. Where no norm runs in front of the FFN, ``h`` is its input.
+    ``h`` and ``f`` have shape ``[batch, sequence, hidden]``. Where no norm runs before the FFN, ``h`` is its input.
     """
     hooks = [hook for index, site in enumerate(ffn_sites(model)) for hook in _watch_site(index, site, see)]
     try:
