@@ -51,9 +51,6 @@ def run(options: Options) -> None:
         common.say_expected_cost(profile, options.move)
     writer = _Writer(loaded, tokens, options.max_new_tokens, sampling)
     answer = writer.write(None if options.compare else _stream(loaded), decoder)
-    if profile is not None and decoder.stats.tokens == 0:
-        warm_up = profile.skip.warm_up
-        console.warn(f"The profile did nothing: the answer ended within its warm-up of {warm_up} tokens.")
     if options.compare:
         dense = writer.write(None, Decoder(loaded.model, check=False))
         _side_by_side(dense.text, answer.text)
