@@ -59,7 +59,7 @@ def main(
         [variant["profile"] for variant in variants],
         text,
         console.track,
-        patterns=[variant["pattern"] for variant in variants],
+        ways=[variant["pattern"] for variant in variants],
         what=f"measuring {len(variants)} points",
     )
     cost = model_cost(loaded.model)

@@ -19,11 +19,13 @@ class Options:
     Quality is perplexity, KL and top-1 agreement with the dense model on held-out text. The baselines skip as many
     FFNs on that text by simpler means: at random, the same ones for every token (non-adaptive: evenly spread; static:
     where the FFN changes its input least; shortgpt: where the layer does), or more of them the later the token
-    (skipdecode). Speed is tokens per second at batch 1, along held-out text: the dense model, the profile and Hugging
-    Face generate take turns in one process. With --timed-on generated each is timed on its own continuations, which
-    repeat themselves, and there a profile skips far more than on text. The worst case is the share of generated tokens
-    that skip nothing at all. With --weights all rows but Hugging Face's run on packed weights, and quality is compared
-    with the model as it was loaded.
+    (skipdecode). Beside a profile of the rule price they save as many FLOPs: inputs left out by magnitude (teal,
+    teal-greedy) or by magnitude and weights (wina), neurons by their gate (cats), whole FFNs at random. Speed is tokens
+    per second at batch 1, along held-out text: the dense model, the profile and Hugging Face generate take turns in
+    one process. With --timed-on generated each is timed on its own continuations, which repeat themselves, and there a
+    profile skips far more than on text. The worst case is the share of generated tokens that skip nothing at all. With
+    --weights all rows but Hugging Face's run on packed weights, and quality is compared with the model as it was
+    loaded.
     """
 
     model: ModelName

@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ffnskip.general.wrap import Applied
 from ffnskip.model.forward import forward
 from ffnskip.model.sites import ffn_sites, input_device, watch
 from ffnskip.profiles.profile import Profile
@@ -75,6 +76,10 @@ class Pattern:
         skipped = torch.zeros(tokens, n_layers, dtype=torch.bool)
         skipped[:, list(self.order)] = chosen
         return skipped
+
+    def applied(self, model: PreTrainedModel, profile: Profile, sequence: Tensor) -> Applied:
+        """See `ffnskip_cli.measure.quality.Way`."""
+        return Applied(model, profile, "score", self.rule(profile, sequence))
 
     def rule(self, profile: Profile, sequence: Tensor) -> Rule:
         """Skips so in one forward pass over ``sequence [length]``, whose checksum is the seed."""
@@ -135,6 +140,13 @@ def bare_profile(profile: Profile, ratio: float) -> Profile:
     )
 
 
+def random_pattern(profile: Profile, ratio: float) -> Pattern:
+    """The baseline `random` at this skip_ratio; the profile is that of `bare_profile`."""
+    layers = tuple(range(profile.skip.cold_s, profile.skip.cold_e))
+    count = min(ratio * profile.model.n_layers, len(layers))
+    return Pattern(layers, count, count, at_random=True)
+
+
 def baseline_patterns(
     model: PreTrainedModel, profile: Profile, ratio: float, sample: Tensor, track: Track
 ) -> dict[str, Pattern]:
@@ -152,7 +164,7 @@ def baseline_patterns(
     late = min(2 * count, len(layers))
     ffns, blocks = layer_similarities(model, sample, profile.skip.warm_up, track)
     return {
-        "random": Pattern(layers, count, count, at_random=True),
+        "random": random_pattern(profile, ratio),
         "non-adaptive": Pattern(_spread(layers, count), count, count),
         "static": Pattern(_most_similar(layers, ffns), count, count),
         "shortgpt": Pattern(_most_similar(layers, blocks), count, count),

@@ -85,6 +85,10 @@ class ModelCost:
         keys = (last * (last + 1) - first * (first + 1)) // 2  # the token at position p attends to p + 1 keys
         return (last - first) * (self.n_layers * self.ffn_flops + self.other_flops) + keys * self.flops_per_key
 
+    def ffn_share(self, first: int, last: int) -> float:
+        """What the FFNs are of `dense_flops`."""
+        return (last - first) * self.n_layers * self.ffn_flops / self.dense_flops(first, last)
+
     def saved_flops(self, stats: SkipStats, overhead: Overhead) -> float:
         """FLOPs of what was skipped or left out, minus those of the profile's own work; may be negative."""
         saved = sum(stats.skipped) * (self.ffn_flops - overhead.added_flops)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +25,6 @@ from ffnskip_cli.progress import Journal, Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from ffnskip_cli.measure.baselines import Pattern
 
 ROWS = 256  # positions whose logits are widened to float32 at a time
 _NGRAM = 4  # tokens that repeat each other, in a text that does
@@ -58,6 +56,22 @@ def repetition(texts: Tensor) -> float:
         ngrams = [tuple(tokens[i : i + _NGRAM]) for i in range(len(tokens) - _NGRAM + 1)]
         shares.append(1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0)
     return sum(shares) / len(shares)
+
+
+class AtWork(Protocol):
+    """What changes the model inside a ``with``, and counts what it skips."""
+
+    @property
+    def stats(self) -> SkipStats: ...  # noqa: D102
+    def __enter__(self) -> object: ...
+    def __exit__(self, *error: Any) -> None: ...
+
+
+class Way(Protocol):
+    """Another way to skip than a profile's own rule; its `repr` says all that decides what it skips."""
+
+    def applied(self, model: PreTrainedModel, profile: Profile, sequence: Tensor) -> AtWork:
+        """For one pass over a ``sequence [length]``, leaving the warm-up of the profile dense."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,7 @@ def measure_quality(
     what: str = "measuring quality",
     first: int | None = None,
     journal: Journal | None = None,
-    patterns: Sequence[Pattern | None] | None = None,
+    ways: Sequence[Way | None] | None = None,
     reference: PreTrainedModel | None = None,
 ) -> list[Quality]:
     """Score `tokens` with the dense model once and with each profile.
@@ -118,7 +132,7 @@ def measure_quality(
         what: what to call this in the progress.
         first: position of the first prediction that counts; by default each profile's warm-up.
         journal: remembers the figures of each sequence.
-        patterns: one per profile, or None for its own rule: decides what to skip in its place.
+        ways: one per profile, to skip in the place of its own rule, or None for that.
         reference: the dense model to compare with, if it is another one than `model`.
 
     Returns:
@@ -134,14 +148,12 @@ def measure_quality(
         check_size(tokens, position)
     tables: list[list[list[float]]] = [[] for _ in profiles]  # per profile and sequence: means of the five figures
     totals = [SkipStats(profile.model.n_layers) for profile in profiles]
-    forced = [None] * len(profiles) if patterns is None else list(patterns)
-    settings = [
-        [profile.deciding, pattern and asdict(pattern)] for profile, pattern in zip(profiles, forced, strict=True)
-    ]
+    ways = [None] * len(profiles) if ways is None else list(ways)
+    settings = [[profile.deciding, repr(way)] for profile, way in zip(profiles, ways, strict=True)]
     for sequence in track(tokens, what, len(tokens)):
         scores = journal.remember(
             ["quality", settings, firsts, sequence.tolist()],
-            partial(_score, model, reference or model, profiles, forced, sequence.long(), firsts),
+            partial(_score, model, reference or model, profiles, ways, sequence.long(), firsts),
         )
         for (figures, counts), table, total in zip(scores, tables, totals, strict=True):
             stats = SkipStats(**counts)
@@ -165,7 +177,7 @@ def _score(
     model: PreTrainedModel,
     reference: PreTrainedModel,
     profiles: Sequence[Profile],
-    patterns: Sequence[Pattern | None],
+    ways: Sequence[Way | None],
     sequence: Tensor,
     firsts: Sequence[int],
 ) -> list[tuple[list[float], dict[str, Any]]]:
@@ -173,11 +185,11 @@ def _score(
     batch = sequence[None].to(input_device(model))
     dense = reference(batch, use_cache=False).logits[0]
     scores = []
-    for profile, pattern, first in zip(profiles, patterns, firsts, strict=True):
-        rule = None if pattern is None else pattern.rule(profile, sequence)
-        with Applied(model, profile, "score", rule) as applied:
+    for profile, way, first in zip(profiles, ways, firsts, strict=True):
+        at_work = Applied(model, profile, "score") if way is None else way.applied(model, profile, sequence)
+        with at_work:
             logits = forward(model, batch, use_cache=False).logits[0]
-        scores.append((_compare(dense, logits, batch[0], first), asdict(applied.stats)))
+        scores.append((_compare(dense, logits, batch[0], first), asdict(at_work.stats)))
     return scores
 
 

@@ -12,10 +12,12 @@ from ffnskip.errors import FfnskipError
 from ffnskip.model.sites import input_device
 from ffnskip.profiles.profile import Profile
 from ffnskip.stats import SkipStats
-from ffnskip_cli.measure.baselines import bare_profile, baseline_patterns
+from ffnskip_cli.measure.baselines import bare_profile, baseline_patterns, random_pattern
 from ffnskip_cli.measure.flops import NO_OVERHEAD, ModelCost, Overhead, mean_keys, model_cost, overhead
-from ffnskip_cli.measure.quality import Estimate, Quality, measure_quality
-from ffnskip_cli.measure.speed import Speed, Way, decoder_way, hugging_face_way, measure_speed
+from ffnskip_cli.measure.part_baselines import part_baselines
+from ffnskip_cli.measure.quality import Estimate, Quality, Way, measure_quality
+from ffnskip_cli.measure.speed import Speed, decoder_way, hugging_face_way, measure_speed
+from ffnskip_cli.measure.speed import Way as TimedWay
 from ffnskip_cli.measure.worst_case import Continuation, continue_prompts
 from ffnskip_cli.progress import Track
 
@@ -101,12 +103,12 @@ def run_suite(
     if "hf-dense" in timed:
         rows.append(_row("hf-dense") | timed["hf-dense"])
     if quality is not None and "baselines" in plan.parts:
-        rows += _baselines(model, profile, quality.skip_ratio.mean, text, track, original)
+        rows += _baselines(model, profile, by_row["ffnskip"], text, track, original)
     return rows
 
 
 def _measure_speed(
-    ways: dict[str, Way], prompts: Tensor, text: Tensor | None, plan: Plan, warm_up: int, track: Track
+    ways: dict[str, TimedWay], prompts: Tensor, text: Tensor | None, plan: Plan, warm_up: int, track: Track
 ) -> dict[str, Speed]:
     """Along the text if there is one."""
     forced = None
@@ -119,28 +121,35 @@ def _measure_speed(
 def _baselines(
     model: PreTrainedModel,
     profile: Profile,
-    ratio: float,
+    own: dict[str, Any],
     text: Tensor,
     track: Track,
     original: PreTrainedModel | None,
 ) -> list[dict[str, Any]]:
-    """Rows of what else could skip that share of the FFNs, on the same text."""
-    bare = bare_profile(profile, ratio)
-    patterns = baseline_patterns(model, bare, ratio, text[:_SAMPLE], track)
-    profiles = [bare] * len(patterns)
+    """Rows of what else could skip that share of the FFNs, or leave out as many FLOPs in parts, on the same text."""
+    sample, cost, ratio = text[:_SAMPLE], model_cost(model), own["skip_ratio"]
+    ways: dict[str, Way]
+    if profile.skip.by.leaves_out_parts:
+        saved = max(own["flops_saved_past_warm_up"], 0.0)
+        ratio = min(saved / cost.ffn_share(profile.skip.warm_up, text.shape[1]), 1.0)
+        bare = bare_profile(profile, ratio)
+        ways = {**part_baselines(model, profile, saved, sample, track), "random": random_pattern(bare, ratio)}
+    else:
+        bare = bare_profile(profile, ratio)
+        ways = {**baseline_patterns(model, bare, ratio, sample, track)}
     qualities = measure_quality(
         model,
-        profiles,
+        [bare] * len(ways),
         text,
         track,
         what="measuring baselines",
-        patterns=list(patterns.values()),
+        ways=list(ways.values()),
         reference=original,
     )
-    cost, added = model_cost(model), overhead(bare, model)
+    added = overhead(bare, model)
     return [
         _row(name) | _quality(quality, cost, added, text.shape[1])
-        for name, quality in zip(patterns, qualities, strict=True)
+        for name, quality in zip(ways, qualities, strict=True)
     ]
 
 

@@ -76,7 +76,7 @@ def test_a_journal_tells_profiles_with_other_weights_and_patterns_apart() -> Non
     half = plain.with_weights(Weights({name: tensor / 2 for name, tensor in plain.weights.tensors.items()}))
 
     def remembered(profile: Profile, *patterns: Pattern) -> Quality:
-        options = {"patterns": patterns} if patterns else {}
+        options = {"ways": patterns} if patterns else {}
         (quality,) = measure_quality(MODEL, [profile], TEXT, silently, journal=journal, **options)
         return quality
 

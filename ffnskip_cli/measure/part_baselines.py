@@ -1,0 +1,216 @@
+"""Other ways to leave out as many FLOPs in parts: what a profile of the rule `price` must be better than.
+
+All set channels to zero whose score is under a limit. A limit is the quantile of the scores on a sample of text that
+gives the wanted sparsity, the share of channels that is left out. All layers take part, and the warm-up of the profile
+that they are compared with stays dense.
+
+===============  ======================================  ===============================================================
+row              score of channel i                      sparsities
+===============  ======================================  ===============================================================
+`teal`           |x_i|, x the input of any matrix        the same everywhere (TEAL, Liu et al. 2024, section 4.1)
+`teal-greedy`    the same                                of the parts of each block, by a greedy search for the least
+                                                         error of the block's output (its algorithm 1)
+`wina`           |x_i| ‖W_i‖, W_i the weights of x_i     the same everywhere (WINA, Chen et al. 2025, section 3)
+`cats`           |act(gate x)_i|, neuron i of the FFN    the same everywhere; up and down projection leave the neuron
+                                                         out, the gate stays whole (CATS, Lee et al. 2024, section 4)
+===============  ======================================  ===============================================================
+
+Matrices that read the same input share its channels, as fused matrices do. WINA's paper keeps a number of channels for
+each token; here a limit decides, as in the others, and the orthogonal transformation of its theory is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ffnskip.model.forward import forward
+from ffnskip.model.sites import ffn_sites, input_device
+from ffnskip_cli.measure.flops import model_cost
+from ffnskip_cli.measure.thinning import Place, Score, Thinning, at_places, places
+from ffnskip_cli.progress import Track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ffnskip.profiles.profile import Profile
+
+_UNIFORM: dict[str, Score] = {"teal": "magnitude", "wina": "with weights", "cats": "gate"}
+_BINS, _SHIFT = 1 << 15, 16  # of magnitudes: bfloat16 numbers that are not negative
+_STEP = 0.02  # of a block's FLOPs that the greedy search leaves out at a time
+_SEARCHED = 2  # sequences on which it measures errors
+
+
+class Quantiles:
+    """The distribution of the scores at every place of a model, on a sample of text.
+
+    Args:
+        model: the untouched model.
+        score: of the channels.
+        sample: ``[sequences, length]``.
+        first: the first position that counts.
+        track: shows progress.
+    """
+
+    def __init__(self, model: PreTrainedModel, score: Score, sample: Tensor, first: int, track: Track) -> None:
+        self.layers = [places(site.layer, score) for site in ffn_sites(model)]
+        counts = [torch.zeros(len(row), _BINS, dtype=torch.int64) for row in self.layers]
+
+        def see(layer: int, index: int, x: Tensor) -> None:
+            bins = self.layers[layer][index].score(x[0, first:]).flatten().view(torch.int32) >> _SHIFT
+            counts[layer][index] += bins.bincount(minlength=_BINS).cpu()
+
+        with torch.inference_mode(), at_places(self.layers, see):
+            for sequence in track(sample, "taking quantiles", len(sample)):
+                forward(model, sequence[None].long().to(input_device(model)), use_cache=False)
+        self._below = [(row.cumsum(dim=1) / row.sum(dim=1, keepdim=True)).double() for row in counts]
+
+    def limit(self, layer: int, index: int, sparsity: float) -> float:
+        """The score under which that share of the channels is, linear within a bin."""
+        below = self._below[layer][index]
+        upper = int(torch.searchsorted(below, min(sparsity, 1.0)))
+        low, high = (torch.tensor([upper, upper + 1], dtype=torch.int32) << _SHIFT).view(torch.float32).tolist()
+        before = float(below[upper - 1]) if upper else 0.0
+        inside = (min(sparsity, 1.0) - before) / max(float(below[upper]) - before, 1e-12)
+        return float(low + inside * (high - low))
+
+    def flops(self) -> float:
+        """Of all channels of all layers, for one token."""
+        return sum(place.width * place.flops for row in self.layers for place in row)
+
+    def uniform(self, sparsity: float) -> tuple[tuple[float, ...], ...]:
+        """Limits for one sparsity everywhere."""
+        return self.at([[sparsity] * len(row) for row in self.layers])
+
+    def at(self, sparsities: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+        """Limits for sparsities by layer and place."""
+        return tuple(
+            tuple(self.limit(layer, index, sparsity) for index, sparsity in enumerate(row))
+            for layer, row in enumerate(sparsities)
+        )
+
+
+def part_baselines(
+    model: PreTrainedModel, profile: Profile, saved: float, sample: Tensor, track: Track
+) -> dict[str, Thinning]:
+    """The baselines by row name; one that cannot save so much is left out.
+
+    Args:
+        model: the untouched model.
+        profile: that they are compared with.
+        saved: share of all FLOPs past warm-up that each is to save.
+        sample: ``[sequences, length]``, text to take quantiles on.
+        track: shows progress.
+
+    Raises:
+        UnsupportedModelError: the model is not made of plain matrices.
+    """
+    first, length = profile.skip.warm_up, sample.shape[1]
+    wanted = saved * model_cost(model).dense_flops(first, length) / (length - first)
+    found = {}
+    for name, score in _UNIFORM.items():
+        quantiles = Quantiles(model, score, sample, first, track)
+        sparsity = wanted / max(quantiles.flops(), 1.0)
+        if not 0.0 < sparsity < 1.0:
+            continue
+        found[name] = Thinning(score, quantiles.uniform(sparsity))
+        if name == "teal":
+            paths = greedy_paths(model, quantiles, sparsity, sample[:_SEARCHED], first, track)
+            found["teal-greedy"] = Thinning(score, quantiles.at([between(path, sparsity) for path in paths]))
+    return found
+
+
+Path = list[tuple[float, tuple[float, ...]]]
+"""Of a greedy search: after each step the sparsity of the whole block, and of each of its places."""
+
+
+def between(path: Path, sparsity: float) -> tuple[float, ...]:
+    """The sparsities of the places where the block has that one, linear between two steps."""
+    for (low, before), (high, after) in pairwise(path):
+        if sparsity <= high:
+            share = (sparsity - low) / (high - low)
+            return tuple(a + share * (b - a) for a, b in zip(before, after, strict=True))
+    return path[-1][1]
+
+
+@torch.inference_mode()
+def greedy_paths(
+    model: PreTrainedModel, quantiles: Quantiles, target: float, sample: Tensor, first: int, track: Track
+) -> list[Path]:
+    """For each layer, the steps of TEAL's algorithm 1 up to a sparsity of `target`.
+
+    Each step tries every place of the block with `_STEP` of the block's FLOPs more left out, and keeps the one after
+    which the block's output is closest to the dense block's, by the norm of the difference on the dense inputs.
+    """
+    layers = [site.layer for site in ffn_sites(model)]
+    calls = _block_inputs(model, layers, sample)
+    paths = []
+    for index, layer in track(enumerate(layers), "searching sparsities", len(layers)):
+        examples = [(args, kwargs, _output(layer, args, kwargs)) for args, kwargs in calls[index]]
+        error = partial(_block_error, layer, quantiles, index, examples, first)
+        paths.append(_greedy_path(quantiles.layers[index], error, target))
+    return paths
+
+
+def _greedy_path(of_block: list[Place], error: Callable[[Sequence[float]], float], target: float) -> Path:
+    flops = [place.width * place.flops for place in of_block]
+    shares = [value / sum(flops) for value in flops]
+    path: Path = [(0.0, (0.0,) * len(of_block))]
+    while path[-1][0] < target:
+        now = path[-1][1]
+        trials = [
+            (*now[:i], min(now[i] + _STEP / share, 1.0), *now[i + 1 :]) for i, share in enumerate(shares) if now[i] < 1
+        ]
+        best = min(trials, key=error)
+        path.append((sum(share * value for share, value in zip(shares, best, strict=True)), best))
+    return path
+
+
+def _block_inputs(model: PreTrainedModel, layers: list[nn.Module], sample: Tensor) -> list[list[tuple[Any, Any]]]:
+    """By layer and sequence, the arguments with which the dense model calls the layer."""
+    calls: list[list[tuple[Any, Any]]] = [[] for _ in layers]
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs, index=index: calls[index].append((args, kwargs)), with_kwargs=True
+        )
+        for index, layer in enumerate(layers)
+    ]
+    try:
+        for sequence in sample:
+            forward(model, sequence[None].long().to(input_device(model)), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _block_error(
+    layer: nn.Module,
+    quantiles: Quantiles,
+    index: int,
+    examples: list[tuple[Any, Any, Tensor]],
+    first: int,
+    sparsities: Sequence[float],
+) -> float:
+    """How far the block's output is from the dense block's, over examples of its arguments and its dense output."""
+    limits = [quantiles.limit(index, place, sparsity) for place, sparsity in enumerate(sparsities)]
+
+    def thin(_: int, place: int, x: Tensor) -> Tensor | None:
+        leave_out = quantiles.layers[index][place].score(x) < limits[place]
+        leave_out[:, :first] = False
+        return x.masked_fill(leave_out, 0.0)
+
+    with at_places([quantiles.layers[index]], thin):
+        return sum(
+            float((_output(layer, args, kwargs) - dense).float().square().sum()) for args, kwargs, dense in examples
+        )
+
+
+def _output(layer: nn.Module, args: Any, kwargs: Any) -> Tensor:
+    output = layer(*args, **kwargs)
+    return output if isinstance(output, Tensor) else output[0]
