@@ -1,8 +1,8 @@
 """Where the line is drawn: what a usable profile may cost, and what counts as a difference."""
 
-# The quality budget. Beyond it the text that the model writes changes for the worse, visibly.
-MAX_KL = 0.25  # nats per token
-MIN_TOP1_AGREEMENT = 0.80
+# The quality budget. A profile beyond it is a record of what can be had, not one to decode with.
+MAX_KL = 0.05  # nats per token
+MIN_TOP1_AGREEMENT = 0.90
 
 # Standard errors of a paired difference within which two measurements are taken to be the same.
 NOISE = 2.0

@@ -122,15 +122,15 @@ class Settings:
         str,
         typer.Option(
             metavar="|".join(rule_names()),
-            help="When to skip FFNs: by similarity as in the paper, or by the damage that a probe predicts. "
-            "price leaves out parts of FFNs and attention.",
+            help="What to skip: parts of FFNs and attention at one price; or whole FFNs, by the damage that a probe "
+            "predicts or by similarity as in the paper.",
         ),
-    ] = "predicted-damage"
+    ] = "price"
     compensate: Annotated[
         Kind,
         typer.Option(
-            help="What to add in place of a skipped FFN, fitted to the text; auto: what saves most FLOPs at the "
-            "quality budget, which takes longer."
+            help="What to add in place of a whole FFN, fitted to the text; auto: what saves most FLOPs at the quality "
+            "budget, which takes longer."
         ),
     ] = "low-rank"
     rank: Annotated[

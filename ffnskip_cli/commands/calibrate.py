@@ -63,7 +63,7 @@ class GoalOptions:
         chosen = [(option, text) for option, text in zip(_GOALS, texts, strict=True) if text is not None]
         if len(chosen) != 1:
             raise FfnskipError(
-                f"Say what to aim for with exactly one of {', '.join(_GOALS)}; --target 0.10 is a start."
+                f"Say what to aim for with exactly one of {', '.join(_GOALS)}; --target-flops 0.20 is a start."
             )
         ((option, text),) = chosen
         kind, noun, example = _GOALS[option]
@@ -101,9 +101,10 @@ def parse_shard(text: str) -> tuple[int, int]:
 class Options:
     """Measure a model on text and write a skip profile.
 
-    Fits what predicts the damage of skipping each layer's feed-forward block (FFN) and what is added in its place (or,
-    with --rule cosine, searches region and window), chooses the warm-up, solves the threshold for the target, verifies
-    it in the running model, and measures what it costs on held-out text.
+    Measures what each input of the model's matrices contributes to its predictions (or, with --rule predicted-damage,
+    fits what predicts the damage of skipping a whole FFN and what is added in its place; with --rule cosine, searches
+    region and window), chooses the warm-up, solves the threshold for the target, verifies it in the running model, and
+    measures what it costs on held-out text.
     """
 
     model: ModelName

@@ -97,7 +97,7 @@ def _say_cost_at(profile: Profile, target: float) -> None:
     if kl > MAX_KL:
         console.warn(
             f"At ratio {target:g} this profile is over the quality budget: by its curve KL {kl:.3f} is over "
-            f"{MAX_KL:.3f} nats per token; expect visibly worse text."
+            f"{MAX_KL:.3f} nats per token."
         )
         return
     console.talk.print(
