@@ -18,6 +18,7 @@ from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.profile import dump_profile, parse_profile
 from ffnskip.profiles.schema import Skip
+from ffnskip_cli.budget import MAX_KL, MIN_TOP1_AGREEMENT
 from ffnskip_cli.calibration.assemble import Calibrated, verdict
 from ffnskip_cli.calibration.recording.record import record_text
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal
@@ -148,7 +149,7 @@ def test_the_verdict_follows_the_damage(ffn_scale: float, within: bool) -> None:
 
 @pytest.mark.parametrize(
     ("kl", "agreement", "broken"),
-    [(0.25, 0.80, []), (0.26, 0.80, ["KL 0.26"]), (0.1, 0.7, ["top-1 agreement 0.70"]), (9, 0, ["KL 9.00", "0.00"])],
+    [(0.05, 0.9, []), (0.06, 0.9, ["KL 0.06"]), (0.01, 0.8, ["top-1 agreement 0.80"]), (9, 0, ["KL 9.00", "0.00"])],
 )
 def test_the_verdict_names_what_is_over_budget(kl: float, agreement: float, broken: list[str]) -> None:
     zero = Estimate(0.0, 0.0)
@@ -156,7 +157,7 @@ def test_the_verdict_names_what_is_over_budget(kl: float, agreement: float, brok
     within, sentence = verdict(quality)
     assert within == (not broken)
     assert all(words in sentence for words in broken)
-    assert ("KL" in sentence, "top-1" in sentence) == (kl > 0.25 or within, agreement < 0.8 or within)
+    assert ("KL" in sentence, "top-1" in sentence) == (kl > MAX_KL or within, agreement < MIN_TOP1_AGREEMENT or within)
 
 
 def test_calibrating_on_generated_tokens_counts_none_of_the_prompts() -> None:

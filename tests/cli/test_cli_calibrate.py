@@ -150,7 +150,7 @@ def test_a_shortfall_of_text_is_said_and_recorded_unless_there_is_too_little(
         (["--tokens", "60"], "60 tokens are less than one sequence of 64"),
         (["--eval-tokens", "64"], "at least two sequences"),
         (["--tokens", str(2**63)], "larger than any number in a profile"),
-        (["--window", str(2**63)], "larger than any number in a profile"),
+        (["--window", str(2**63)], "must be a whole number"),
         (["--cold-s", "5", "--cold-e", "3"], "The skip region [5, 3) is not one"),
         (["--cold-e", "9"], "within the model's 8 layers"),
         (["--on", "generated"], "--sequence-length is 256"),
