@@ -84,6 +84,7 @@ class Decoder:
             model.config.get_text_config().num_hidden_layers if self.profile is None else self.profile.model.n_layers
         )
         self._stats = SkipStats(n_layers)
+        self._applied: Applied | None = None
         self._fused: FusedEngine | None = None
         if path != "general":
             self._read_weights()
@@ -140,6 +141,9 @@ class Decoder:
             FfnskipError: an argument is of another type or shape; the prompts are padded on the right; or the decoder
                 is for the path `fused` alone, and that cannot take this decode.
         """
+        if self._applied is not None:  # of a decode that was left off
+            self._applied.remove()
+            self._applied = None
         refuse_second_profile(self._model)
         check_decode(self._model, input_ids, max_new_tokens, attention_mask, sampling, stop_tokens, forced)
         device = input_device(self._model)
@@ -160,8 +164,15 @@ class Decoder:
         return tokens if fused or self.profile is None else self._with_profile_applied(self.profile, tokens)
 
     def _with_profile_applied(self, profile: Profile, tokens: Iterator[Tensor]) -> Iterator[Tensor]:
-        with Applied(self._model, profile, "decode", stats=self._stats):
-            yield from tokens
+        """Between two tokens the profile sleeps, or whatever else the caller does with the model would skip, too."""
+        with Applied(self._model, profile, "decode", stats=self._stats) as applied:
+            self._applied = applied
+            for token in tokens:
+                applied.asleep = True
+                yield token
+                if self._applied is not applied:
+                    raise FfnskipError("Another decode was started with this decoder: finish one before the next.")
+                applied.asleep = False
 
     def _fused_for(self, prompts: Tensor, max_new_tokens: int) -> FusedEngine | None:
         """The engine if it can take this decode, with the model's weights as they are now."""

@@ -171,3 +171,19 @@ def test_a_threshold_needs_a_profile() -> None:
     for moved in ({"threshold": 0.3}, {"target": 0.2}):
         with pytest.raises(FfnskipError, match="there is none"):
             Decoder(pico_model(), **moved)  # type: ignore[arg-type]
+
+
+def test_a_decode_that_is_left_off_leaves_nothing_on_the_model() -> None:
+    model = pico_model()
+    decoder = Decoder(model, pico_profile(model, threshold=-1.0, warm_up=0), path="general")
+    dense = model.generate(PROMPT, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
+    expected = decode(decoder)
+    left_off = decoder.decode(PROMPT, max_new_tokens=NEW)
+    assert next(left_off).tolist() == expected[0]
+    assert torch.equal(
+        model.generate(PROMPT, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0), dense
+    )
+    assert next(left_off).tolist() == expected[1]
+    assert decode(decoder) == expected
+    with pytest.raises(FfnskipError, match="Another decode"):
+        next(left_off)

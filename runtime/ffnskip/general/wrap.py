@@ -50,6 +50,7 @@ class Applied:
 
     Attributes:
         ffns: what runs in the place of the FFNs of the skip region; empty for a rule that leaves out parts.
+        asleep: while True, passes run dense and are not counted.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Applied:
         self._walk = Walk(profile.skip, mode, stats or SkipStats(profile.model.n_layers), rule)
         self._sites = list(enumerate(ffn_sites(model)))[profile.skip.cold_s : profile.skip.cold_e]
         self._sequences = Sequences(WeakKeyDictionary())
+        self.asleep = False
         self._had_generate = model.__dict__.get("generate")
         self.ffns: list[SkippableFFN] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -143,6 +145,8 @@ class Applied:
             return self._own_generate(*args, **kwargs)
 
     def _begin(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.asleep:
+            return
         arguments = self._signature.bind_partial(*args, **kwargs).arguments
         tokens: Tensor = arguments["inputs_embeds" if arguments.get("input_ids") is None else "input_ids"]
         batch, length = tokens.shape[:2]
@@ -157,6 +161,8 @@ class Applied:
         self._walk.begin(index, mask, batch * length)
 
     def _end(self, body: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if self.asleep:
+            return
         self._walk.end()
         if self.mode == "decode":
             self._sequences.made(getattr(output, "past_key_values", None))
