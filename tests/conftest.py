@@ -1,7 +1,6 @@
 """No test talks to the Hugging Face Hub; models and tokenizers are made in the process."""
 
 import os
-import random
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
 os.environ.pop("FORCE_COLOR", None)  # read by rich: with it, output would be coloured although it is no terminal
@@ -15,25 +14,15 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read by triton when transformers imports it
 
 from support.cli import succeed
-from support.pico import pico_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from support.on_disk import bytes_as_tokens, save_plateau, save_text
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ffnskip_cli.sources.demo import demo_model_file as fetch_demo_model
 
-SPECIAL_BYTES = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": None}
-
 
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, then <s> = 256 and </s> = 257; it puts neither into a text by itself."""
-    vocabulary = {byte: index for index, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE({**vocabulary, "<s>": 256, "</s>": 257}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=64, padding_side="left"
-    )
+    return bytes_as_tokens()
 
 
 @pytest.fixture(scope="session")
@@ -58,25 +47,15 @@ def pico_folder(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTra
 
 
 @pytest.fixture(scope="session")
-def plateau_folder(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTrainedTokenizerFast) -> Path:
+def plateau_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an eight-layer Llama model and its tokenizer; its FFNs of layers 1 to 6 change little."""
-    model = pico_model(vocab_size=258, max_position_embeddings=512, num_hidden_layers=8, **SPECIAL_BYTES)
-    with torch.no_grad():
-        for layer, scale in zip(model.model.layers, (1.0, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 2.0), strict=True):
-            layer.mlp.down_proj.weight *= scale
-    folder = tmp_path_factory.mktemp("models") / "plateau"
-    model.save_pretrained(folder)
-    byte_tokenizer.save_pretrained(folder)
-    return folder
+    return save_plateau(tmp_path_factory.mktemp("models") / "plateau")
 
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .txt file of 64,000 bytes, in which one document in eight is held out."""
-    draw = random.Random(0)
-    path = tmp_path_factory.mktemp("text") / "log.txt"
-    path.write_text("\n\n".join("".join(draw.choices("abcdefgh ", k=1000)) for _ in range(64)))
-    return path
+    return save_text(tmp_path_factory.mktemp("text") / "log.txt")
 
 
 @pytest.fixture(scope="session")
