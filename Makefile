@@ -6,13 +6,15 @@ export OMP_WAIT_POLICY ?= PASSIVE
 FFNSKIP := $(BIN)/ffnskip
 DEMO := demo
 
-.PHONY: help demo test lint schema clean
+.PHONY: help demo test lint schema fuzz torture clean
 
 help:
 	@echo "make demo    calibrate, inspect, generate and bench a small real model; under 10 minutes on 2 cores"
 	@echo "make test    ruff, mypy and all tests"
 	@echo "make lint    ruff and mypy only"
 	@echo "make schema  write profiles/schema.json from the code"
+	@echo "make fuzz    feed the profile loader RUNS=1000000 broken inputs; an hour or more"
+	@echo "make torture kill KILLS=100 calibrations and look at what they leave; half an hour"
 	@echo "make clean   remove .venv, the demo's results and the tools' caches"
 
 # The pinned torch goes in first and alone, so that no later requirement can pull another build.
@@ -46,6 +48,14 @@ test: lint
 
 schema: .venv/installed
 	$(BIN)/python -m ffnskip.profiles > profiles/schema.json
+
+# Outside CI. atheris guides the inputs by coverage; where it has no wheel, they are drawn blindly.
+fuzz: .venv/installed
+	-$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: -c constraints.txt atheris
+	$(BIN)/python tests/torture/fuzz_loader.py $(or $(RUNS),1000000)
+
+torture: .venv/installed
+	$(BIN)/python tests/torture/kills.py $(or $(KILLS),100)
 
 clean:
 	rm -rf .venv $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis
