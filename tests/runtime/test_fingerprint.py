@@ -16,6 +16,7 @@ from ffnskip.profiles.fingerprint import weights_sha256
 from ffnskip.profiles.identity import model_info
 from ffnskip.profiles.weights import Weights
 
+pytestmark = pytest.mark.filterwarnings("ignore:The profile did nothing")
 ORIGINAL = weights_sha256(pico_model())
 
 
