@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,9 @@ def run_suite(
         )
     cost, added = model_cost(model), overhead(profile, model)
     prompts = text[:, : plan.prompt_tokens].to(input_device(model))
+    users = model if original is None else original
+    if "speed" in plan.parts and profile.skip.by.leaves_out_parts:  # whose decoder lays the model out for itself
+        users = deepcopy(users)
     decoders = {"dense": Decoder(model), "ffnskip": Decoder(model, profile, other_weights=True)}
     qualities: dict[str, Quality] = {}
     texts: dict[str, Continuation] = {}
@@ -92,7 +96,7 @@ def run_suite(
         texts = {name: continue_prompts(decoder, chosen, plan.new_tokens, track) for name, decoder in decoders.items()}
     if "speed" in plan.parts:
         ways = {name: decoder_way(decoder, warm_up) for name, decoder in decoders.items()}
-        ways["hf-dense"] = hugging_face_way(model if original is None else original, warm_up)
+        ways["hf-dense"] = hugging_face_way(users, warm_up)
         speeds = _measure_speed(ways, prompts, timed_text, plan, warm_up, track)
     keys = mean_keys(plan.prompt_tokens + warm_up, plan.new_tokens - warm_up)
     timed = {name: _timed(speed, speeds["dense"], cost, added, keys) for name, speed in speeds.items()}
