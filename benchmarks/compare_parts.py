@@ -136,7 +136,7 @@ def _between(rows: list[tuple[float, float]], target: float, by_powers: bool) ->
     """Linear between neighbours, or a power of what is saved, as KL about is; None beyond the ends."""
     for (low, a), (high, b) in pairwise(rows):
         if low <= target <= high:
-            if by_powers:
+            if by_powers and min(low, a) > 0:
                 return a * (target / low) ** (math.log(b / a) / math.log(high / low))
             return a + (target - low) / (high - low) * (b - a)
     return None
