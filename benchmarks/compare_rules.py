@@ -1,6 +1,6 @@
 """Compare ways to skip at equal ratios on unseen text: the paper's rule, random, static, and a profile.
 
-    python benchmarks/compare_rules.py demo profiles/smollm2-135m-instruct/0.25.yaml -o docs/comparison
+    python benchmarks/compare_rules.py demo 0.25.yaml -o docs/comparison
 
 measures everything on the text that the profile was measured on, writes docs/comparison.json and .svg, and prints the
 table as Markdown. All rows are scored in one run, in score mode, past the profile's warm-up.

@@ -1,6 +1,6 @@
 """Tokens per second of decode loops and weight formats, taking turns in one run, and what each format costs.
 
-    python benchmarks/decode_speed.py demo profiles/smollm2-135m-instruct/0.25.yaml -o docs/performance.json
+    python benchmarks/decode_speed.py demo 0.25.yaml -o docs/performance.json
 
 prints a table as Markdown. All decode along held-out text, fed token by token. With `--llama-python`, an interpreter
 that has llama-cpp-python, and `--gguf`, the model's GGUF file, llama.cpp takes turns as well, in a process of its own:
