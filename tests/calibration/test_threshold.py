@@ -157,7 +157,7 @@ def test_prompts_of_generated_records_are_dense_and_warm_up_comes_behind_them() 
     profile = profile_of("llama", cold_s=1, cold_e=5, warm_up=3, threshold=-1.0)
     ran: list[int] = []
     ffn = ffn_sites(model)[2].ffn
-    hook = ffn.register_forward_pre_hook(lambda module, args: ran.append(args[0].shape[1]))
+    hook = ffn.gate_proj.register_forward_pre_hook(lambda module, args: ran.append(args[0].shape[-2]))
     ratio = measure_ratio(Lab(model), profile, record)
     hook.remove()
     assert ran == [7 + 3] * 4

@@ -13,6 +13,7 @@ from support.cli import mistake, succeed, talk
 from ffnskip.profiles.profile import load_profile
 
 SIZES = ("--tokens", 1024, "--eval-tokens", 256, "--sequence-length", 64, "--fit-tokens", 2048, "--warm-up", 4)
+SIZES += ("--rule", "predicted-damage")
 PAPER = ("--rule", "cosine", "--compensate", "none", "--candidates", 0)
 
 
@@ -24,7 +25,7 @@ def calibrate(plateau_folder: Path, text_file: Path) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def own(calibrate: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A profile by nothing but the defaults, alone in its folder with its weights."""
+    """A profile by nothing but the rule's defaults, alone in its folder with its weights."""
     path = tmp_path_factory.mktemp("default") / "own.yaml"
     succeed(*calibrate, "--target", 0.25, "--output", path)
     return path
@@ -34,7 +35,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_the_default_is_predicted_damage_with_a_low_rank_map_and_neurons(own: Path) -> None:
+def test_by_default_it_adds_a_low_rank_map_and_neurons(own: Path) -> None:
     profile = load_profile(own)
     assert sorted(files_in(own.parent)) == sorted([own.name, str(profile.compensation.file)])
     assert (profile.skip.rule, profile.skip.window, profile.skip.warm_up) == ("predicted-damage", None, 4)
@@ -132,7 +133,7 @@ def test_it_can_record_on_what_the_model_writes_and_choose_the_warm_up(
     plateau_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "own.yaml"
-    sizes = ("--tokens", 512, "--eval-tokens", 512, "--fit-tokens", 1024, "--compensate", "mean")
+    sizes = ("--tokens", 512, "--eval-tokens", 512, "--fit-tokens", 1024, *SIZES[-2:], "--compensate", "mean")
     options = ("--dataset", text_file, "--on", "generated", *sizes, "--output", path)
     succeed("calibrate", plateau_folder, "--target", 0.25, *options)
     profile = load_profile(path)

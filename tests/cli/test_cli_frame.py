@@ -109,7 +109,7 @@ def test_settings_in_python_are_those_of_the_command_line() -> None:
     help = run("calibrate", "--help").stdout
     options = [field for field in fields(Settings) if field.name not in ("goals", "on")]
     for field in options:
-        shown = re.search(rf"--{field.name.replace('_', '-')} .*?\[default: ([^;\]\s]*)", help, re.DOTALL)
+        shown = re.search(rf"--{field.name.replace('_', '-')} .*?\[default:\s+([^;\]\s]*)", help, re.DOTALL)
         if field.default is not None:
             assert shown.group(1) == str(field.default)
 

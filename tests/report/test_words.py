@@ -232,20 +232,20 @@ def test_target_takes_both_ends_of_the_range_that_is_promised(ends: tuple[float,
 @pytest.mark.parametrize(
     "profile",
     [
-        make_profile(curve=[[0.97, 0.3, 0.7], [0.98, 0.2, 0.35], [0.99, 0.1, 0.1]]),
-        damage(curve=[[0.03, 0.3, 0.7], [0.02, 0.2, 0.35], [0.01, 0.2, 0.35], [0.005, 0.1, 0.1]]),
+        make_profile(curve=[[0.97, 0.3, 0.14], [0.98, 0.2, 0.07], [0.99, 0.1, 0.02]]),
+        damage(curve=[[0.03, 0.3, 0.14], [0.02, 0.2, 0.07], [0.01, 0.2, 0.07], [0.005, 0.1, 0.02]]),
     ],
     ids=["falling", "rising"],
 )
 def test_the_quality_budget_lies_where_the_curve_has_its_kl(profile: Profile) -> None:
     assert numbers(only("--target", profile)) == ["0.1", "0.3"]
-    assert numbers(only("On its curve", profile)) == ["0.25", "0.16", "1"]
+    assert numbers(only("On its curve", profile)) == ["0.05", "0.16", "1"]
     assert profile.point_at(0.16).kl == pytest.approx(MAX_KL)
 
 
 def test_without_a_curve_there_is_no_range_and_without_one_that_crosses_the_budget_no_ratio_of_it() -> None:
     for curve in ([], [[0.99, 0.1, 0.3]]):
         assert explain(make_profile(curve=curve)) == explain(make_profile())
-    for low, high in ((0.1, 0.2), (0.3, 0.5)):
+    for low, high in ((0.01, 0.02), (0.3, 0.5)):
         sentences = explain(make_profile(curve=[[0.99, 0.1, low], [0.98, 0.2, high]]))
         assert not [sentence for sentence in sentences if "budget" in sentence]

@@ -133,7 +133,7 @@ def test_a_shared_profile_fits_the_demo_model(demo: LoadedModel, path: Path) -> 
     assert path.parent.name == demo.id.partition("/")[2].lower()
     saved = profile.measured.flops_saved_past_warm_up
     assert saved == pytest.approx(profile.measured.target_flops, abs=0.01)  # on unseen text
-    assert profile.measured.kl < 4 * saved**3  # by which it grows
+    assert profile.measured.kl < 7 * saved**3  # by which it grows
     assert profile.measured.within_budget == (profile.measured.target_flops < 0.2)
     with ffnskip.apply(demo.model, profile):
         pass
@@ -153,7 +153,7 @@ def test_a_shared_profile_is_refused_by_the_same_model_with_its_neurons_in_anoth
         check_identity(permuted, profile, other_weights=False, offline=False)
     check_identity(permuted, profile, other_weights=True, offline=False)
     kl, promised, tokens = re.findall(r"[\d.]+\d", capsys.readouterr().err.partition("it costs KL")[2])
-    assert float(kl) > 10 * float(promised)
+    assert float(kl) > float(promised)
     assert tokens == "1024"
 
 
