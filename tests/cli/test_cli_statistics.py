@@ -89,6 +89,18 @@ def test_killing_a_calibration_and_resuming_it_gives_the_same_bytes(
     assert not journal.exists()
 
 
+def test_a_goal_that_cannot_be_reached_leaves_what_was_measured_for_another(
+    calibrate: tuple[object, ...], undisturbed: Path, tmp_path: Path
+) -> None:
+    files = ("--output", tmp_path / "own.yaml", "--stats-out", tmp_path / "own.st")
+    command, journal = (*calibrate, *SIZES, *EVALUATION, *files), tmp_path / "own.st.journal"
+    assert "No threshold was found" in run(*command, *GOAL[2:], "--max-kl", 1e-9).stderr
+    assert journal.read_bytes().count(b"\n") > 5
+    succeed(*command, *GOAL, "--resume")
+    assert (tmp_path / "own.yaml").read_bytes() == (undisturbed / "own.yaml").read_bytes()
+    assert not journal.exists()
+
+
 def test_resume_refuses_what_differs(calibrate: tuple[object, ...], undisturbed: Path, tmp_path: Path) -> None:
     recording = tmp_path / "own.st"
     recording.write_bytes((undisturbed / "own.st").read_bytes())
