@@ -4,6 +4,7 @@ A run that was killed may leave what is finished, and nothing that is half; in t
 a run that nobody disturbed. Each run is a fork of this process, so that nothing but the calibration takes time.
 """
 
+import math
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")  # a fork of several threads would hang
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import psutil
 import torch
 from support.cli import run
 from support.on_disk import save_plateau, save_text
@@ -23,12 +25,12 @@ from support.on_disk import save_plateau, save_text
 from ffnskip.errors import FfnskipError
 from ffnskip.profiles.profile import load_profile
 from ffnskip_cli.calibration.recording.file import load_statistics
+from ffnskip_cli.commands import calibrate_run as calibrate_run  # once for all forks
 
 KILLS, PER_RUN = 100, 5
-SIZES = ("--tokens", 2048, "--fit-tokens", 4096, "--eval-tokens", 1024, "--sequence-length", 64, "--warm-up", 4)
-RULE = ("--rank", 4, "--neurons", 4)
+SIZES = ("--tokens", 1024, "--fit-tokens", 1024, "--eval-tokens", 512, "--sequence-length", 32, "--warm-up", 4)
 RULES = {
-    "predicted-damage": RULE,
+    "predicted-damage": ("--rank", 4, "--neurons", 4),
     "cosine": ("--rule", "cosine", "--compensate", "none", "--candidates", 4),
     "price": ("--rule", "price"),
 }
@@ -45,14 +47,17 @@ def start(arguments: tuple[object, ...]) -> int:
     return child
 
 
-def ended(child: int, seconds: float) -> int | None:
-    """The exit status of a process within that time; None if it is still at work."""
-    until = time.monotonic() + seconds
+def ended(child: int, seconds: float = math.inf) -> tuple[int, float] | None:
+    """Exit status and seconds at work of a process; None if it has worked for longer and is still there.
+
+    Not by the clock, so that a busy machine changes nothing.
+    """
     while True:
-        found, status = os.waitpid(child, os.WNOHANG)
+        found, status, used = os.wait4(child, os.WNOHANG)
         if found:
-            return status
-        if time.monotonic() > until:
+            return status, used.ru_utime + used.ru_stime
+        now = psutil.Process(child).cpu_times()
+        if now.user + now.system > seconds:
             return None
         time.sleep(0.005)
 
@@ -86,22 +91,26 @@ def torture(rule: str, kills: int, base: Path, draw: random.Random) -> Counter[s
         files = ("-o", folder / "p.yaml", "--stats-out", folder / "recording.safetensors", "--resume")
         return ("calibrate", model, "--dataset", text, "--target", 0.2, *SIZES, *RULES[rule], *files)
 
-    began = time.monotonic()
-    assert ended(start(command(base / "whole")), 600) == 0, "an undisturbed run failed"
-    seconds, whole = time.monotonic() - began, contents(base / "whole")
+    undisturbed = ended(start(command(base / "whole")))
+    assert undisturbed is not None
+    status, seconds = undisturbed
+    assert status == 0, "an undisturbed run failed"
+    whole = contents(base / "whole")
+    print(f"{rule}: {seconds:.1f} s for a run that nobody disturbs", file=sys.stderr, flush=True)
     while figures["kills"] < kills:
         folder = base / f"run{figures['runs']}"
         figures["runs"] += 1
         for _ in range(min(PER_RUN, kills - figures["kills"])):
             child = start(command(folder))
-            if (status := ended(child, draw.uniform(0, seconds))) is not None:
-                figures["lost"] += status != 0
+            if (end := ended(child, draw.uniform(0, seconds))) is not None:
+                figures["lost"] += end[0] != 0
                 break
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             figures["kills"] += 1
             figures["corrupt"] += len(corrupt(folder)) if folder.exists() else 0
-        figures["lost"] += ended(start(command(folder)), 600) != 0
+        end = ended(start(command(folder)))
+        figures["lost"] += end is None or end[0] != 0
         found = contents(folder)
         left = {name for name in found if name.endswith(".tmp")}
         figures["left over"] += len(left)
