@@ -23,7 +23,7 @@ import typer
 from torch import Tensor
 
 from ffnskip import Decoder, Profile, SkipStats, load_profile, pack_weights
-from ffnskip.fast.fused_path import FusedEngine
+from ffnskip.fast.fused_path import FusedDecodes
 from ffnskip_cli import console
 from ffnskip_cli.measure.flops import mean_keys, model_cost, overhead
 from ffnskip_cli.measure.speed import Run, Speed, Way, decoder_way, hugging_face_way, measure_speed
@@ -69,15 +69,8 @@ def main(
     for format in ("int8", "int4"):
         pack_weights(packed := deepcopy(loaded.model), format)
         models[format] = packed
+    ways = _ways(models, ours)
     with ExitStack() as stack:
-        ways: dict[str, Way] = {REFERENCE: hugging_face_way(loaded.model, warm_up)}
-        for format, packed in models.items():
-            ways[f"dense, {format}"] = decoder_way(Decoder(packed, path="fused"), warm_up)
-        for format in ("bfloat16", "int8"):
-            ways[f"profile, {format}"] = decoder_way(Decoder(models[format], ours, path="fused"), warm_up)
-        ways["profile that never skips, bfloat16"] = decoder_way(
-            Decoder(models["bfloat16"], ours.never, path="fused"), warm_up
-        )
         if llama_python is not None and gguf is not None:
             for format in LLAMA_FORMATS:
                 ways[f"llama.cpp, {format}"] = stack.enter_context(llama_way(llama_python, gguf, format, warm_up))
@@ -100,6 +93,16 @@ def main(
     }
     output.write_text(json.dumps(document, indent=1) + "\n")
     _print(rows)
+
+
+def _ways(models: dict[str, PreTrainedModel], profile: Profile) -> dict[str, Way]:
+    """The rows of this repository and of Hugging Face. Dense decoders are made last: they lay models out by rows."""
+    warm_up = profile.skip.warm_up
+    skipping = {f"profile, {format}": Decoder(models[format], profile, path="fused") for format in ("bfloat16", "int8")}
+    skipping["profile that never skips, bfloat16"] = Decoder(models["bfloat16"], profile.never, path="fused")
+    dense = {f"dense, {format}": Decoder(model, path="fused") for format, model in models.items()}
+    ours = {name: decoder_way(decoder, warm_up) for name, decoder in (dense | skipping).items()}
+    return {REFERENCE: hugging_face_way(models["bfloat16"], warm_up)} | ours
 
 
 def _row(
@@ -134,16 +137,16 @@ def _quality(wide: PreTrainedModel, models: dict[str, PreTrainedModel], text: Te
     for sequence in console.track(text, "measuring quality", len(text)):
         expected = wide(sequence[None]).logits[0, 1:].log_softmax(-1)
         for format, model in models.items():
-            logits = _step_through(FusedEngine(model, None, SkipStats(0)), sequence).log_softmax(-1)
+            logits = _step_through(FusedDecodes(model, None, SkipStats(0)), sequence).log_softmax(-1)
             kl = (expected.exp() * (expected - logits)).sum(-1)
             agree = expected.argmax(-1) == logits.argmax(-1)
             totals[format] += torch.tensor([float(kl.sum()), float(agree.sum()), len(kl)], dtype=torch.float64)
     return {format: (float(kl / n), float(agree / n)) for format, (kl, agree, n) in totals.items()}
 
 
-def _step_through(engine: FusedEngine, sequence: Tensor) -> Tensor:
+def _step_through(decodes: FusedDecodes, sequence: Tensor) -> Tensor:
     """Logits ``[length - 1, vocabulary]`` behind every token but the first, each by a decode step."""
-    path = engine.path(max_new_tokens=len(sequence) - 1)
+    path = decodes.path(max_new_tokens=len(sequence) - 1)
     path.prefill(sequence[None, :1], None)
     running = torch.zeros(1, dtype=torch.bool)
     return torch.stack([path.step(token[None], running)[0].clone() for token in sequence[1:]])

@@ -67,7 +67,7 @@ def run(options: Options) -> None:
         "prompts": min(options.prompts, len(text.tokens)),
         "repetitions": options.repetitions,
         "rows": run_suite(
-            measured, profile, text.tokens, plan, console.track, timed_text=timed_text, original=original
+            measured, decoder, text.tokens, plan, console.track, timed_text=timed_text, original=original
         ),
     }
     _print(document, options.format)

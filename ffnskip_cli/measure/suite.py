@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from ffnskip_cli.measure.flops import NO_OVERHEAD, ModelCost, Overhead, mean_key
 from ffnskip_cli.measure.part_baselines import part_baselines
 from ffnskip_cli.measure.quality import Estimate, Quality, Way, measure_quality
 from ffnskip_cli.measure.speed import Speed, decoder_way, hugging_face_way, measure_speed
-from ffnskip_cli.measure.speed import Way as TimedWay
 from ffnskip_cli.measure.worst_case import Continuation, continue_prompts
 from ffnskip_cli.progress import Track
 
@@ -49,7 +47,7 @@ class Plan:
 
 def run_suite(
     model: PreTrainedModel,
-    profile: Profile,
+    decoder: Decoder,
     text: Tensor,
     plan: Plan,
     track: Track,
@@ -61,7 +59,7 @@ def run_suite(
 
     Args:
         model: the dense model.
-        profile: its profile.
+        decoder: of that model, with the profile.
         text: ``[sequences, length]`` to score, and whose beginnings are the prompts.
         plan: what to measure; the part `baselines` only beside `quality`, as they skip as much as the profile does.
         track: shows progress.
@@ -73,33 +71,30 @@ def run_suite(
     Raises:
         FfnskipError: all generated tokens would be warm-up.
     """
-    warm_up = profile.skip.warm_up
-    if plan.parts & {"speed", "worst-case"} and plan.new_tokens <= warm_up + 1:
+    profile = decoder.profile
+    assert profile is not None
+    if plan.parts & {"speed", "worst-case"} and plan.new_tokens <= profile.skip.warm_up + 1:
         raise FfnskipError(
-            f"With a warm-up of {warm_up} none of {plan.new_tokens} new tokens could skip: generate more."
+            f"With a warm-up of {profile.skip.warm_up} none of {plan.new_tokens} new tokens could skip: generate more."
         )
     cost, added = model_cost(model), overhead(profile, model)
     prompts = text[:, : plan.prompt_tokens].to(input_device(model))
-    users = model if original is None else original
-    if "speed" in plan.parts and profile.skip.by.leaves_out_parts:  # whose decoder lays the model out for itself
-        users = deepcopy(users)
-    decoders = {"dense": Decoder(model), "ffnskip": Decoder(model, profile, other_weights=True)}
+    # The dense one is made last: the model then lies row by row again, which is how Hugging Face's loop reads it fast.
+    decoders = {"ffnskip": decoder, "dense": Decoder(model)}
     qualities: dict[str, Quality] = {}
     texts: dict[str, Continuation] = {}
-    speeds: dict[str, Speed] = {}
+    timed: dict[str, dict[str, Any]] = {}
     if "quality" in plan.parts:
         measured = {"ffnskip": profile} if original is None else {"dense": profile.never, "ffnskip": profile}
         scores = measure_quality(model, list(measured.values()), text, track, reference=original)
         qualities = dict(zip(measured, scores, strict=True))
     if "worst-case" in plan.parts:
         chosen = prompts[: plan.prompts]
-        texts = {name: continue_prompts(decoder, chosen, plan.new_tokens, track) for name, decoder in decoders.items()}
+        texts = {name: continue_prompts(one, chosen, plan.new_tokens, track) for name, one in decoders.items()}
     if "speed" in plan.parts:
-        ways = {name: decoder_way(decoder, warm_up) for name, decoder in decoders.items()}
-        ways["hf-dense"] = hugging_face_way(users, warm_up)
-        speeds = _measure_speed(ways, prompts, timed_text, plan, warm_up, track)
-    keys = mean_keys(plan.prompt_tokens + warm_up, plan.new_tokens - warm_up)
-    timed = {name: _timed(speed, speeds["dense"], cost, added, keys) for name, speed in speeds.items()}
+        speeds = _speeds(decoders, original or model, prompts, timed_text, plan, track)
+        keys = mean_keys(plan.prompt_tokens + profile.skip.warm_up, plan.new_tokens - profile.skip.warm_up)
+        timed = {name: _timed(speed, speeds["dense"], cost, added, keys) for name, speed in speeds.items()}
     quality, length = qualities.get("ffnskip"), text.shape[1]
     dense_quality = _dense_quality(quality, cost, length) | _quality(qualities.get("dense"), cost, NO_OVERHEAD, length)
     by_row = {"dense": dense_quality, "ffnskip": _quality(quality, cost, added, length)}
@@ -111,11 +106,20 @@ def run_suite(
     return rows
 
 
-def _measure_speed(
-    ways: dict[str, TimedWay], prompts: Tensor, text: Tensor | None, plan: Plan, warm_up: int, track: Track
+def _speeds(
+    decoders: dict[str, Decoder],
+    users_model: PreTrainedModel,
+    prompts: Tensor,
+    text: Tensor | None,
+    plan: Plan,
+    track: Track,
 ) -> dict[str, Speed]:
-    """Along the text if there is one."""
-    forced = None
+    """Of the decoders and of Hugging Face's loop, along the text if there is one."""
+    profile = decoders["ffnskip"].profile
+    assert profile is not None
+    warm_up, forced = profile.skip.warm_up, None
+    ways = {name: decoder_way(decoders[name], warm_up) for name in ("dense", "ffnskip")}
+    ways["hf-dense"] = hugging_face_way(users_model, warm_up)
     if text is not None:
         text = text.to(prompts.device)
         prompts, forced = text[:, : plan.prompt_tokens], text[:, plan.prompt_tokens :]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ffnskip.arguments import check_decode
 from ffnskip.decode import DecodePath, GeneralPath, generate_tokens
 from ffnskip.errors import FfnskipError, UnsupportedModelError
-from ffnskip.fast.fused_path import FusedEngine
+from ffnskip.fast.fused_path import FusedDecodes
 from ffnskip.general.apply import fitting
 from ffnskip.general.wrap import Applied, refuse_second_profile
 from ffnskip.model.sites import input_device
@@ -85,7 +85,7 @@ class Decoder:
         )
         self._stats = SkipStats(n_layers)
         self._applied: Applied | None = None
-        self._fused: FusedEngine | None = None
+        self._fused: FusedDecodes | None = None
         if path != "general":
             self._read_weights()
 
@@ -174,9 +174,9 @@ class Decoder:
                     raise FfnskipError("Another decode was started with this decoder: finish one before the next.")
                 applied.asleep = False
 
-    def _fused_for(self, prompts: Tensor, max_new_tokens: int) -> FusedEngine | None:
-        """The engine if it can take this decode, with the model's weights as they are now."""
-        if self._fused is not None and self._fused.stale:
+    def _fused_for(self, prompts: Tensor, max_new_tokens: int) -> FusedDecodes | None:
+        """The fused path if it can take this decode, with the model's weights as they are now."""
+        if self._fused is not None and self._fused.engine.stale:
             self._fused.drain_counts()
             self._fused = None
             self._read_weights()
@@ -191,9 +191,9 @@ class Decoder:
 
     def _read_weights(self) -> None:
         try:
-            fused = FusedEngine(self._model, self.profile, self._stats)
+            fused = FusedDecodes(self._model, self.profile, self._stats)
             if self._check:
-                fused.check()
+                fused.engine.check()
         except UnsupportedModelError as error:
             if self._fused_only:
                 raise

@@ -9,6 +9,7 @@ from support.pico import float64_model, pico_profile, pico_tokens
 from support.price import price_profile
 from torch import Tensor, nn
 
+from ffnskip import Decoder
 from ffnskip_cli.measure.flops import NO_OVERHEAD, model_cost
 from ffnskip_cli.measure.part_baselines import Quantiles, between, greedy_paths, part_baselines
 from ffnskip_cli.measure.quality import measure_quality
@@ -170,9 +171,9 @@ def test_what_a_baseline_cannot_save_is_no_row() -> None:
 
 
 def test_bench_sets_a_profile_of_parts_beside_them_at_the_same_flops() -> None:
-    profile = price_profile(MODEL, warm_up=WARM_UP)
+    decoder = Decoder(MODEL, price_profile(MODEL, warm_up=WARM_UP))
     plan = Plan(frozenset({"quality", "baselines"}), 6, 9, 1, 2)
-    dense, own, *rows = run_suite(MODEL, profile, TEXT, plan, silently)
+    dense, own, *rows = run_suite(MODEL, decoder, TEXT, plan, silently)
     assert [row["name"] for row in rows] == ["teal", "teal-greedy", "wina", "cats", "random"]
     for row in rows:
         assert row["flops_saved_past_warm_up"] == pytest.approx(own["flops_saved_past_warm_up"], abs=0.02)

@@ -45,7 +45,8 @@ def profile() -> Profile:
 def rows(parts: frozenset[str], timed_on: str = "generated") -> dict[str, dict[str, Any]]:
     plan = Plan(parts, PROMPT, NEW, REPETITIONS, PROMPTS)
     timed_text = TIMED if timed_on == "text" else None
-    return {row["name"]: row for row in run_suite(MODEL, profile(), TEXT, plan, silently, timed_text=timed_text)}
+    decoder = Decoder(MODEL, profile())
+    return {row["name"]: row for row in run_suite(MODEL, decoder, TEXT, plan, silently, timed_text=timed_text)}
 
 
 @pytest.mark.parametrize("parts", SOME_PARTS, ids=lambda parts: "+".join(sorted(parts)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffnskip import Decoder, FfnskipError, pack_weights
-from ffnskip.fast import fused_path
+from ffnskip.fast import engine, fused_path
 
 PROMPT, NEW = pico_tokens(8), 20
 
@@ -120,7 +120,8 @@ def test_frequencies_that_have_grown_are_those_of_a_new_text_again(seed: int) ->
 
 @needs_compiler
 def test_the_cache_grows_as_tokens_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_path, "_ROOM", 4)
+    monkeypatch.setattr(fused_path, "ROOM", 4)
+    monkeypatch.setattr(engine, "ROOM", 4)
     model = pico_model()
     decoder = Decoder(model, pico_profile(model, threshold=-1.0), path="fused")
     general = Decoder(model, pico_profile(model, threshold=-1.0), path="general")

@@ -54,16 +54,17 @@ class KeyValueCache:
         """How many tokens of each."""
         return self.keys.shape[3]
 
-    def fill(self, prompt: DynamicCache, starts: Tensor) -> None:
+    def fill(self, past: DynamicCache, starts: Tensor) -> None:
         """Take over what reading the prompts left behind, layer by layer, so that little is held twice.
 
         Args:
-            prompt: a cache that kept every position; its layers are emptied.
+            past: its layers are emptied. Positions that a layer with a window has dropped are seen by no later token.
             starts: ``[batch]``, how many padding tokens each prompt has in front.
         """
-        for index, layer in enumerate(prompt.layers):
-            self.length = layer.keys.shape[2]
-            self.keys[index, :, :, : self.length] = layer.keys
-            self.values[index, :, :, : self.length] = layer.values
+        self.length = past.get_seq_length()
+        for index, layer in enumerate(past.layers):
+            kept = slice(self.length - layer.keys.shape[2], self.length)
+            self.keys[index, :, :, kept] = layer.keys
+            self.values[index, :, :, kept] = layer.values
             layer.keys = layer.values = None
         self.starts.copy_(starts)

@@ -98,27 +98,41 @@ class Walk:
             tokens: how many there are, ``batch x sequence``.
         """
         self._local.current = None
+        past, allowed, stats = self.admit(index, mask, tokens)
+        if bool(allowed.any()):
+            self._local.current = _Pass(self.skip, self.rule, past.flatten(), allowed.flatten(), stats)
+            return
+        stats.never_skipped = stats.tokens  # the others are prompt, within their warm-up, or run dense to refresh
+        stats.least = 0.0 if stats.tokens and self.rule.leaves_out_parts else 1.0
+        self.count(stats)
+
+    def admit(self, index: Tensor | None, mask: Tensor | None, tokens: int) -> tuple[Tensor, Tensor, SkipStats]:
+        """Which tokens of a pass may skip; arguments as in `begin`.
+
+        Returns:
+            ``[batch, sequence]`` bool, the tokens past their warm-up; of the same shape, those of them that the rule
+            applies to; and how many there are, to be counted when the pass is over.
+        """
         if index is None:
             with self._lock:
                 self.prompt_tokens += tokens if mask is None else int(mask.sum())
-            return
+            none = torch.zeros(1, tokens, dtype=torch.bool)
+            return none, none, SkipStats(self.stats.n_layers)
         real = torch.ones_like(index, dtype=torch.bool) if mask is None else mask
         generated = real & (index >= 0)
-        past = (generated & (index >= self.skip.warm_up)).flatten()
-        allowed = may_skip(index, self.skip).flatten() & past
+        past = generated & (index >= self.skip.warm_up)
+        allowed = may_skip(index, self.skip) & past
         n_generated, n_past, n_allowed = int(generated.sum()), int(past.sum()), int(allowed.sum())
-        stats = SkipStats(self.stats.n_layers, tokens=n_past, warm_up_tokens=n_generated - n_past)
-        if n_allowed > 0:
-            self._local.current = _Pass(self.skip, self.rule, past, allowed, stats)
-        else:  # all are prompt, within their warm-up, or run dense to refresh
-            stats.never_skipped = n_past
-            stats.least = 0.0 if n_past and self.rule.leaves_out_parts else 1.0
         with self._lock:
             self.prompt_tokens += int(real.sum()) - n_generated
             self.generated_tokens += n_generated
             self.allowed_tokens += n_allowed
-            if n_allowed == 0:
-                self.stats.add(stats)
+        return past, allowed, SkipStats(self.stats.n_layers, tokens=n_past, warm_up_tokens=n_generated - n_past)
+
+    def count(self, stats: SkipStats) -> None:
+        """Add what a pass has counted."""
+        with self._lock:
+            self.stats.add(stats)
 
     def why_idle(self) -> str | None:
         """One sentence on why no token so far was allowed to skip; None if one was."""
@@ -218,5 +232,4 @@ class Walk:
         if self.rule.leaves_out_parts and bool(now.past.any()):
             now.stats.least = float(now.left_out[now.past].min()) / now.stats.n_layers
         now.stats.never_skipped += int((now.past & ~now.ever).sum())
-        with self._lock:
-            self.stats.add(now.stats)
+        self.count(now.stats)

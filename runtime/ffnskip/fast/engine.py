@@ -1,0 +1,152 @@
+"""A model that a fused step can run, and the steps built for it: what outlives a decode.
+
+`FusedEngine` reads a model and its profile once and builds steps, each on a key-value cache of its own. Who asks for
+them is `ffnskip.fast.fused_path`, behind `ffnskip.Decoder`, and `ffnskip.fast.fused_forward`, behind the model's own
+`forward`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ffnskip.errors import UnsupportedModelError
+from ffnskip.fast.cache import KeyValueCache
+from ffnskip.fast.families import fuse
+from ffnskip.fast.fused_model import FusedModel
+from ffnskip.fast.guard import Weights
+from ffnskip.fast.parts import leaves_out_parts, refuse_parts
+from ffnskip.fast.skipping import FusedSkip, fuse_profile
+from ffnskip.fast.step import MAX_BATCH, FusedStep
+from ffnskip.model.forward import forward
+from ffnskip.profiles.profile import Profile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_CHECKED = (5, 4)  # tokens that the check reads as a prompt, and steps that follow
+# Relative error of the logits. The model itself rounds to bfloat16 behind every operation, a fused step does not; what
+# is read wrongly is off by about 1.
+_ROUNDED = 0.1
+_TOLERANCE = {torch.float32: 1e-3}
+ROOM = 512  # slots that a cache has at least for new tokens; it grows by doubling when they are full
+
+
+class FusedEngine:
+    """A fused model and profile, for which it builds steps.
+
+    Args:
+        model: the model; see `fuse` for what becomes of it.
+        profile: complete with its weights, or None to run dense.
+
+    Raises:
+        UnsupportedModelError: there is no fused step for this model, or none that runs here.
+    """
+
+    def __init__(self, model: PreTrainedModel, profile: Profile | None) -> None:
+        self.model = model
+        self.profile = profile
+        _refuse_without_compiler(model)
+        by_input = leaves_out_parts(profile)
+        if by_input:
+            refuse_parts(model)
+        self.fused = fuse(model, by_input=by_input)
+        self._weights = Weights(model)
+        self._skip = None if profile is None else fuse_profile(profile, self.fused.intermediate, self.fused.device)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the model's weights have changed since they were read."""
+        return self._weights.changed
+
+    def why_not(self, batch: int, length: int) -> str | None:
+        """Why there is no step for so many sequences of this length, in one sentence; None if there is."""
+        if batch > MAX_BATCH:
+            return f"The fused decode step takes at most {MAX_BATCH} sequences at once, not {batch}."
+        if length > self.fused.max_length:
+            return (
+                f"The fused decode step takes at most {self.fused.max_length} positions, as the model does, and "
+                f"{length} are more."
+            )
+        return None
+
+    @torch.inference_mode(False)  # or what is built here could not be written outside of a decode
+    def step(self, batch: int, capacity: int) -> FusedStep:
+        """A new step with an empty cache for so many sequences of at least so many tokens."""
+        roomy = min(-(-capacity // ROOM) * ROOM, self.fused.max_length)
+        return build_step(self.fused, self._allocate(batch, roomy), self._skip)
+
+    @torch.inference_mode(False)
+    def grown(self, cache: KeyValueCache) -> FusedStep:
+        """A new step that goes on with what is in a cache, in one twice as large."""
+        return build_step(self.fused, cache.grown(min(2 * cache.capacity, self.fused.max_length)), self._skip)
+
+    def _allocate(self, batch: int, capacity: int) -> KeyValueCache:
+        """A cache in the model's precision, or in float32 where a step does not read that (a packed float16 model)."""
+        dtype = self.model.dtype if self.model.dtype in (torch.float32, torch.bfloat16) else torch.float32
+        return KeyValueCache.allocate(self.fused, batch, capacity, dtype)
+
+    def prefill(self, prompts: Tensor, mask: Tensor | None, cache: KeyValueCache) -> Tensor:
+        """Fill the cache by the model's own forward pass; logits ``[batch, vocabulary]`` of what follows."""
+        from transformers import DynamicCache
+
+        real = torch.ones_like(prompts) if mask is None else mask
+        past = DynamicCache()  # without the model's configuration it keeps every position, whatever the window
+        logits: Tensor = forward(
+            self.model,
+            prompts,
+            attention_mask=mask,
+            position_ids=(real.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=past,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        cache.fill(past, (real == 0).sum(-1))
+        return logits[:, -1]
+
+    def check(self) -> None:
+        """Compare a few dense steps with the model's own forward pass.
+
+        Raises:
+            UnsupportedModelError: they differ by more than rounding.
+        """
+        n_prompt, n_steps = _CHECKED
+        tokens = torch.arange(n_prompt + n_steps, device=self.fused.device)[None] * 7919 % self.fused.vocabulary
+        no = torch.zeros(1, dtype=torch.bool)
+        with torch.inference_mode():
+            expected = forward(self.model, tokens, use_cache=False).logits[:, n_prompt:].float()
+            step = build_step(self.fused, self._allocate(1, n_prompt + n_steps), None)
+            self.prefill(tokens[:, :n_prompt], None, step.cache)
+            logits = torch.stack([step(tokens[:, n_prompt + i], no, no, no).clone() for i in range(n_steps)], dim=1)
+        error = float((logits - expected).norm() / expected.norm())
+        if not error <= _TOLERANCE.get(self.model.dtype, _ROUNDED):
+            raise UnsupportedModelError(
+                f"The fused decode step gives other logits than the model (relative error {error:.2g}): it is not used."
+            )
+
+
+def _refuse_without_compiler(model: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError on a CPU where no step can be compiled, before anything of the model is moved."""
+    if model.device.type == "cpu":
+        from ffnskip.fast.build import step_library
+
+        step_library()
+
+
+def build_step(model: FusedModel, cache: KeyValueCache, skip: FusedSkip | None) -> FusedStep:
+    """The step for the device that the model is on.
+
+    Raises:
+        UnsupportedModelError: there is none for it, or what it is built with is missing.
+    """
+    if model.device.type == "cpu":
+        from ffnskip.fast.cpu_step import CpuStep
+
+        return CpuStep(model, cache, skip)
+    if model.device.type == "cuda":
+        from ffnskip.fast.cuda.cuda_step import CudaStep
+
+        return CudaStep(model, cache, skip)
+    raise UnsupportedModelError(f"On {model.device.type} there is no fused decode step.")

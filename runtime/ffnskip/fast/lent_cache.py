@@ -1,0 +1,79 @@
+"""A Hugging Face cache whose keys and values a fused step holds, for as long as nobody looks at them.
+
+Whoever decodes (`model.generate`, a pipeline, a loop of one's own) made the cache and keeps hold of it, so it is the
+same object all the time, and only its class changes: `lend` makes an ordinary one a `LentCache`, and that is an ordinary
+one again as soon as its layers are asked for, by a pass of the model's own, beam search, `crop`, a copy or anything else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from ffnskip.fast.step import FusedStep
+
+if TYPE_CHECKING:
+    from ffnskip.fast.fused_model import FusedModel
+
+
+class LentCache(DynamicCache):
+    """See above.
+
+    Attributes:
+        step: holds the keys and values.
+        is_compileable: asked for at every token; False without a look at the layers.
+    """
+
+    is_compileable = False
+    step: FusedStep
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layers, for which the cache becomes an ordinary one."""
+        taken = self.step.cache
+        del self.step
+        self.__class__ = DynamicCache  # type: ignore[assignment]
+        for index, layer in enumerate(self.layers):
+            begin = 0
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                layer.cumulative_length = taken.length
+                begin = 0 if layer.record_past else max(0, taken.length - layer.sliding_window + 1)
+            layer.keys, layer.values = (
+                held[index, :, :, begin : taken.length].to(layer.dtype) for held in (taken.keys, taken.values)
+            )
+        return self.layers
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """How many tokens it holds."""
+        return self.step.cache.length
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        _ = self.layers  # a copy is an ordinary cache
+        return super().__reduce_ex__(protocol)
+
+
+def why_not_lent(cache: Any, model: FusedModel, batch: int) -> str | None:
+    """Why a step for the model cannot hold what is in a cache, in one sentence; None if it can."""
+    if type(cache) is not DynamicCache or cache.offloading:
+        return f"The fused decode step does not go on with a {type(cache).__name__} that is not plain and dynamic."
+    shape = (batch, model.kv_heads, model.head_dim)
+    for layer in cache.layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            return f"The fused decode step does not go on with a {type(layer).__name__}."
+        if not layer.is_initialized or layer.keys is None or layer.keys.numel() == 0:
+            return "A sequence's first token goes through the model's own forward pass."
+        if (*layer.keys.shape[:2], layer.keys.shape[3]) != shape or layer.keys.device != model.device:
+            return "The key-value cache is of another shape, or on another device, than the fused decode step's."
+    return None if len(cache.layers) == len(model.layers) else "The key-value cache has other layers than the model."
+
+
+def lend(cache: DynamicCache, step: FusedStep, starts: Tensor) -> LentCache:
+    """Let a step go on with a cache, see `why_not_lent`, whose rows begin with so many padding tokens, ``[batch]``."""
+    step.cache.fill(cache, starts)
+    cache.__class__ = LentCache
+    assert isinstance(cache, LentCache)
+    cache.step = step
+    return cache
