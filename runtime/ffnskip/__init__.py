@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ffnskip.decoder import Decoder
     from ffnskip.errors import FfnskipError, FfnskipWarning, ProfileError, UnsupportedModelError
-    from ffnskip.general.apply import apply
+    from ffnskip.general.apply import accelerate, apply
     from ffnskip.general.wrap import Applied
     from ffnskip.model.packed import pack_weights
     from ffnskip.profiles.profile import Profile, load_profile, save_profile
@@ -33,6 +33,7 @@ __all__ = [
     "Sampling",
     "SkipStats",
     "UnsupportedModelError",
+    "accelerate",
     "apply",
     "load_profile",
     "pack_weights",
@@ -49,6 +50,7 @@ _MODULES = {
     "Sampling": "sampling",
     "SkipStats": "stats",
     "UnsupportedModelError": "errors",
+    "accelerate": "general.apply",
     "apply": "general.apply",
     "load_profile": "profiles.profile",
     "pack_weights": "model.packed",

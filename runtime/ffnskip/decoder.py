@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from copy import deepcopy
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from torch import Tensor
 
 from ffnskip.arguments import check_decode
 from ffnskip.decode import DecodePath, GeneralPath, generate_tokens
 from ffnskip.errors import FfnskipError, UnsupportedModelError
+from ffnskip.fast.fused_forward import PathName
 from ffnskip.fast.fused_path import FusedDecodes
 from ffnskip.general.apply import fitting
 from ffnskip.general.wrap import Applied, refuse_second_profile
@@ -22,8 +23,6 @@ from ffnskip.stats import SkipStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-PathName = Literal["fused", "general"]
 
 
 class Decoder:

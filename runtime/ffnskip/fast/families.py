@@ -44,7 +44,7 @@ def fuse(model: PreTrainedModel, *, by_input: bool = False) -> FusedModel:
     Raises:
         UnsupportedModelError: the model is none of `FAMILIES`, or is built or loaded in a way that is not covered.
     """
-    config, body = model.config, decoder_body(model)
+    config, body = model.config.get_text_config(), decoder_body(model)  # of the text side, where there are pictures
     if config.model_type not in FAMILIES:
         raise UnsupportedModelError(f"Models of type {config.model_type!r} have no fused decode step.")
     if getattr(config, "use_bidirectional_attention", False):

@@ -29,6 +29,16 @@ def altered(model: PreTrainedModel) -> str | None:
     return None
 
 
+def traces(model: PreTrainedModel) -> list[tuple[str, set[int], int]]:
+    """The hooks and replaced methods of a model as they are now, to notice later that others have come or gone."""
+    return [
+        (name, {*map(id, module._forward_hooks.values()), *map(id, module._forward_pre_hooks.values())}, id(forward))
+        for name, module in model.named_modules()
+        for forward in [vars(module).get("forward")]
+        if module._forward_hooks or module._forward_pre_hooks or forward is not None
+    ]
+
+
 class Weights:
     """The parameters and packed matrices of a model as they are now, to notice later that they have changed.
 

@@ -1,8 +1,9 @@
 """A Hugging Face cache whose keys and values a fused step holds, for as long as nobody looks at them.
 
 Whoever decodes (`model.generate`, a pipeline, a loop of one's own) made the cache and keeps hold of it, so it is the
-same object all the time, and only its class changes: `lend` makes an ordinary one a `LentCache`, and that is an ordinary
-one again as soon as its layers are asked for, by a pass of the model's own, beam search, `crop`, a copy or anything else.
+same object all the time, and only its class changes: `lend` makes an ordinary one a `LentCache`, and that is an
+ordinary one again as soon as its layers are asked for, by a pass of the model's own, beam search, `crop`, a copy or
+anything else.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from ffnskip.fast.engine import ROOM
 from ffnskip.fast.step import FusedStep
 
 if TYPE_CHECKING:
+    from ffnskip.fast.engine import FusedEngine
     from ffnskip.fast.fused_model import FusedModel
 
 
@@ -23,24 +26,26 @@ class LentCache(DynamicCache):
     """See above.
 
     Attributes:
+        engine: made the step.
         step: holds the keys and values.
         is_compileable: asked for at every token; False without a look at the layers.
     """
 
     is_compileable = False
+    engine: FusedEngine
     step: FusedStep
 
     @property
     def layers(self) -> list[Any]:
         """The layers, for which the cache becomes an ordinary one."""
         taken = self.step.cache
-        del self.step
-        self.__class__ = DynamicCache  # type: ignore[assignment]
+        del self.step, self.engine
+        self.__class__ = DynamicCache
         for index, layer in enumerate(self.layers):
             begin = 0
             if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.cumulative_length = taken.length
-                begin = 0 if layer.record_past else max(0, taken.length - layer.sliding_window + 1)
+                begin = max(0, taken.length - layer.sliding_window + 1)
             layer.keys, layer.values = (
                 held[index, :, :, begin : taken.length].to(layer.dtype) for held in (taken.keys, taken.values)
             )
@@ -52,7 +57,7 @@ class LentCache(DynamicCache):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         _ = self.layers  # a copy is an ordinary cache
-        return super().__reduce_ex__(protocol)
+        return self.__reduce_ex__(protocol)
 
 
 def why_not_lent(cache: Any, model: FusedModel, batch: int) -> str | None:
@@ -63,6 +68,8 @@ def why_not_lent(cache: Any, model: FusedModel, batch: int) -> str | None:
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             return f"The fused decode step does not go on with a {type(layer).__name__}."
+        if getattr(layer, "record_past", False):
+            return "The key-value cache is to give positions back that its window has dropped."
         if not layer.is_initialized or layer.keys is None or layer.keys.numel() == 0:
             return "A sequence's first token goes through the model's own forward pass."
         if (*layer.keys.shape[:2], layer.keys.shape[3]) != shape or layer.keys.device != model.device:
@@ -70,10 +77,16 @@ def why_not_lent(cache: Any, model: FusedModel, batch: int) -> str | None:
     return None if len(cache.layers) == len(model.layers) else "The key-value cache has other layers than the model."
 
 
-def lend(cache: DynamicCache, step: FusedStep, starts: Tensor) -> LentCache:
-    """Let a step go on with a cache, see `why_not_lent`, whose rows begin with so many padding tokens, ``[batch]``."""
+def lend(cache: DynamicCache, engine: FusedEngine, starts: Tensor) -> None:
+    """Let a new step of the engine go on with a cache.
+
+    Args:
+        cache: see `why_not_lent`.
+        engine: of the model that filled it.
+        starts: ``[batch]``, how many padding tokens each row has in front.
+    """
+    step = engine.step(len(starts), cache.get_seq_length() + ROOM // 2)
     step.cache.fill(cache, starts)
     cache.__class__ = LentCache
     assert isinstance(cache, LentCache)
-    cache.step = step
-    return cache
+    cache.engine, cache.step = engine, step

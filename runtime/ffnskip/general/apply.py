@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, get_args
 
 from ffnskip.errors import FfnskipError
+from ffnskip.fast.fused_forward import FusedForward, PathName
 from ffnskip.general.self_check import self_check
 from ffnskip.general.walk import Mode
 from ffnskip.general.wrap import Applied, refuse_second_profile
@@ -23,6 +24,7 @@ def apply(
     mode: Mode = "decode",
     threshold: float | None = None,
     target: float | None = None,
+    path: PathName | None = None,
     check: bool = True,
     other_weights: bool = False,
 ) -> Applied:
@@ -42,6 +44,9 @@ def apply(
             forward passes: every position from `warm_up` on may skip, as if it had been generated.
         threshold: replaces the profile's.
         target: replaces the profile's threshold by the one that its curve has at this skip_ratio.
+        path: `fused` or `general`: whether passes over a single token of each sequence run a fused step
+            (`ffnskip.fast.fused_forward`) or the model's own forward pass, as all others do. None is `fused` where
+            there is a step for the model, and `general` in score mode.
         check: prove on the model itself, with a few short forward passes, that the profile does what it says.
         other_weights: take a profile that was made on other weights of the same architecture, such as another
             fine-tune's, an adapter's or those of a coarser GGUF file. What it costs is then to be measured.
@@ -57,8 +62,31 @@ def apply(
     """
     if mode not in get_args(Mode):
         raise FfnskipError(f"The mode must be one of {', '.join(get_args(Mode))}, not {mode!r}.")
+    if path not in (*get_args(PathName), None):
+        raise FfnskipError(f"The path must be one of {', '.join(get_args(PathName))}, not {path!r}.")
     profile = fitting(model, profile, threshold=threshold, target=target, check=check, other_weights=other_weights)
-    return Applied(model, profile, mode, warns=True)
+    fused = None
+    if path == "fused" or (path is None and mode == "decode"):
+        fused = FusedForward(model, profile, only=path == "fused", check=check)
+    return Applied(model, profile, mode, warns=True, fused=fused)
+
+
+def accelerate(model: PreTrainedModel, *, check: bool = True) -> FusedForward:
+    """Make `model` decode by a fused step, densely, in place.
+
+    >>> with ffnskip.accelerate(model):
+    ...     model.generate(**inputs)
+
+    Args:
+        model: a Hugging Face decoder. Its weights are laid out anew, and are still its own.
+        check: compare a few steps with the model's own forward pass first.
+
+    Raises:
+        FfnskipError: the model is accelerated, or has a profile on, already.
+        UnsupportedModelError: there is no fused step for it.
+    """
+    refuse_second_profile(model)
+    return FusedForward(model, None, only=True, check=check).install()
 
 
 def fitting(

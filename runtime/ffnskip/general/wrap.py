@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ffnskip.compensation.compensator import Compensator
 from ffnskip.errors import FfnskipError, FfnskipWarning
+from ffnskip.fast.fused_forward import FusedForward, PathName
 from ffnskip.general.sequences import Sequences
 from ffnskip.general.skippable import SkippableFFN, skippable
 from ffnskip.general.thin import is_thinned, thin
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 
 def refuse_second_profile(model: PreTrainedModel) -> None:
-    """Raise FfnskipError when the model has a profile on."""
+    """Raise FfnskipError when the model has a profile on, or is accelerated."""
+    if isinstance(model.__dict__.get("forward"), FusedForward):
+        raise FfnskipError("The model is accelerated, or has a profile on, already: take that off with remove() first.")
     if any(skippable(module) or is_thinned(module) for module in model.modules()):
         raise FfnskipError("The model already has a profile on: take it off with remove() first.")
 
@@ -47,6 +50,7 @@ class Applied:
         stats: what is skipped is added to these; None starts at zero.
         warns: whether a FfnskipWarning is given if no token was allowed to skip, when the profile is taken off or the
             program ends.
+        fused: runs passes over single tokens, in decode mode.
 
     Attributes:
         ffns: what runs in the place of the FFNs of the skip region; empty for a rule that leaves out parts.
@@ -61,6 +65,7 @@ class Applied:
         rule: Rule | None = None,
         stats: SkipStats | None = None,
         warns: bool = False,
+        fused: FusedForward | None = None,
     ) -> None:
         refuse_second_profile(model)
         profile.refuse_missing_weights()
@@ -74,12 +79,23 @@ class Applied:
         self.ffns: list[SkippableFFN] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._install()
+        self._fused = None if fused is None else fused.install(self)
         self._warn_if_idle = finalize(self, _warn_if_idle, self._walk) if warns else None
 
     @property
     def stats(self) -> SkipStats:
         """What was skipped since the profile was applied or `reset_stats` was called."""
         return self._walk.stats
+
+    @property
+    def path(self) -> PathName:
+        """`fused` if passes over single tokens are a fused step's, as far as seen; `general` if all are the model's."""
+        return "general" if self._fused is None else self._fused.path
+
+    @property
+    def why_general(self) -> str | None:
+        """One sentence on why the path is not the fused one; None if it is."""
+        return "it was asked for" if self._fused is None else self._fused.why_general
 
     @property
     def mode(self) -> Mode:
@@ -98,6 +114,8 @@ class Applied:
         """Restore the model as it was. Does nothing the second time."""
         if self._warn_if_idle is not None:
             self._warn_if_idle()
+        if self._fused is not None:
+            self._fused.remove()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -130,6 +148,14 @@ class Applied:
         self._signature = inspect.signature(body.forward)
         self._hooks.append(body.register_forward_pre_hook(self._begin, with_kwargs=True))
         self._hooks.append(body.register_forward_hook(self._end))
+
+    def admit(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor, SkipStats]:
+        """Which tokens of a pass over one of each sequence, ``[batch, 1]``, may skip; see `Walk.admit`."""
+        return self._walk.admit(self._sequences.index(tokens, cache, {}), None, len(tokens))
+
+    def count(self, stats: SkipStats) -> None:
+        """Add what such a pass has counted."""
+        self._walk.count(stats)
 
     def _wrap_ffns(self) -> None:
         self.ffns = [  # all of them before the model is touched: they may refuse its FFNs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +29,20 @@ _ROWS = 4  # up to so many rows, converting a matrix takes longer than multiplyi
 
 
 def forward(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-    """What ``model(*args, **kwargs)`` gives.
+    """What ``model(*args, **kwargs)`` gives, with `wide_products`."""
+    with wide_products(model):
+        return model(*args, **kwargs)
+
+
+def wide_products(model: PreTrainedModel) -> AbstractContextManager[Any]:
+    """A context for passes of the model.
 
     On a CPU without 16-bit matrix instructions PyTorch takes about seven times as long for products of 16-bit numbers,
     and thirty times for their gradients, as for those of float32. There each product with several rows is taken in
     float32, of the same numbers, and rounded back.
     """
     narrow = model.device.type == "cpu" and model.dtype in _NARROW and not _multiplies(model.dtype)
-    with _InFloat32() if narrow else nullcontext():
-        return model(*args, **kwargs)
+    return _InFloat32() if narrow else nullcontext()
 
 
 @cache

@@ -67,7 +67,8 @@ struct Kept {
 };
 
 // y += x[0] * w[0] + x[1] * w[1] + ... of `N` inputs; meanwhile the stretches `next` are brought near, line by line.
-// Without that, a stretch ends before the processor has noticed that it is read in order.
+// Without that, a stretch ends before the processor has noticed that it is read in order. They are brought into the
+// second cache: more lines can be under way to it than to the first, and memory answers slowly.
 template <int N, typename Number>
 INLINE void add_inputs(const Number* const* w, const Number* const* next, const float* x, int64_t n, float* y) {
     constexpr int64_t LINE = 64 / sizeof(Number);
@@ -81,7 +82,7 @@ INLINE void add_inputs(const Number* const* w, const Number* const* next, const 
     int64_t i = 0;
     for (; i + LINE <= n; i += LINE) {
         if (next)
-            for (int k = 0; k < N; k++) __builtin_prefetch(next[k] + i);
+            for (int k = 0; k < N; k++) __builtin_prefetch(next[k] + i, 0, 2);
         for (int64_t j = 0; j < LINE; j += WIDTH) eight(i + j);
     }
     for (; i + WIDTH <= n; i += WIDTH) eight(i);
@@ -108,14 +109,14 @@ static void sum_inputs(const Number* data, int64_t stretch, const Kept& kept, in
     }
 }
 
-// Nearly all of short stretches, one behind the other, are best read as what they are, one sequence; the processor
+// All but a few of short stretches, one behind the other, are best read as what they are, one sequence; the processor
 // then runs ahead by itself. Where more is left out, or stretches are long, several at a time are faster.
 template <typename Number>
 static void sum_inputs(const Matrix& w, const Kept& kept, int64_t begin, int64_t end, int vectors, int64_t n,
                        float* y) {
     constexpr int64_t SHORT = 2048;  // bytes
     const Number* data = static_cast<const Number*>(w.data);
-    const bool in_sequence = n * int64_t(sizeof(Number)) <= SHORT && 8 * kept.n > 7 * w.columns;
+    const bool in_sequence = n * int64_t(sizeof(Number)) <= SHORT && 100 * kept.n > 98 * w.columns;
     if (in_sequence) sum_inputs<1>(data, w.stretch, kept, begin, end, vectors, n, y);
     else sum_inputs<AT_ONCE>(data, w.stretch, kept, begin, end, vectors, n, y);
 }
