@@ -11,6 +11,8 @@ A name is imported when it is first used, so that reading a profile does not wai
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ffnskip.on_import import on_import
+
 if TYPE_CHECKING:
     from ffnskip.decoder import Decoder
     from ffnskip.errors import FfnskipError, FfnskipWarning, ProfileError, UnsupportedModelError
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ffnskip.general.wrap import Applied
     from ffnskip.model.packed import pack_weights
     from ffnskip.profiles.profile import Profile, load_profile, save_profile
+    from ffnskip.quantizer import FFNSkipConfig
     from ffnskip.sampling import Sampling
     from ffnskip.stats import SkipStats
 
@@ -26,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Applied",
     "Decoder",
+    "FFNSkipConfig",
     "FfnskipError",
     "FfnskipWarning",
     "Profile",
@@ -43,6 +47,7 @@ __all__ = [
 _MODULES = {
     "Applied": "general.wrap",
     "Decoder": "decoder",
+    "FFNSkipConfig": "quantizer",
     "FfnskipError": "errors",
     "FfnskipWarning": "errors",
     "Profile": "profiles.profile",
@@ -67,3 +72,7 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+# transformers then knows the folders of models that were saved with a profile.
+on_import("transformers.quantizers.auto", lambda: import_module("ffnskip.quantizer"))
