@@ -116,6 +116,12 @@ def load_model(
     return LoadedModel(model, tokenizer, located.id, located.revision, located.gguf_sha256)
 
 
+def loadable_name(name: str, offline: bool) -> str:
+    """What transformers itself loads a model by: its name, or for `demo` and GGUF files a folder with its weights."""
+    in_gguf = name == "demo" or (name.lower().endswith(".gguf") and os.path.exists(name))
+    return str(_locate_local(name, offline).folder) if in_gguf else name
+
+
 def _parse_dtype(name: str) -> torch.dtype | str:
     if name not in _DTYPES:
         raise FfnskipError(f"unknown dtype {name!r}: use one of {', '.join(_DTYPES)}")

@@ -1,4 +1,4 @@
-"""A profile in a transformers configuration: a model is loaded with it, saved with it, and refused beside another method."""
+"""A profile in a transformers configuration: loaded with a model, saved with it, refused beside another method."""
 
 import subprocess
 import sys
