@@ -48,13 +48,13 @@ def on_every_load(profile: Path, **settings: Any) -> Iterator[None]:
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)
     try:
         yield
+        if not at_work:
+            console.warn("The program has loaded no model that the profile could be put on: nothing was skipped.")
     finally:
         PreTrainedModel.from_pretrained = own
         for applied in at_work:
             _say_skipped(applied)
             applied.remove()
-        if not at_work:
-            console.warn("The program has loaded no model that the profile could be put on: nothing was skipped.")
 
 
 def _say_loaded(applied: Applied) -> None:

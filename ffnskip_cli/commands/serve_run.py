@@ -1,11 +1,17 @@
 """What `ffnskip serve` does."""
 
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+import typer
 from transformers.utils.import_utils import is_serve_available
 
 from ffnskip.errors import FfnskipError
 from ffnskip_cli import console
 from ffnskip_cli.commands.serve import Options
-from ffnskip_cli.programs import on_every_load, run_program
+from ffnskip_cli.programs import on_every_load
 from ffnskip_cli.sources.models import loadable_name
 
 
@@ -19,4 +25,26 @@ def run(options: Options) -> None:
     with on_every_load(
         options.profile, threshold=move.threshold, target=move.target, other_weights=options.other_weights
     ):
-        run_program(["python", "-m", "transformers.cli.transformers", "serve", name, *options.more])
+        try:
+            _server()([name, *options.more], standalone_mode=False)
+        except Exception as end:
+            if type(end).__name__ != "Abort":  # which Ctrl-C becomes: of typer, or of the click that it may bring along
+                raise
+
+
+def _server() -> typer.Typer:
+    """The command `transformers serve`, which ends the thread of continuous batching when it ends itself."""
+    from transformers.cli.serve import Serve
+
+    class Server(Serve):
+        @wraps(Serve.__init__)
+        def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
+            try:
+                super().__init__(*args, **kwargs)
+            finally:
+                if hasattr(self, "_generation_state"):
+                    self._generation_state.shutdown()
+
+    app = typer.Typer(add_completion=False)
+    app.command()(Server)
+    return app
