@@ -37,8 +37,8 @@ def _server() -> typer.Typer:
     from transformers.cli.serve import Serve
 
     class Server(Serve):
-        @wraps(Serve.__init__)
-        def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
+        @wraps(Serve.__init__)  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
             try:
                 super().__init__(*args, **kwargs)
             finally:

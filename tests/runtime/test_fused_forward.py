@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.compiler import needs_compiler
 from support.model_types import tiny_model
+from support.on_disk import bytes_as_tokens
 from support.pico import pico_model, pico_profile, pico_tokens
 from support.price import price_profile
 from torch import Tensor
@@ -28,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3},
     "several": {"do_sample": True, "num_return_sequences": 2},
     "processed": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    "stopped": {"stop_strings": ["zz"], "tokenizer": bytes_as_tokens()},
     "lookup": {"prompt_lookup_num_tokens": 3},
     "static": {"cache_implementation": "static"},
     "guided": {"guidance_scale": 1.5},

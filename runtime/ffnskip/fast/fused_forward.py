@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PathName = Literal["fused", "general"]
 _UNDERSTOOD = ("input_ids", "past_key_values", "attention_mask", "position_ids", "cache_position", "logits_to_keep")
+_TELLING = (Tensor, bool, int, float, str, list, tuple, dict)  # `generate` passes on a tokenizer that it was given
 
 
 class Counter(Protocol):
@@ -213,7 +214,7 @@ def _why_not(given: dict[str, Any], config: Any) -> str | None:
     if given.get("use_cache") is False or given.get("return_dict") is False:
         return "The pass is to keep no cache, or to return a tuple, which a fused decode step does not."
     others = [name for name in given if name not in (*_UNDERSTOOD, "use_cache", "return_dict")]
-    others = [name for name in others if given[name] is not None and given[name] is not False]
+    others = [name for name in others if given[name] is not False and isinstance(given[name], _TELLING)]
     others += [name for name in ("output_attentions", "output_hidden_states") if getattr(config, name, False)]
     if others:
         return f"The pass is given {others[0]}, which a fused decode step does not know."

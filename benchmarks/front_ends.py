@@ -1,0 +1,148 @@
+"""The same prompts through every front end: equal greedy tokens, equal ratio, and the tokens per second of each.
+
+    python benchmarks/front_ends.py --profile profiles/smollm2-135m-instruct/flops-0.15.yaml
+
+prints a table as Markdown. Prompts are the beginnings of documents of a text, decoded in float32 one after the other
+(`server, batched`: all at once, with continuous batching). `same` counts the prompts whose continuation is that of
+`Decoder`, the first row. Prompts are part of the time; loading is not. Front ends run one after the other, so speeds of
+a machine that others use as well are to be taken with care.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import openai
+import torch
+import typer
+from transformers import pipeline
+
+import ffnskip
+from ffnskip import Decoder, SkipStats
+from ffnskip_cli.sources.models import LoadedModel, load_model, loadable_name
+from ffnskip_cli.text.sources import open_text
+
+_SHORTEST = 400  # characters of a document that a prompt is taken from
+Result = tuple[list[str], SkipStats]
+
+
+def main(
+    profile: Annotated[Path, typer.Option(help="The skip profile.")],
+    model: Annotated[str, typer.Option(help="The model it was made for.")] = "demo",
+    text: Annotated[str, typer.Option(help="Where the prompts come from.")] = "demo",
+    prompts: Annotated[int, typer.Option(help="How many.")] = 64,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of each.")] = 32,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
+) -> None:
+    """Measure and print."""
+    loaded = load_model(model, dtype="float32", device="cpu")
+    documents = (document for document in open_text(text).documents() if len(document) > _SHORTEST)
+    cut = [loaded.tokenizer(document)["input_ids"][:prompt_tokens] for document in islice(documents, prompts)]
+    texts = [loaded.tokenizer.decode(ids) for ids in cut]
+    ways: dict[str, Callable[[], Result]] = {
+        "Decoder": lambda: by_decoder(loaded, profile, texts, new_tokens),
+        "model.generate": lambda: by_generate(loaded, profile, texts, new_tokens),
+        "pipeline": lambda: by_pipeline(loaded, profile, texts, new_tokens),
+    }
+    print("| front end | tokens/s | same | ratio |\n|---|---|---|---|", flush=True)
+    first: list[str] = []
+    for name, way in ways.items():
+        start = time.perf_counter()
+        answers, stats = way()
+        seconds = time.perf_counter() - start
+        first = first or answers
+        _row(name, loaded, answers, first, seconds, f"{stats.skip_ratio:.4f}")
+    for name, workers, options in (("server", 1, ()), ("server, batched", prompts, ("--continuous-batching",))):
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "log"
+            with server(loadable_name(model, False), profile, options, log) as ask:
+                ask(texts[0], 2)  # the first request sets up what later ones use
+                start = time.perf_counter()
+                with ThreadPoolExecutor(workers) as pool:
+                    answers = list(pool.map(partial(ask, new_tokens=new_tokens), texts))
+                seconds = time.perf_counter() - start
+            (ratio,) = re.findall(r"skip_ratio (\S+),", log.read_text())
+        _row(name, loaded, answers, first, seconds, ratio)
+
+
+def _row(name: str, loaded: LoadedModel, answers: list[str], first: list[str], seconds: float, ratio: str) -> None:
+    tokens = sum(len(loaded.tokenizer(answer)["input_ids"]) for answer in answers)
+    same = sum(a == b for a, b in zip(answers, first, strict=True))
+    print(f"| {name} | {tokens / seconds:.1f} | {same} of {len(first)} | {ratio} |", flush=True)
+
+
+def by_decoder(loaded: LoadedModel, profile: Path, texts: list[str], new_tokens: int) -> Result:
+    """One prompt at a time."""
+    decoder = Decoder(loaded.model, profile)
+    stop = loaded.model.generation_config.eos_token_id
+    answers = []
+    for text in texts:
+        ids = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
+        stops = stop if isinstance(stop, list) else [stop]
+        tokens = torch.cat(list(decoder.decode(ids, max_new_tokens=new_tokens, stop_tokens=stops)))
+        answers.append(loaded.tokenizer.decode(tokens, skip_special_tokens=True))
+    return answers, decoder.stats
+
+
+def by_generate(loaded: LoadedModel, profile: Path, texts: list[str], new_tokens: int) -> Result:
+    """One prompt at a time."""
+    answers = []
+    with ffnskip.apply(loaded.model, profile) as applied:
+        for text in texts:
+            inputs = loaded.tokenizer(text, return_tensors="pt")
+            output = loaded.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+            answer = output[0, inputs["input_ids"].shape[1] :]
+            answers.append(loaded.tokenizer.decode(answer, skip_special_tokens=True))
+        return answers, applied.stats
+
+
+def by_pipeline(loaded: LoadedModel, profile: Path, texts: list[str], new_tokens: int) -> Result:
+    """One prompt at a time, as pipelines do by default."""
+    with ffnskip.apply(loaded.model, profile) as applied:
+        pipe = pipeline("text-generation", model=loaded.model, tokenizer=loaded.tokenizer)
+        outputs = pipe(texts, max_new_tokens=new_tokens, do_sample=False, return_full_text=False)
+        return [output[0]["generated_text"] for output in outputs], applied.stats
+
+
+@contextmanager
+def server(model: str, profile: Path, options: tuple[str, ...], log: Path) -> Iterator[Callable[..., str]]:
+    """`ffnskip serve`, which writes what it says to a file; gives what completes a text."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "ffnskip_cli", "serve", model, "--profile", str(profile), "--"]
+    with log.open("w") as file:
+        command += ["--port", str(port), "--dtype", "float32", *options]
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+
+    def ask(text: str, new_tokens: int) -> str:
+        answer = client.completions.create(model=model, prompt=text, max_tokens=new_tokens, temperature=0.0)
+        return answer.choices[0].text
+
+    try:
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            if process.poll() is not None:
+                raise RuntimeError(log.read_text())
+            time.sleep(0.2)
+        yield ask
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+if __name__ == "__main__":
+    typer.run(main)
