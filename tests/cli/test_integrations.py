@@ -1,0 +1,84 @@
+"""What docs/integrations.md shows is run as it stands there."""
+
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.on_disk import bytes_as_tokens, save_plateau
+from support.pico import pico_profile
+from transformers import AutoModelForCausalLM
+
+from ffnskip import save_profile
+
+PAGE = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text()
+BLOCKS = {
+    title: re.findall(r"```(python|sh)\n(.*?)```", section, re.DOTALL)
+    for title, section in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+}
+PROGRAM = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained("org/model"), AutoTokenizer.from_pretrained("org/model")
+model.generate(**tokenizer("The sky is blue because", return_tensors="pt"), max_new_tokens=60)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = AutoModelForCausalLM.from_pretrained(save_plateau(tmp_path / "org" / "model"))
+    tokenizer = bytes_as_tokens()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "org" / "model")
+    save_profile(pico_profile(model, threshold=0.3, warm_up=4), tmp_path / "profile.yaml")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    return tmp_path
+
+
+def words(line: str) -> list[str]:
+    program, *arguments = shlex.split(line)
+    return [sys.executable, "-m", "ffnskip_cli", *arguments] if program == "ffnskip" else [program, *arguments]
+
+
+def python(code: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("title", ["A loop of your own", "model.generate and pipelines", "from_pretrained"])
+def test_python(title: str, folder: Path) -> None:
+    ((_, code),) = BLOCKS[title]
+    *_, ratio = python(code, folder).split()
+    assert 0 < float(ratio) < 1
+
+
+def test_any_program(folder: Path) -> None:
+    ((_, line),) = BLOCKS["Any Python program"]
+    done = subprocess.run(words(line), cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"skip_ratio 0\.\d+, .* over \d+ tokens", done.stderr)
+
+
+def test_a_server(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    line, code = (code.replace("8000", port) for _, code in BLOCKS["A server"])
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(words(line), cwd=folder, stdout=file, stderr=file)
+    try:
+        while "running on" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        assert python(code, folder)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert "skip_ratio" in log.read_text()
+    finally:
+        process.kill()
