@@ -14,7 +14,7 @@ from torch import nn
 
 from ffnskip.compensation.kinds import weights_read
 from ffnskip.model.packed import PackedLinear
-from ffnskip.model.sites import ffn_sites
+from ffnskip.model.sites import decoder_body, ffn_sites
 from ffnskip.profiles.identity import head_dim
 from ffnskip.profiles.profile import Profile
 from ffnskip.stats import SkipStats
@@ -38,6 +38,7 @@ class Overhead:
     added_bytes: float
 
 
+_WITHOUT_KEYS = ("linear_attention", "conv", "moe")  # of `layer_types`
 NO_OVERHEAD = Overhead(0, 0, 0, 0)
 
 
@@ -136,13 +137,13 @@ def mean_keys(prompt_tokens: int, new_tokens: int) -> float:
 def model_cost(model: PreTrainedModel) -> ModelCost:
     """The costs of `model`, which may live on the meta device.
 
-    A mixture of experts is charged for the experts that a token is routed to.
+    A mixture of experts is charged for the experts that a token is routed to, a model that sees pictures for its text
+    side.
     """
     config = model.config.get_text_config()
     ffns = [_weights(nn.ModuleList(site.parts), config) for site in ffn_sites(model)]
-    everything = _weights(model, config)
-    varied = getattr(config, "is_heterogeneous", False)  # Gemma 4 has wider heads in some layers
-    layers = list(config.per_layer_config) if varied else [config] * len(ffns)
+    everything = _weights(nn.ModuleList([decoder_body(model), model.get_output_embeddings()]), config)
+    layers = _with_keys(config)
     per_layer = _Weights(sum(w.flops for w in ffns) / len(ffns), sum(w.bytes for w in ffns) / len(ffns))
     return ModelCost(
         n_layers=len(ffns),
@@ -178,6 +179,14 @@ def _weights(root: nn.Module, config: object) -> _Weights:
             flops += 2 * weight.numel() * share
             read += weight.numel() * weight.element_size() * share
     return _Weights(flops, read)
+
+
+def _with_keys(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """The configuration of each layer that has a key-value cache: in hybrids, some have a state of fixed size."""
+    if getattr(config, "is_heterogeneous", False):  # Gemma 4 has wider heads in some layers
+        return list(config.per_layer_config)
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return [config for kind in kinds if kind not in _WITHOUT_KEYS]
 
 
 def _kv_heads(config: PreTrainedConfig) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.factories import make_compensated
+from support.model_types import tiny_model
 from support.pico import HIDDEN, N_LAYERS, SUPPORTED, feed, pico_model, pico_tokens
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
@@ -113,6 +114,21 @@ def test_the_ceiling_charges_probe_and_compensation() -> None:
     assert cost.ceiling(SkipStats(N_LAYERS), NOTHING, keys=9) == 1.0
     useless = SkipStats(N_LAYERS, tokens=8, checked=[0, 8, 8, 8, 8, 0])
     assert cost.ceiling(useless, added, keys=9) < 1.0
+
+
+@pytest.mark.parametrize("name", ["lfm2", "granitemoehybrid", "qwen3_next", "falcon_h1", "llava (vision)"])
+def test_a_cached_position_costs_what_torch_counts_in_the_layers_that_have_any(name: str) -> None:
+    model = tiny_model(name)
+    model.set_attn_implementation("eager")
+    past, counted = DynamicCache(config=model.config), []
+    tokens = torch.arange(CACHED + 2)[None] + 20
+    with torch.inference_mode():
+        model(tokens[:, :CACHED], past_key_values=past)
+        for token in tokens[:, CACHED:].split(1, dim=1):
+            with FlopCounterMode(display=False) as counter:
+                model(token, past_key_values=past)
+            counted.append(counter.get_total_flops())
+    assert model_cost(model).flops_per_key == counted[1] - counted[0] > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
