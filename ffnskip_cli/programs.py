@@ -86,7 +86,8 @@ def run_program(words: Sequence[str]) -> None:
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
             return
         name, *arguments = arguments
-    found = name if Path(name).is_file() else shutil.which(name)
+    beside = shutil.which(name, path=str(Path(sys.executable).parent))  # what is installed where this runs
+    found = name if Path(name).is_file() else beside or shutil.which(name)
     if found is None:
         raise FfnskipError(f"There is no program {name}.")
     if not _in_python(Path(found)):

@@ -26,6 +26,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tokenizer = AutoModelForCausalLM.from_pretrained("org/model"), AutoTokenizer.from_pretrained("org/model")
 model.generate(**tokenizer("The sky is blue because", return_tensors="pt"), max_new_tokens=60)
 """
+TASK = """
+task: judge
+dataset_path: json
+dataset_kwargs: {data_files: FILE}
+test_split: train
+output_type: loglikelihood
+doc_to_text: "{{text}}"
+doc_to_target: " and so on"
+metric_list: [{metric: acc}]
+"""
 
 
 @pytest.fixture
@@ -36,12 +46,17 @@ def folder(tmp_path: Path) -> Path:
     tokenizer.save_pretrained(tmp_path / "org" / "model")
     save_profile(pico_profile(model, threshold=0.3, warm_up=4), tmp_path / "profile.yaml")
     (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "judge.yaml").write_text(TASK.replace("FILE", str(tmp_path / "texts.jsonl")))
+    (tmp_path / "texts.jsonl").write_text('{"text": "two little fish swim"}\n{"text": "many birds fly"}\n')
     return tmp_path
 
 
 def words(line: str) -> list[str]:
     program, *arguments = shlex.split(line)
-    return [sys.executable, "-m", "ffnskip_cli", *arguments] if program == "ffnskip" else [program, *arguments]
+    if program == "ffnskip":
+        return [sys.executable, "-m", "ffnskip_cli", *arguments]
+    return [sys.executable if program == "python" else program, *arguments]
 
 
 def python(code: str, folder: Path) -> str:
@@ -62,6 +77,16 @@ def test_any_program(folder: Path) -> None:
     done = subprocess.run(words(line), cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"skip_ratio 0\.\d+, .* over \d+ tokens", done.stderr)
+
+
+@pytest.mark.parametrize("number", range(3), ids=["a model of its own", "exec", "eval"])
+def test_lm_eval(number: int, folder: Path) -> None:
+    _, line = BLOCKS["lm-eval"][number]
+    done = subprocess.run(words(line), cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"judge *\|", done.stdout) or re.search(r"judge +acc", done.stdout)
+    if number > 0:
+        assert re.search(r"skip_ratio 0\.[0-9]*[1-9]", done.stderr)
 
 
 def test_a_server(folder: Path) -> None:
