@@ -172,7 +172,7 @@ def run(options: Options) -> None:
     with join_ranks() as ranks:
         if ranks.rank > 0:
             console.mute()
-        loaded = common.load(name, options.model_options, settings.rule)
+        loaded = common.load(name, options.model_options, settings.rule, profiled=False)
         common.refuse_longer(loaded.model, settings.sequence_length, "lower --sequence-length")
         calibration = Run(name, loaded, settings, files, datasets, eval_datasets, offline)
         calibration.start(statistics, files.share(), ranks, options.format)

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ffnskip.errors import FfnskipError
+from ffnskip.model.parts import refuse_without_parts
 from ffnskip.model.types import refuse_type
 from ffnskip.profiles.profile import Profile, load_profile
-from ffnskip.rules import rule_named
+from ffnskip.rules import Rule, rule_named
 from ffnskip_cli import console
 from ffnskip_cli.budget import MAX_KL
 from ffnskip_cli.commands.options import ModelOptions, Move
 from ffnskip_cli.sources.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from ffnskip.decoder import Decoder
     from ffnskip.profiles.evidence import EvaluationText
@@ -30,10 +31,12 @@ def load_moved(profile: Path, move: Move) -> Profile:
     return load_profile(profile).moved(threshold=move.threshold, target=move.target)
 
 
-def load(name: str, model_options: ModelOptions, rule: str | None = None) -> LoadedModel:
-    """Load the model that the options name, saying so; with a rule, only one of a type that it can be used on."""
-    needs_stream = rule is not None and rule_named(rule).reads == "output"
-    refuse = None if rule is None else partial(refuse_type, needs_stream=needs_stream)
+def load(name: str, model_options: ModelOptions, rule: str | None = None, *, profiled: bool = True) -> LoadedModel:
+    """Load the model that the options name, saying so; with a rule, only one of a type that it can be used on.
+
+    Where a profile of that rule exists, the model is made of the right parts, or it is not the profile's.
+    """
+    refuse = None if rule is None else partial(_refuse, rule_named(rule), profiled)
     with console.busy(f"Loading {name}"):
         loaded = load_model(
             name,
@@ -48,6 +51,13 @@ def load(name: str, model_options: ModelOptions, rule: str | None = None) -> Loa
     if model_options.device_map is not None:
         console.talk.print(f"The model lies on {loaded.placement}.")
     return loaded
+
+
+def _refuse(rule: Rule, profiled: bool, config: PretrainedConfig) -> None:
+    """Raise UnsupportedModelError for a model that the rule cannot be used on, by its configuration."""
+    refuse_type(config, needs_stream=rule.reads == "output")
+    if rule.leaves_out_parts and not profiled:
+        refuse_without_parts(config)
 
 
 def say_path(decoder: Decoder) -> None:

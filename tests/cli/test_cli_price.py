@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from support.cli import bench_document, bench_rows, succeed
+from support.cli import bench_document, bench_rows, mistake, succeed
 from support.compiler import COMPILES
+from support.on_disk import bytes_as_tokens, save_text
+from support.pico import pico_model
 
 
 def test_parts_are_calibrated_inspected_and_benched(calibrate: tuple[object, ...], tmp_path: Path) -> None:
@@ -25,3 +27,14 @@ def test_parts_are_calibrated_inspected_and_benched(calibrate: tuple[object, ...
     skipping = bench_rows(document)["ffnskip"]
     assert 0 < skipping["least_skipped"] < skipping["skip_ratio"] < 1
     assert skipping["ceiling"] > 1
+
+
+def test_a_model_without_plain_matrices_is_refused_before_its_weights_are_loaded(tmp_path: Path) -> None:
+    folder = tmp_path / "mixtral"
+    pico_model("mixtral", vocab_size=258).save_pretrained(folder)
+    bytes_as_tokens().save_pretrained(folder)
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(b"whatever")
+    text = save_text(tmp_path / "text.txt")
+    said = mistake("calibrate", folder, "--dataset", text, "--target-flops", 0.1, "--output", tmp_path / "p.yaml")
+    assert "no plain matrices" in said

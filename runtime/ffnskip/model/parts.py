@@ -10,13 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from ffnskip.errors import UnsupportedModelError
 from ffnskip.model.packed import PackedLinear
+from ffnskip.model.sites import ffn_sites
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from transformers import PreTrainedConfig
 
 _FFN = ("mlp", "feed_forward", "shared_mlp")
 # By role: the blocks of the layer, and the names that its matrices have in one family or another.
@@ -57,6 +61,22 @@ def parts_of(layer: nn.Module) -> list[Part]:
         UnsupportedModelError: its attention or its FFN is not made of plain matrices of known names.
     """
     return [_part(layer, role) for role in ROLES]
+
+
+def refuse_without_parts(config: PreTrainedConfig) -> None:
+    """Raise UnsupportedModelError for a configuration whose layers are not made of plain matrices, see `parts_of`.
+
+    A model without weights is built from it; one whose code comes with its weights is not, and refused later.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    if getattr(config, "auto_map", None):
+        return
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config)
+    for site in ffn_sites(model):
+        parts_of(site.layer)
 
 
 def _part(layer: nn.Module, role: str) -> Part:
