@@ -61,10 +61,13 @@ class FusedForward:
     Attributes:
         path: `fused` if the latest pass over one token was, or if none has been and a step is ready; else `general`.
         why_general: one sentence on why it is not the fused one; None if it is.
+        stands_in: by which a second profile is refused.
 
     Raises:
         UnsupportedModelError: see `only`.
     """
+
+    stands_in = True
 
     def __init__(self, model: PreTrainedModel, profile: Profile | None, *, only: bool = False, check: bool = True):
         self._model, self._profile, self._only, self._check = model, profile, only, check

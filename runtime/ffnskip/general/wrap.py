@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ffnskip.compensation.compensator import Compensator
 from ffnskip.errors import FfnskipError, FfnskipWarning
-from ffnskip.fast.fused_forward import FusedForward, PathName
 from ffnskip.general.sequences import Sequences
 from ffnskip.general.skippable import SkippableFFN, skippable
 from ffnskip.general.thin import is_thinned, thin
@@ -30,10 +29,12 @@ from ffnskip.stats import SkipStats
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ffnskip.fast.fused_forward import FusedForward, PathName
+
 
 def refuse_second_profile(model: PreTrainedModel) -> None:
     """Raise FfnskipError when the model has a profile on, or is accelerated."""
-    if isinstance(model.__dict__.get("forward"), FusedForward):
+    if getattr(model.__dict__.get("forward"), "stands_in", False):
         raise FfnskipError("The model is accelerated, or has a profile on, already: take that off with remove() first.")
     if any(skippable(module) or is_thinned(module) for module in model.modules()):
         raise FfnskipError("The model already has a profile on: take it off with remove() first.")
