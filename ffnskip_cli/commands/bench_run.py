@@ -190,7 +190,12 @@ def _print(document: dict[str, Any], format: Format) -> None:
     if format == "json":
         print_json(document)
         return
-    rows = [row | {"tokens_per_second": (row["tokens_per_second"] or {}).get("median")} for row in document["rows"]]
+    rows = [
+        row
+        | {"tokens_per_second": (row["tokens_per_second"] or {}).get("median")}
+        | {"kl_of_99": (row["kl_percentiles"] or {}).get("99")}
+        for row in document["rows"]
+    ]
     if format == "table":
         render(*turned(rows, _columns()))
     else:
@@ -222,6 +227,7 @@ def _columns() -> list[Column]:
         Column("ceiling", "ceiling", ".2f"),
         Column("perplexity", "perplexity", ".2f"),
         Column("kl", "KL", ".3f"),
+        Column("kl_of_99", "KL, 99 % of tokens", ".3f"),
         Column("top1_agreement", "top-1 agreement", ".3f"),
         Column("repetition", "repetition", ".3f"),
     ]

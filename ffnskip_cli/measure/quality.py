@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -87,6 +87,7 @@ class Quality:
         skip_ratio: skipped FFN blocks / (n_layers x tokens past warm-up).
         stats: what was skipped, in counts.
         kl_by_sequence: the means that `kl` is the mean of, to compare profiles pair by pair.
+        kl_by_token: ``[tokens]`` each, `kl` and the other direction, KL(profile || dense); None unless asked for.
     """
 
     sequences: int
@@ -98,6 +99,7 @@ class Quality:
     skip_ratio: Estimate
     stats: SkipStats
     kl_by_sequence: tuple[float, ...]
+    kl_by_token: tuple[Tensor, Tensor] | None = None
 
     @property
     def perplexity(self) -> Estimate:
@@ -121,6 +123,7 @@ def measure_quality(
     journal: Journal | None = None,
     ways: Sequence[Way | None] | None = None,
     reference: PreTrainedModel | None = None,
+    by_token: bool = False,
 ) -> list[Quality]:
     """Score `tokens` with the dense model once and with each profile.
 
@@ -134,6 +137,7 @@ def measure_quality(
         journal: remembers the figures of each sequence.
         ways: one per profile, to skip in the place of its own rule, or None for that.
         reference: the dense model to compare with, if it is another one than `model`.
+        by_token: keep the KL of each token.
 
     Returns:
         One Quality per profile.
@@ -148,19 +152,27 @@ def measure_quality(
         check_size(tokens, position)
     tables: list[list[list[float]]] = [[] for _ in profiles]  # per profile and sequence: means of the five figures
     totals = [SkipStats(profile.model.n_layers) for profile in profiles]
+    kls: list[list[Tensor]] = [[] for _ in profiles]
     ways = [None] * len(profiles) if ways is None else list(ways)
     settings = [[profile.deciding, repr(way)] for profile, way in zip(profiles, ways, strict=True)]
     for sequence in track(tokens, what, len(tokens)):
         scores = journal.remember(
-            ["quality", settings, firsts, sequence.tolist()],
-            partial(_score, model, reference or model, profiles, ways, sequence.long(), firsts),
+            ["quality", settings, firsts, sequence.tolist(), *["by token"] * by_token],
+            partial(_score, model, reference or model, profiles, ways, sequence.long(), firsts, by_token),
         )
-        for (figures, counts), table, total in zip(scores, tables, totals, strict=True):
+        for (figures, counts, kl), table, total, of_tokens in zip(scores, tables, totals, kls, strict=True):
             stats = SkipStats(**counts)
+            of_tokens.append(torch.tensor(kl, dtype=torch.float64))
             table.append([*figures, stats.skip_ratio])
             total.add(stats)
     per_sequence = [tokens.shape[1] - 1 - position for position in firsts]
-    return [_quality(t, s, n * len(tokens)) for t, s, n in zip(tables, totals, per_sequence, strict=True)]
+    return [
+        replace(
+            _quality(table, stats, n * len(tokens)),
+            kl_by_token=tuple(torch.cat(kl, dim=1)) if by_token else None,
+        )
+        for table, stats, n, kl in zip(tables, totals, per_sequence, kls, strict=True)
+    ]
 
 
 def check_size(tokens: Tensor, first: int) -> None:
@@ -180,8 +192,9 @@ def _score(
     ways: Sequence[Way | None],
     sequence: Tensor,
     firsts: Sequence[int],
-) -> list[tuple[list[float], dict[str, Any]]]:
-    """The figures of one ``sequence [length]`` with each profile, and what was skipped in it."""
+    by_token: bool,
+) -> list[tuple[list[float], dict[str, Any], list[list[float]]]]:
+    """The figures of one ``sequence [length]`` with each profile, what was skipped in it, and its tokens' KL."""
     batch = sequence[None].to(input_device(model))
     dense = reference(batch, use_cache=False).logits[0]
     scores = []
@@ -189,23 +202,28 @@ def _score(
         at_work = Applied(model, profile, "score") if way is None else way.applied(model, profile, sequence)
         with at_work:
             logits = forward(model, batch, use_cache=False).logits[0]
-        scores.append((_compare(dense, logits, batch[0], first), asdict(at_work.stats)))
+        figures, kl = _compare(dense, logits, batch[0], first)
+        scores.append((figures, asdict(at_work.stats), kl.tolist() if by_token else []))
     return scores
 
 
-def _compare(dense: Tensor, logits: Tensor, tokens: Tensor, first: int) -> list[float]:
-    """Means over positions ``first .. length - 2`` of nll_dense, nll, kl, agreement. Logits ``[length, vocab]``."""
-    sums = torch.zeros(4, dtype=torch.float64)
+def _compare(dense: Tensor, logits: Tensor, tokens: Tensor, first: int) -> tuple[list[float], Tensor]:
+    """Of positions ``first .. length - 2``: means of nll_dense, nll, kl, agreement; both KLs, ``[2, positions]``.
+
+    Logits are ``[length, vocab]``.
+    """
+    sums, kls = torch.zeros(4, dtype=torch.float64), []
     positions = range(first, len(tokens) - 1)
     for start in range(positions.start, positions.stop, ROWS):
         rows = slice(start, min(start + ROWS, positions.stop))
         targets = tokens[rows.start + 1 : rows.stop + 1, None]
         p, q = (x[rows].float().log_softmax(dim=-1) for x in (dense, logits))
         kl = (p.exp() * (p - q)).sum(dim=-1)
+        kls.append(torch.stack([kl, (q.exp() * (q - p)).sum(dim=-1)]))
         agree = p.argmax(dim=-1) == q.argmax(dim=-1)
         columns = (-p.gather(1, targets), -q.gather(1, targets), kl, agree)
         sums += torch.stack([column.double().sum() for column in columns]).cpu()
-    return [float(x) for x in sums / len(positions)]
+    return [float(x) for x in sums / len(positions)], torch.cat(kls, dim=1)
 
 
 def _quality(table: list[list[float]], stats: SkipStats, tokens: int) -> Quality:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ffnskip.decoder import Decoder
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PARTS = ("quality", "baselines", "speed", "worst-case")
+_PERCENTILES = (50, 99, 99.9)  # of the tokens, by their KL
 _SAMPLE = 8  # sequences that the baselines rank layers on; that they are tested on them too is in their favour
 
 
@@ -86,7 +88,7 @@ def run_suite(
     timed: dict[str, dict[str, Any]] = {}
     if "quality" in plan.parts:
         measured = {"ffnskip": profile} if original is None else {"dense": profile.never, "ffnskip": profile}
-        scores = measure_quality(model, list(measured.values()), text, track, reference=original)
+        scores = measure_quality(model, list(measured.values()), text, track, reference=original, by_token=True)
         qualities = dict(zip(measured, scores, strict=True))
     if "worst-case" in plan.parts:
         chosen = prompts[: plan.prompts]
@@ -153,6 +155,7 @@ def _baselines(
         what="measuring baselines",
         ways=list(ways.values()),
         reference=original,
+        by_token=True,
     )
     added = overhead(bare, model)
     return [
@@ -165,8 +168,8 @@ def _row(name: str) -> dict[str, Any]:
     """A row of which nothing has been measured yet; this is the order of its fields."""
     fields = (
         "skip_ratio flops_per_token flops_saved flops_saved_past_warm_up least_skipped never_skip_fraction "
-        "tokens_per_second speedup ceiling decode_skip_ratio breakdown perplexity kl top1_agreement repetition "
-        "standard_error"
+        "tokens_per_second speedup ceiling decode_skip_ratio breakdown perplexity kl kl_reverse kl_percentiles "
+        "top1_agreement repetition standard_error"
     )
     return {"name": name, **dict.fromkeys(fields.split())}
 
@@ -186,18 +189,30 @@ def _quality(quality: Quality | None, cost: ModelCost, added: Overhead, length: 
         "flops_per_token": cost.dense_flops(0, length) / length * (1 - saved),
         "flops_saved": saved,
         "flops_saved_past_warm_up": cost.saved_share_past(quality.stats, added, quality.sequences, length),
+        **_kl_of_tokens(quality),
         "least_skipped": quality.stats.least if any(quality.stats.left_out) else None,
         **_with_errors(estimates),
     }
+
+
+def _kl_of_tokens(quality: Quality) -> dict[str, Any]:
+    """Where the KL is: most tokens cost next to nothing, and few cost most."""
+    if quality.kl_by_token is None:
+        return {}
+    kl, reverse = quality.kl_by_token
+    levels = torch.tensor(_PERCENTILES, dtype=kl.dtype) / 100
+    percentiles = {f"{p:g}": value for p, value in zip(_PERCENTILES, kl.quantile(levels).tolist(), strict=True)}
+    return {"kl_percentiles": percentiles, "kl_reverse": float(reverse.mean())}
 
 
 def _dense_quality(quality: Quality | None, cost: ModelCost, length: int) -> dict[str, Any]:
     """Of the dense model, which by definition skips nothing and agrees with itself."""
     if quality is None:
         return {}
-    exact = {"skip_ratio": 0.0, "flops_saved": 0.0, "flops_saved_past_warm_up": 0.0, "kl": 0.0, "top1_agreement": 1.0}
+    nothing = {"kl": 0.0, "kl_reverse": 0.0, "kl_percentiles": {f"{p:g}": 0.0 for p in _PERCENTILES}}
+    exact = {"skip_ratio": 0.0, "flops_saved": 0.0, "flops_saved_past_warm_up": 0.0, "top1_agreement": 1.0}
     flops = {"flops_per_token": cost.dense_flops(0, length) / length}
-    return exact | flops | _with_errors({"perplexity": quality.perplexity_dense})
+    return exact | nothing | flops | _with_errors({"perplexity": quality.perplexity_dense})
 
 
 def _with_errors(estimates: dict[str, Estimate]) -> dict[str, Any]:

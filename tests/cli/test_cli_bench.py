@@ -18,7 +18,7 @@ from ffnskip_cli.text.named import evaluation_text
 
 QUALITY = {
     *("skip_ratio", "flops_per_token", "flops_saved", "flops_saved_past_warm_up"),
-    *("perplexity", "kl", "top1_agreement", "standard_error"),
+    *("perplexity", "kl", "kl_reverse", "kl_percentiles", "top1_agreement", "standard_error"),
 }
 PARTS_ALONE = {"least_skipped"}  # of rules that leave out parts
 WORST_CASE = {"never_skip_fraction", "repetition"}
@@ -168,7 +168,7 @@ def test_a_table_has_a_column_for_every_row_and_other_formats_a_line(
     figures = {line[:15].strip(): line[15:].split() for line in lines[2:] if line}
     assert figures["skip ratio"][0] == "0.000"
     assert figures["tokens/s"] == ["–", "–"]
-    assert len(figures) == 13
+    assert len(figures) == 14
     options = (*bench, "--measure", "quality,baselines", "--format")
     names = ["dense", "ffnskip", *BASELINES]
     assert succeed(*options, "table").stdout.splitlines()[0].split() == ["row", *names]

@@ -12,6 +12,7 @@ from support.pico import float64_model, middle_threshold, pico_model, pico_profi
 from torch import Tensor
 
 from ffnskip import FfnskipError, Profile
+from ffnskip.general.wrap import Applied
 from ffnskip.profiles.identity import model_info
 from ffnskip.profiles.weights import Weights
 from ffnskip_cli.measure import quality as module
@@ -52,6 +53,21 @@ def test_every_figure_is_the_naive_one_with_its_standard_error_over_sequences() 
         assert perplexity.mean == math.exp(nll.mean)
         error = math.exp(nll.mean + nll.standard_error) - perplexity.mean
         assert perplexity.standard_error == pytest.approx(error, rel=0.1)
+
+
+def test_the_kl_of_each_token_has_both_directions() -> None:
+    (quality,) = measure_quality(MODEL, [middle()], TEXT, silently, by_token=True)
+    assert quality.kl_by_token is not None
+    forth, back = quality.kl_by_token
+    assert float(forth.mean()) == pytest.approx(quality.kl.mean)
+    expected = []
+    for sequence in TEXT:
+        with torch.no_grad(), Applied(MODEL, profile_at(2.0), "score"):
+            p = MODEL(sequence[None]).logits[0].log_softmax(-1)
+        with torch.no_grad(), Applied(MODEL, middle(), "score"):
+            q = MODEL(sequence[None]).logits[0].log_softmax(-1)
+        expected.append(torch.nn.functional.kl_div(p, q, reduction="none", log_target=True).sum(-1)[WARM_UP:-1])
+    torch.testing.assert_close(back, torch.cat(expected), rtol=1e-4, atol=1e-6)
 
 
 def test_a_profile_that_never_skips_changes_nothing_at_all() -> None:

@@ -22,7 +22,7 @@ PROMPT, NEW, REPETITIONS, PROMPTS = 6, 9, 3, 2
 FIELDS = {
     "quality": {
         *("skip_ratio", "flops_per_token", "flops_saved", "flops_saved_past_warm_up"),
-        *("perplexity", "kl", "top1_agreement", "standard_error"),
+        *("perplexity", "kl", "kl_reverse", "kl_percentiles", "top1_agreement", "standard_error"),
     },
     "speed": {"tokens_per_second", "speedup", "ceiling", "decode_skip_ratio"},
     "worst-case": {"never_skip_fraction", "repetition"},
