@@ -22,7 +22,7 @@ from ffnskip_cli.commands.signature import command_of
 
 # In the order of their use. Each is a module of ffnskip_cli.commands with its options, imported when it is asked for,
 # and one beside it, NAME_run, with what runs it.
-COMMANDS = ("calibrate", "apply", "generate", "bench", "compare-text", "inspect", "validate", "diff")
+COMMANDS = ("calibrate", "apply", "generate", "bench", "eval", "compare-text", "inspect", "validate", "diff")
 USER_MISTAKE = 2
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _MORE_ROOM = ["--dtype bfloat16", "--device-map auto"]
@@ -31,6 +31,7 @@ _MEMORY_SAVERS = {  # what helps each command that runs a model when memory runs
     "apply": _MORE_ROOM,
     "generate": ["a shorter prompt", "a smaller --max-new-tokens", *_MORE_ROOM],
     "compare-text": ["a smaller --sequence-length", *_MORE_ROOM],
+    "eval": ["a smaller --batch-size", *_MORE_ROOM],
     "bench": ["fewer --prompts", "a smaller --prompt-tokens", *_MORE_ROOM],
 }
 
