@@ -68,7 +68,7 @@ class _Tasks:
         from lm_eval.tasks import TaskManager
 
         self._options = options
-        with console.busy("Looking for tasks"), redirect_stdout(sys.stderr):
+        with console.busy("Looking for tasks"), redirect_stdout(sys.stderr), _quiet():
             folder = None if options.include_path is None else str(options.include_path)
             self._manager = TaskManager(include_path=folder)
             self._names: list[str] = []
@@ -102,11 +102,13 @@ class _Tasks:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval warns of a model that is loaded already."""
+    """Without what lm-eval warns of by the way: models that are loaded already, metrics without settings."""
     level = _log.level
     _log.setLevel(logging.ERROR)
-    yield
-    _log.setLevel(level)
+    try:
+        yield
+    finally:
+        _log.setLevel(level)
 
 
 def _rows(dense: dict[str, dict[str, Any]], skipping: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
