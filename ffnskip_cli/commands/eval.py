@@ -23,7 +23,7 @@ from ffnskip_cli.commands.options import (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Run tasks of lm-eval on the dense model and with a profile, and print both side by side.
+    """Run tasks of lm-eval, dense and with a profile, side by side.
 
     What a task scores runs in one pass in which every position past the warm-up may skip; what it has the model
     generate skips as in decoding, behind a dense prompt. Needs lm-eval: pip install 'ffnskip[eval]'. Its other options
