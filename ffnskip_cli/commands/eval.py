@@ -23,11 +23,12 @@ from ffnskip_cli.commands.options import (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Run tasks of lm-eval, dense and with a profile, side by side.
+    """Run tasks of lm-eval, dense and with a profile.
 
-    What a task scores runs in one pass in which every position past the warm-up may skip; what it has the model
-    generate skips as in decoding, behind a dense prompt. Needs lm-eval: pip install 'ffnskip[eval]'. Its other options
-    are those of lm_eval itself, whose model ffnskip takes a profile: see docs/evaluating.md.
+    The figures stand side by side. What a task scores runs in one pass in which every position past the warm-up may
+    skip; what it has the model generate skips as in decoding, behind a dense prompt. Needs lm-eval: pip install
+    'ffnskip[eval]'. Its other options are those of lm_eval itself, whose model ffnskip takes a profile: see
+    docs/evaluating.md.
     """
 
     model: ModelName
