@@ -4,132 +4,185 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ffnskip.errors import FfnskipError, UnsupportedModelError
+from ffnskip.errors import FfnskipError
+from ffnskip.fast.fused_forward import FusedForward
 from ffnskip.files import replacing
-from ffnskip.general.apply import accelerate
+from ffnskip.profiles.profile import Profile
+from ffnskip.stats import SkipStats
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.eval import Options
 from ffnskip_cli.commands.identity import check_identity
-from ffnskip_cli.report.tables import Column, print_json, render
+from ffnskip_cli.lm_eval import FfnskipLM, sentence  # before lm_eval itself: says so if it is not installed
+from ffnskip_cli.report.tables import Column, print_json, print_sentence, render
+from ffnskip_cli.sources.hub import reason
 from ffnskip_cli.sources.models import LoadedModel
 
-try:
-    import lm_eval
+if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    from ffnskip_cli.lm_eval import FFNSkipLM
-except ModuleNotFoundError as missing:
-    raise FfnskipError(f"Evaluation needs {missing.name}: pip install 'ffnskip[eval]'.") from None
-
-_COLUMNS = [
-    Column("task", "task"),
-    Column("metric", "metric"),
-    Column("dense", "dense", ".4f"),
-    Column("dense_stderr", "±", ".4f"),
-    Column("profile", "profile", ".4f"),
-    Column("profile_stderr", "±", ".4f"),
-    Column("difference", "difference", "+.4f"),
-]
+_log = logging.getLogger("lm_eval")
 
 
 def run(options: Options) -> None:
-    """Run the tasks densely, then with the profile; print, and write what lm-eval found."""
-    for name in ("lm_eval", "transformers"):  # whose warnings of every run are about what is done on purpose
-        logging.getLogger(name).setLevel(logging.ERROR)
-    manager = TaskManager(include_path=None if options.include_path is None else str(options.include_path))
-    tasks = _known(options.tasks, manager)
+    """Evaluate the dense model, then the same model with the profile, and print a row per metric."""
+    from lm_eval.models.huggingface import HFLM
+
     profile = common.load_moved(options.profile, options.move)
+    tasks = _Tasks(options)
     loaded = common.load(options.model, options.model_options, profile.skip.rule)
     check_identity(loaded, profile, other_weights=options.other_weights, offline=options.model_options.offline)
     common.say_expected_cost(profile, options.move)
-    ours = {"tokenizer": loaded.tokenizer, "batch_size": options.batch_size}
-    with _accelerated(loaded):
-        dense = _results(HFLM(loaded.model, **ours), "dense", tasks, manager, options)
-    skipping = FFNSkipLM(loaded.model, str(options.profile), other_weights=True, **vars(options.move), **ours)
-    with skipping.applied:
-        found = _results(skipping, "with the profile", tasks, manager, options)
+    given = {"pretrained": loaded.model, "tokenizer": loaded.tokenizer, "batch_size": options.batch_size}
+    with _quiet():
+        dense_model = HFLM(**given)
+    console.talk.print("Evaluating the dense model …")
+    with FusedForward(loaded.model, None).install():  # as it decodes with the profile, too
+        dense = tasks.evaluate(dense_model)
+    with _quiet():
+        skipping_model = FfnskipLM(**given, profile=profile, other_weights=True)  # that was checked
+    console.talk.print("Evaluating the model with the profile …")
+    with skipping_model.applied as applied:
+        skipping = tasks.evaluate(skipping_model)
+        document = _document(options, loaded, profile, _rows(dense, skipping), applied.stats)
     if options.output is not None:
-        with replacing(options.output) as temporary:
-            temporary.write_text(json.dumps({"dense": dense, "profile": found}, default=str))
-        console.talk.print(f"Wrote {options.output}.", highlight=False)
-    _report(_rows(dense, found), skipping.skipped(), loaded, options)
+        _write(document, options.output)
+    _print(document, applied.stats, options)
 
 
-def _accelerated(loaded: LoadedModel) -> AbstractContextManager[object]:
-    """The dense model by the arithmetic that it has with the profile on, so that rounding makes no difference."""
-    try:
-        return accelerate(loaded.model)
-    except UnsupportedModelError:
-        return nullcontext()
+class _Tasks:
+    """The tasks that the options name.
 
+    Raises:
+        FfnskipError: there is no such task, or its data cannot be had.
+    """
 
-def _known(names: str, manager: TaskManager) -> list[str]:
-    tasks = [name.strip() for name in names.split(",") if name.strip()]
-    for name in tasks:
-        if not manager.match_tasks([name]):
-            raise FfnskipError(
-                f"lm-eval knows no task {name}: `lm_eval ls tasks` lists them, --include-path adds some."
+    def __init__(self, options: Options) -> None:
+        from lm_eval.tasks import TaskManager
+
+        self._options = options
+        with console.busy("Looking for tasks"), redirect_stdout(sys.stderr), _quiet():
+            folder = None if options.include_path is None else str(options.include_path)
+            self._manager = TaskManager(include_path=folder)
+            self._names: list[str] = []
+            for name in options.task_names:
+                if not (matches := self._manager.match_tasks([name])):
+                    raise FfnskipError(f"lm-eval has no task {name}: `lm_eval ls tasks` lists them.")
+                self._names += matches
+            try:
+                self._manager.load(self._names)  # before the model is
+            except Exception as error:  # tasks run code of their own, and their data come from anywhere
+                raise FfnskipError(f"The tasks {', '.join(self._names)} cannot be loaded: {reason(error)}.") from error
+
+    def evaluate(self, model: HFLM) -> dict[str, dict[str, Any]]:
+        """Of each task and group, lm-eval's figures by their names."""
+        from lm_eval import simple_evaluate
+
+        options = self._options
+        with redirect_stdout(sys.stderr):
+            results = simple_evaluate(
+                model=model,
+                tasks=self._names,
+                num_fewshot=options.num_fewshot,
+                batch_size=options.batch_size,
+                limit=options.limit,
+                log_samples=False,
+                task_manager=self._manager,
             )
-    return tasks
+        figures: dict[str, dict[str, Any]] = results["results"]
+        return figures
 
 
-def _results(model: Any, name: str, tasks: list[str], manager: TaskManager, options: Options) -> dict[str, Any]:
-    console.talk.print(f"Running {', '.join(tasks)} {name} …", highlight=False)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what lm-eval warns of by the way: models that are loaded already, metrics without settings."""
+    level = _log.level
+    _log.setLevel(logging.ERROR)
     try:
-        results: dict[str, Any] = lm_eval.simple_evaluate(
-            model=model,
-            tasks=tasks,
-            task_manager=manager,
-            num_fewshot=options.num_fewshot,
-            limit=options.limit,
-            apply_chat_template=options.chat,
-        )
-    except (OSError, ConnectionError) as error:
-        raise FfnskipError(f"The data of {', '.join(tasks)} cannot be had: {error}") from error
-    return results
+        yield
+    finally:
+        _log.setLevel(level)
 
 
-def _rows(dense: dict[str, Any], found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each figure of each task that both runs have."""
+def _rows(dense: dict[str, dict[str, Any]], skipping: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per task, metric and filter; standard errors are None where lm-eval has none."""
     rows = []
-    for task, figures in dense["results"].items():
-        others = found["results"][task]
-        for key, value in figures.items():
-            metric, _, filter_name = key.partition(",")
-            if not isinstance(value, float | int) or not filter_name or metric.endswith("_stderr"):
+    for task, figures in dense.items():
+        for name, value in figures.items():
+            metric, _, filter = name.partition(",")
+            if not filter or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            error = f"{metric}_stderr,{filter_name}"
-            label = metric if filter_name == "none" else f"{metric} ({filter_name})"
+            error, other = f"{metric}_stderr,{filter}", skipping[task][name]
             rows.append(
                 {
                     "task": task,
-                    "metric": label,
+                    "metric": metric,
+                    "filter": filter,
                     "dense": value,
                     "dense_stderr": _number(figures.get(error)),
-                    "profile": others[key],
-                    "profile_stderr": _number(others.get(error)),
-                    "difference": others[key] - value,
+                    "ffnskip": other,
+                    "ffnskip_stderr": _number(skipping[task].get(error)),
+                    "difference": other - value,
                 }
             )
     return rows
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, float | int) else None  # lm-eval writes N/A
+    return value if isinstance(value, float) else None  # lm-eval says N/A where it has none
 
 
-def _report(rows: list[dict[str, Any]], skipped: dict[str, float | int], loaded: LoadedModel, options: Options) -> None:
+def _document(
+    options: Options, loaded: LoadedModel, profile: Profile, rows: list[dict[str, Any]], stats: SkipStats
+) -> dict[str, Any]:
+    return {
+        "schema": "ffnskip-eval/v1",
+        "model": loaded.id,
+        "profile": str(options.profile),
+        "threshold": profile.skip.threshold,
+        "device": loaded.placement,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "lm_eval": version("lm_eval"),
+        "tasks": options.task_names,
+        "num_fewshot": options.num_fewshot,
+        "limit": options.limit,
+        "batch_size": options.batch_size,
+        "skip_ratio": stats.skip_ratio,
+        "never_skip_fraction": stats.never_skip_fraction,
+        "tokens_past_warm_up": stats.tokens,
+        "warm_up_tokens": stats.warm_up_tokens,
+        "rows": rows,
+    }
+
+
+def _write(document: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=2) + "\n")
+    console.talk.print(f"Wrote {path}.", markup=False)
+
+
+def _print(document: dict[str, Any], stats: SkipStats, options: Options) -> None:
     if options.format == "json":
-        print_json({"schema": "ffnskip-eval/v1", "model": loaded.id, **skipped, "rows": rows})
+        print_json(document)
         return
-    render(rows, _COLUMNS, options.format)
-    console.talk.print(
-        f"skip_ratio {skipped['skip_ratio']:.3f}, never_skip_fraction {skipped['never_skip_fraction']:.3f} over "
-        f"{skipped['tokens_past_warm_up']} tokens past warm-up",
-        highlight=False,
-    )
+    columns = [
+        Column("task", "task"),
+        Column("metric", "metric"),
+        Column("filter", "filter"),
+        Column("dense", "dense", ".4f"),
+        Column("dense_stderr", "±", ".4f"),
+        Column("ffnskip", "ffnskip", ".4f"),
+        Column("ffnskip_stderr", "±", ".4f"),
+        Column("difference", "difference", "+.4f"),
+    ]
+    render(document["rows"], columns, options.format)
+    if options.format != "csv":
+        print_sentence(f"{sentence(stats)}.", options.format)

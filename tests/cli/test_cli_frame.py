@@ -21,7 +21,19 @@ from ffnskip_cli import console
 from ffnskip_cli.app import Frame
 from ffnskip_cli.calibration.settings import Settings
 
-COMMANDS = ["calibrate", "apply", "generate", "bench", "compare-text", "inspect", "validate", "diff"]
+COMMANDS = [
+    "calibrate",
+    "apply",
+    "generate",
+    "bench",
+    "eval",
+    "serve",
+    "exec",
+    "compare-text",
+    "inspect",
+    "validate",
+    "diff",
+]
 
 
 def run_command_that(raises: BaseException) -> Result:

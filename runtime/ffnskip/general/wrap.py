@@ -56,6 +56,8 @@ class Applied:
     Attributes:
         ffns: what runs in the place of the FFNs of the skip region; empty for a rule that leaves out parts.
         asleep: while True, passes run dense and are not counted.
+        real: ``[batch, sequence]`` bool, False on padding, of the passes to come if they are given no attention mask
+            that shows it; None where there is none.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Applied:
         self._sites = list(enumerate(ffn_sites(model)))[profile.skip.cold_s : profile.skip.cold_e]
         self._sequences = Sequences(WeakKeyDictionary())
         self.asleep = False
+        self.real: Tensor | None = None
         self._had_generate = model.__dict__.get("generate")
         self.ffns: list[SkippableFFN] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -180,7 +183,7 @@ class Applied:
         cache = arguments.get("past_key_values")
         mask: Any = arguments.get("attention_mask")
         plain = isinstance(mask, Tensor) and mask.dim() == 2  # prepared masks, 4-D or a dict of them, show no padding
-        mask = mask[:, -length:].bool() if plain else None  # the last columns belong to this pass's tokens
+        mask = mask[:, -length:].bool() if plain else self.real  # the last columns belong to this pass's tokens
         if self.mode == "score":
             index: Tensor | None = _positions(arguments.get("position_ids"), tokens, cache)
         else:
