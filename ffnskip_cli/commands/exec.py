@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ffnskip_cli.commands.options import Move, OtherWeights, check_profile
+from ffnskip_cli.commands.options import PROFILE, Move, OtherWeights, check_profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +22,7 @@ class Options:
         list[str],
         typer.Argument(metavar="-- PROGRAM …", help="A script, an installed command, or python and what follows it."),
     ]
-    profile: Annotated[Path, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile.")]
+    profile: Annotated[str, PROFILE]
     move: Move
     mode: Annotated[
         Literal["decode", "score"],

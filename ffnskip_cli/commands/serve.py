@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ffnskip_cli.commands.options import ModelName, Move, OtherWeights, check_profile
+from ffnskip_cli.commands.options import PROFILE, ModelName, Move, Offline, OtherWeights, check_profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +24,10 @@ class Options:
             metavar="[-- OPTIONS]", help="Of `transformers serve`, such as --port, --host, --continuous-batching."
         ),
     ] = ()  # type: ignore[assignment]
-    profile: Annotated[Path, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile.")]
+    profile: Annotated[str, PROFILE]
     move: Move
     other_weights: OtherWeights = False
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is cached already.")] = False
+    offline: Offline = False
 
     def __post_init__(self) -> None:
-        check_profile(self.profile, self.move)
+        check_profile(self.profile, self.move, offline=self.offline)
