@@ -206,7 +206,7 @@ def _locate_local(name: str, offline: bool) -> _Located:
 
 
 def _fetch(name: str, revision: str | None, files: list[str], offline: bool) -> _Located:
-    """Download what is missing of a Hub repository's files of these patterns; the snapshot folder is named by its commit."""
+    """Download what is missing of a Hub repository, of the files wanted; the snapshot folder is named by its commit."""
     offline = offline or is_offline_mode()
     with hub_errors("model", name, offline):
         if not offline:
