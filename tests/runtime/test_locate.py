@@ -5,7 +5,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from support.factories import full, make_profile
+from support.factories import MEASURED, full, make_profile
 from support.hub import COMMIT, OnlineHub, cache_repository
 from support.pico import pico_model, pico_profile
 from support.sentences import sentence
@@ -78,7 +78,7 @@ def test_of_several_profiles_one_must_be_named(cache: Path, tmp_path: Path) -> N
     assert [located.name for located in locate_all("org/two")] == names
     with pytest.raises(ProfileError, match="holds no skip profile"):
         locate("org/none")
-    with pytest.raises(ProfileError, match="has no file c.yaml"):
+    with pytest.raises(ProfileError, match=r"has no file c\.yaml"):
         locate("hf://org/two/c.yaml")
 
 
@@ -140,8 +140,6 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_auto_is_the_best_within_the_budget_of_those_made_on_this_very_model(shared: Path) -> None:
-    from support.factories import MEASURED
-
     model = pico_model()
 
     def share(name: str, *, saved: float, within: bool = True, **other: str) -> None:
@@ -151,7 +149,7 @@ def test_auto_is_the_best_within_the_budget_of_those_made_on_this_very_model(sha
     share("other-weights", saved=0.9, weights_sha256="0" * 64)
     share("other-architecture", saved=0.8, config_sha256="0" * 64)
     share("over-budget", saved=0.7, within=False)
-    with pytest.raises(FfnskipError, match=r"^No profile within the quality budget .* ffnskip calibrate "):
+    with pytest.raises(FfnskipError, match=r"^No profile within the quality budget .*`ffnskip calibrate "):
         ffnskip.apply(model, "auto")
     share("little", saved=0.1)
     share("more", saved=0.2)
