@@ -11,9 +11,9 @@ from ffnskip_cli.commands.options import ProfileName
 
 @dataclass(frozen=True)
 class Options:
-    """Write the section of a model card that describes a skip profile: what it does, its figures, its provenance.
+    """Write a section for a model card about a skip profile.
 
-    It is Markdown, to be pasted below the card's own front matter. What the profile does not say is left out.
+    It says what the profile does, its figures and where it comes from. It is Markdown, to be pasted below the card's own front matter. What the profile does not say is left out.
     """
 
     profile: ProfileName

@@ -14,9 +14,9 @@ from ffnskip_cli.commands.options import PROFILE, ModelName, Move, OtherWeights,
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Generate text with a skip profile on, token by token; without one it is the dense model's.
+    """Generate text with a skip profile on, token by token.
 
-    The text goes to stdout; tokens per second, skip_ratio and never_skip_fraction go to stderr.
+    Without a profile it is the dense model's. The text goes to stdout; tokens per second, skip_ratio and never_skip_fraction go to stderr.
     """
 
     model: ModelName
