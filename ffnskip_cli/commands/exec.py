@@ -12,9 +12,9 @@ from ffnskip_cli.commands.options import PROFILE, Move, OtherWeights, check_prof
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Run any Python program with a skip profile on the models that it loads.
+    """Run a Python program with a skip profile on its models.
 
-    For example: ffnskip exec --profile P -- python script.py --its-own options. What was skipped goes to stderr at the
+    Those are the models that it loads. For example: ffnskip exec --profile P -- python script.py --its-own options. What was skipped goes to stderr at the
     end. The program runs in this process: models that its child processes load are dense.
     """
 

@@ -16,7 +16,8 @@ from ffnskip_cli.commands.options import PROFILE, ModelName, Move, OtherWeights,
 class Options:
     """Generate text with a skip profile on, token by token.
 
-    Without a profile it is the dense model's. The text goes to stdout; tokens per second, skip_ratio and never_skip_fraction go to stderr.
+    Without a profile it is the dense model's. The text goes to stdout; tokens per second, skip_ratio and
+    never_skip_fraction go to stderr.
     """
 
     model: ModelName

@@ -12,9 +12,9 @@ from ffnskip_cli.commands.options import PROFILE, ModelName, Move, Offline, Othe
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Serve a model with a skip profile on, by the OpenAI-compatible server of transformers.
+    """Serve a model with a skip profile on.
 
-    For example: ffnskip serve demo --profile P -- --port 8001. What was skipped goes to stderr at the end.
+    It is the OpenAI-compatible server of transformers. For example: ffnskip serve demo --profile P -- --port 8001. What was skipped goes to stderr at the end.
     """
 
     model: ModelName
