@@ -13,8 +13,8 @@ from ffnskip_cli.commands.options import ProfileName
 class Options:
     """Write a section for a model card about a skip profile.
 
-    It says what the profile does, its figures and where it comes from. It is Markdown, to be pasted below the card's own
-    front matter. What the profile does not say is left out.
+    It says what the profile does, its figures and where it comes from. It is Markdown, to be pasted below the card's
+    own front matter. What the profile does not say is left out.
     """
 
     profile: ProfileName

@@ -14,8 +14,9 @@ from ffnskip_cli.commands.options import PROFILE, Move, OtherWeights, check_prof
 class Options:
     """Run a Python program with a skip profile on its models.
 
-    Those are the models that it loads. For example: ffnskip exec --profile P -- python script.py --its-own options. What was skipped goes to stderr at the
-    end. The program runs in this process: models that its child processes load are dense.
+    Those are the models that it loads. For example: ffnskip exec --profile P -- python script.py --its-own options.
+    What was skipped goes to stderr at the end. The program runs in this process: models that its child processes load
+    are dense.
     """
 
     program: Annotated[

@@ -14,7 +14,8 @@ from ffnskip_cli.commands.options import PROFILE, ModelName, Move, Offline, Othe
 class Options:
     """Serve a model with a skip profile on.
 
-    It is the OpenAI-compatible server of transformers. For example: ffnskip serve demo --profile P -- --port 8001. What was skipped goes to stderr at the end.
+    It is the OpenAI-compatible server of transformers. For example: ffnskip serve demo --profile P -- --port 8001. What
+    was skipped goes to stderr at the end.
     """
 
     model: ModelName
