@@ -23,17 +23,8 @@ from ffnskip_cli.commands.signature import command_of
 # In the order of their use. Each is a module of ffnskip_cli.commands with its options, imported when it is asked for,
 # and one beside it, NAME_run, with what runs it.
 COMMANDS = (
-    "calibrate",
-    "apply",
-    "generate",
-    "bench",
-    "eval",
-    "serve",
-    "exec",
-    "compare-text",
-    "inspect",
-    "validate",
-    "diff",
+    *("calibrate", "apply", "generate", "bench", "eval", "serve", "exec", "compare-text"),
+    *("profiles", "inspect", "card", "validate", "diff"),
 )
 USER_MISTAKE = 2
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)

@@ -16,21 +16,25 @@ from transformers import PreTrainedModel
 from ffnskip.errors import FfnskipError
 from ffnskip.general.apply import apply
 from ffnskip.general.wrap import Applied
+from ffnskip.profiles.locate import is_auto
 from ffnskip_cli import console
+from ffnskip_cli.sources.profiles import find_profile
 
 _PYTHON = ("python", "python3")
 
 
 @contextmanager
-def on_every_load(profile: Path, **settings: Any) -> Iterator[None]:
+def on_every_load(profile: str, *, offline: bool = False, **settings: Any) -> Iterator[None]:
     """While inside, what ``from_pretrained`` gives has the profile on; then that is taken off, and summed up on stderr.
 
     A model that the profile does not fit is left as it is, with a warning; so is a program that loads none.
 
     Args:
-        profile: its file.
+        profile: its name, or `auto`.
+        offline: whether it may only be one that was fetched before.
         settings: for `ffnskip.apply`.
     """
+    found = profile if is_auto(profile) else find_profile(profile, offline=offline)
     own = PreTrainedModel.__dict__["from_pretrained"]
     at_work: list[Applied] = []
 
@@ -38,7 +42,7 @@ def on_every_load(profile: Path, **settings: Any) -> Iterator[None]:
         loaded = own.__func__(cls, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
         try:
-            at_work.append(apply(model, profile, **settings))
+            at_work.append(apply(model, found, **settings))
         except FfnskipError as error:
             console.warn(f"{type(model).__name__} is loaded without the profile: {error}")
         else:

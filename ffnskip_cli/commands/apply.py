@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from ffnskip.errors import FfnskipError
-from ffnskip_cli.commands.options import ModelName, ModelOptions, Move, OtherWeights, PrintFormat, check_profile
+from ffnskip_cli.commands.options import (
+    A_PROFILE_OR_AUTO,
+    ModelName,
+    ModelOptions,
+    Move,
+    OtherWeights,
+    PrintFormat,
+    check_profile,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +30,14 @@ class Options:
     """
 
     model: ModelName
-    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The skip profile.")]
+    profile: Annotated[str, typer.Argument(metavar="PROFILE", help=A_PROFILE_OR_AUTO)]
     move: Move
     other_weights: OtherWeights = False
     format: PrintFormat = "table"
     model_options: ModelOptions
 
     def __post_init__(self) -> None:
-        if Path(self.model).suffix in (".yaml", ".yml") and os.path.isfile(self.model) and not self.profile.is_file():
+        swapped = Path(self.model).suffix in (".yaml", ".yml") and os.path.isfile(self.model)
+        if swapped and not os.path.isfile(self.profile):
             raise FfnskipError(f"{self.model} is a profile, and comes second: ffnskip apply MODEL PROFILE.")
-        check_profile(self.profile, self.move)
+        check_profile(self.profile, self.move, offline=self.model_options.offline)

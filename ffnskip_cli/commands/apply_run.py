@@ -10,7 +10,6 @@ from ffnskip.model.sites import input_device
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.apply import Options
-from ffnskip_cli.commands.identity import check_identity
 from ffnskip_cli.commands.options import Format
 from ffnskip_cli.report.tables import Column, print_json, render
 
@@ -28,12 +27,11 @@ SAMPLE = (
 
 def run(options: Options) -> None:
     """Check the profile on its model, then score the sample and print what is skipped."""
-    model, profile, move = options.model, options.profile, options.move
-    skip_profile = common.load_moved(profile, move)
-    loaded = common.load(model, options.model_options, skip_profile.skip.rule)
-    offline = options.model_options.offline
-    check_identity(loaded, skip_profile, other_weights=options.other_weights, offline=offline)
-    with apply(loaded.model, skip_profile, mode="score", other_weights=True) as applied:  # that was checked
+    model, move = options.model, options.move
+    loaded, profile, _ = common.load_pair(
+        model, options.profile, move, options.model_options, other_weights=options.other_weights
+    )
+    with apply(loaded.model, profile, mode="score", other_weights=True) as applied:  # that was checked
         tokens = loaded.tokenizer(SAMPLE, return_tensors="pt")["input_ids"].to(input_device(loaded.model))
         with torch.inference_mode():
             forward(loaded.model, tokens, use_cache=False)
@@ -42,11 +40,11 @@ def run(options: Options) -> None:
             warm_up = applied.profile.skip.warm_up
             raise FfnskipError(f"The sample ends before the warm-up of {warm_up} tokens does: nothing to report.")
     _report(applied, options.format)
-    common.say_expected_cost(skip_profile, move)
+    common.say_expected_cost(profile, move)
     moved = [("--threshold", move.threshold), ("--target", move.target)]
     same = [word for option, value in moved if value is not None for word in (option, value)]
     same += ["--other-weights"] * options.other_weights
-    common.hint_command("generate", model, "Once upon a time", "--profile", profile, *same)
+    common.hint_command("generate", model, "Once upon a time", "--profile", options.profile, *same)
 
 
 def _report(applied: Applied, format: Format) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from ffnskip_cli.calibration.settings import EvalTokens, seed_option
-from ffnskip_cli.commands.options import ModelName, Move, OtherWeights, PackedModelOptions, PrintFormat, check_profile
+from ffnskip_cli.commands.options import (
+    PROFILE,
+    ModelName,
+    Move,
+    OtherWeights,
+    PackedModelOptions,
+    PrintFormat,
+    check_profile,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +36,7 @@ class Options:
     """
 
     model: ModelName
-    profile: Annotated[Path, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile.")]
+    profile: Annotated[str, PROFILE]
     move: Move
     other_weights: OtherWeights = False
     measure: Annotated[
@@ -61,4 +68,4 @@ class Options:
     model_options: PackedModelOptions
 
     def __post_init__(self) -> None:
-        check_profile(self.profile, self.move)
+        check_profile(self.profile, self.move, offline=self.model_options.offline)

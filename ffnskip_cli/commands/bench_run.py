@@ -12,7 +12,6 @@ from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.bench import Options
-from ffnskip_cli.commands.identity import check_identity
 from ffnskip_cli.commands.options import Format, Weights
 from ffnskip_cli.measure.speed import pair_ratios
 from ffnskip_cli.measure.suite import PARTS, Plan, run_suite
@@ -31,13 +30,17 @@ NOISY = 0.25  # of the median; beyond it a difference of a few per cent between 
 
 def run(options: Options) -> None:
     """Measure the profile in one process and print a row for each way to run the model."""
-    profile = common.load_moved(options.profile, options.move)
     parts, prompt_tokens, new_tokens = _parse_parts(options.measure), options.prompt_tokens, options.new_tokens
-    names = options.eval_dataset or _measured_on(profile)
     weights, offline = options.model_options.weights, options.model_options.offline
-    check_names(names, offline)
-    loaded = common.load(options.model, options.model_options, profile.skip.rule)
-    check_identity(loaded, profile, other_weights=options.other_weights, offline=offline)
+    loaded, profile, profile_name = common.load_pair(
+        options.model,
+        options.profile,
+        options.move,
+        options.model_options,
+        other_weights=options.other_weights,
+        refuse=lambda profile: check_names(_text_names(options, profile), offline),
+    )
+    names = _text_names(options, profile)
     measured, original = _packed(loaded.model, weights)
     decoder = Decoder(measured, profile, other_weights=True)  # checks path and profile before the long part
     common.say_path(decoder)
@@ -52,7 +55,7 @@ def run(options: Options) -> None:
     document: dict[str, Any] = {
         "schema": "ffnskip-bench/v1",
         "model": loaded.id,
-        "profile": str(options.profile),
+        "profile": profile_name,
         "threshold": profile.skip.threshold,
         "device": loaded.placement,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
@@ -165,7 +168,10 @@ def _warn_if_text_changed(profile: Profile, text: Corpus, options: Options) -> N
             console.warn(f"{old.dataset} holds other text now than when the profile was measured on it.")
 
 
-def _measured_on(profile: Profile) -> list[str]:
+def _text_names(options: Options, profile: Profile) -> list[str]:
+    """The texts to measure on: by default those that the profile was measured on."""
+    if options.eval_dataset:
+        return options.eval_dataset
     if profile.evaluation is None:
         raise FfnskipError("The profile does not say what text it was measured on: name one with --eval-dataset.")
     return text_names(profile.evaluation)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ffnskip.errors import FfnskipError
 from ffnskip.model.parts import refuse_without_parts
 from ffnskip.model.types import refuse_type
-from ffnskip.profiles.profile import Profile, load_profile
+from ffnskip.profiles.identity import shared_profile
+from ffnskip.profiles.locate import is_auto
+from ffnskip.profiles.profile import Profile
 from ffnskip.rules import Rule, rule_named
 from ffnskip_cli import console
 from ffnskip_cli.budget import MAX_KL
+from ffnskip_cli.commands.identity import check_identity
 from ffnskip_cli.commands.options import ModelOptions, Move
 from ffnskip_cli.sources.models import LoadedModel, load_model
+from ffnskip_cli.sources.profiles import read_profile
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -24,11 +28,6 @@ if TYPE_CHECKING:
     from ffnskip.decoder import Decoder
     from ffnskip.profiles.evidence import EvaluationText
     from ffnskip_cli.calibration.lab import Step
-
-
-def load_moved(profile: Path, move: Move) -> Profile:
-    """The profile of that file, with the threshold asked for."""
-    return load_profile(profile).moved(threshold=move.threshold, target=move.target)
 
 
 def load(name: str, model_options: ModelOptions, rule: str | None = None, *, profiled: bool = True) -> LoadedModel:
@@ -58,6 +57,42 @@ def _refuse(rule: Rule, profiled: bool, config: PretrainedConfig) -> None:
     refuse_type(config, needs_stream=rule.reads == "output")
     if rule.leaves_out_parts and not profiled:
         refuse_without_parts(config)
+
+
+class Pair(NamedTuple):
+    """A model, a profile that fits it, with the threshold asked for, and the name by which others find the profile."""
+
+    loaded: LoadedModel
+    profile: Profile
+    profile_name: str
+
+
+def load_pair(
+    model: str,
+    profile: str,
+    move: Move,
+    model_options: ModelOptions,
+    *,
+    other_weights: bool,
+    refuse: Callable[[Profile], object] = lambda profile: None,
+) -> Pair:
+    """Load a model and the profile of that name, or the one that `auto` stands for, saying which it is.
+
+    `refuse` is shown the profile, before the model is loaded unless the profile depends on it. Raises FfnskipError for
+    a profile that was made on another model, or on other weights and `other_weights` does not allow that.
+    """
+
+    def read(name: str | os.PathLike[str]) -> tuple[Profile, str]:
+        found, located = read_profile(name, offline=model_options.offline, with_weights=True)
+        found = found.moved(threshold=move.threshold, target=move.target)
+        refuse(found)
+        return found, located.name
+
+    given = None if is_auto(profile) else read(profile)
+    loaded = load(model, model_options, None if given is None else given[0].skip.rule)
+    chosen, name = given or read(shared_profile(loaded.model))
+    check_identity(loaded, chosen, other_weights=other_weights, offline=model_options.offline)
+    return Pair(loaded, chosen, name)
 
 
 def say_path(decoder: Decoder) -> None:

@@ -1,7 +1,6 @@
 """`ffnskip diff`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -15,8 +14,8 @@ class Options:
     within the quality budget. Then every field that differs.
     """
 
-    a: Annotated[Path, typer.Argument(metavar="A", help="The skip profile as it was.")]
-    b: Annotated[Path, typer.Argument(metavar="B", help="The skip profile as it is.")]
+    a: Annotated[str, typer.Argument(metavar="A", help="The skip profile as it was: a file or a name on the Hub.")]
+    b: Annotated[str, typer.Argument(metavar="B", help="The skip profile as it is.")]
     format: Annotated[
         Literal["table", "md", "json"], typer.Option(help="How to print it; md is made for a pull request.")
     ] = "table"

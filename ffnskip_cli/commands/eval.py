@@ -11,6 +11,7 @@ import typer
 
 from ffnskip.errors import FfnskipError
 from ffnskip_cli.commands.options import (
+    PROFILE,
     ModelName,
     ModelOptions,
     Move,
@@ -32,7 +33,7 @@ class Options:
     """
 
     model: ModelName
-    profile: Annotated[Path, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile.")]
+    profile: Annotated[str, PROFILE]
     tasks: Annotated[str, typer.Option(metavar="TASK[,TASK…]", help="Tasks and groups of lm-eval; * stands for any.")]
     move: Move
     other_weights: OtherWeights = False
@@ -59,7 +60,7 @@ class Options:
             raise FfnskipError(f"--batch-size must be a number, or auto, and not {self.batch_size!r}.")
         if not self.task_names:
             raise FfnskipError("--tasks names no task.")
-        check_profile(self.profile, self.move)
+        check_profile(self.profile, self.move, offline=self.model_options.offline)
         if self.output is not None:
             refuse_unwritable(self.output, "--output")
 

@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING, Any
 from ffnskip.errors import FfnskipError
 from ffnskip.fast.fused_forward import FusedForward
 from ffnskip.files import replacing
-from ffnskip.profiles.profile import Profile
+from ffnskip.hub import reason
 from ffnskip.stats import SkipStats
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.eval import Options
-from ffnskip_cli.commands.identity import check_identity
 from ffnskip_cli.lm_eval import FfnskipLM, sentence  # before lm_eval itself: says so if it is not installed
 from ffnskip_cli.report.tables import Column, print_json, print_sentence, render
-from ffnskip_cli.sources.hub import reason
-from ffnskip_cli.sources.models import LoadedModel
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -35,10 +32,11 @@ def run(options: Options) -> None:
     """Evaluate the dense model, then the same model with the profile, and print a row per metric."""
     from lm_eval.models.huggingface import HFLM
 
-    profile = common.load_moved(options.profile, options.move)
     tasks = _Tasks(options)
-    loaded = common.load(options.model, options.model_options, profile.skip.rule)
-    check_identity(loaded, profile, other_weights=options.other_weights, offline=options.model_options.offline)
+    pair = common.load_pair(
+        options.model, options.profile, options.move, options.model_options, other_weights=options.other_weights
+    )
+    loaded, profile, _ = pair
     common.say_expected_cost(profile, options.move)
     given = {"pretrained": loaded.model, "tokenizer": loaded.tokenizer, "batch_size": options.batch_size}
     with _quiet():
@@ -51,7 +49,7 @@ def run(options: Options) -> None:
     console.talk.print("Evaluating the model with the profile …")
     with skipping_model.applied as applied:
         skipping = tasks.evaluate(skipping_model)
-        document = _document(options, loaded, profile, _rows(dense, skipping), applied.stats)
+        document = _document(options, pair, _rows(dense, skipping), applied.stats)
     if options.output is not None:
         _write(document, options.output)
     _print(document, applied.stats, options)
@@ -139,13 +137,12 @@ def _number(value: object) -> float | None:
     return value if isinstance(value, float) else None  # lm-eval says N/A where it has none
 
 
-def _document(
-    options: Options, loaded: LoadedModel, profile: Profile, rows: list[dict[str, Any]], stats: SkipStats
-) -> dict[str, Any]:
+def _document(options: Options, pair: common.Pair, rows: list[dict[str, Any]], stats: SkipStats) -> dict[str, Any]:
+    loaded, profile, profile_name = pair
     return {
         "schema": "ffnskip-eval/v1",
         "model": loaded.id,
-        "profile": str(options.profile),
+        "profile": profile_name,
         "threshold": profile.skip.threshold,
         "device": loaded.placement,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ffnskip_cli.commands.options import Move, OtherWeights, check_profile
+from ffnskip_cli.commands.options import PROFILE, Move, OtherWeights, check_profile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Run any Python program with a skip profile on the models that it loads.
+    """Run a Python program with a skip profile on its models.
 
-    For example: ffnskip exec --profile P -- python script.py --its-own options. What was skipped goes to stderr at the
-    end. The program runs in this process: models that its child processes load are dense.
+    Those are the models that it loads. For example: ffnskip exec --profile P -- python script.py --its-own options.
+    What was skipped goes to stderr at the end. The program runs in this process: models that its child processes load
+    are dense.
     """
 
     program: Annotated[
         list[str],
         typer.Argument(metavar="-- PROGRAM …", help="A script, an installed command, or python and what follows it."),
     ]
-    profile: Annotated[Path, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile.")]
+    profile: Annotated[str, PROFILE]
     move: Move
     mode: Annotated[
         Literal["decode", "score"],

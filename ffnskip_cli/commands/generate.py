@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ffnskip.errors import FfnskipError
 from ffnskip_cli.calibration.settings import seed_option
-from ffnskip_cli.commands.options import ModelName, Move, OtherWeights, PackedModelOptions, check_profile
+from ffnskip_cli.commands.options import PROFILE, ModelName, Move, OtherWeights, PackedModelOptions, check_profile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Generate text with a skip profile on, token by token.
 
-    The text goes to stdout; tokens per second, skip_ratio and never_skip_fraction go to stderr.
+    Without a profile it is the dense model's. The text goes to stdout; tokens per second, skip_ratio and
+    never_skip_fraction go to stderr.
     """
 
     model: ModelName
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to continue or answer; - reads it from stdin.")]
-    profile: Annotated[
-        Path | None, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile; none: dense.")
-    ] = None
+    profile: Annotated[str | None, PROFILE] = None
     move: Move
     other_weights: OtherWeights = False
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to generate at most.")] = 128
@@ -49,4 +47,4 @@ class Options:
         if self.profile is None and self.other_weights:
             raise FfnskipError("--other-weights needs a --profile that was made on them.")
         if self.profile is not None:
-            check_profile(self.profile, self.move)
+            check_profile(self.profile, self.move, offline=self.model_options.offline)

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from ffnskip.decoder import Decoder
 from ffnskip.errors import FfnskipError
+from ffnskip.hub import reason
 from ffnskip.model.packed import pack_weights
 from ffnskip.model.sites import input_device
+from ffnskip.profiles.profile import Profile
 from ffnskip.sampling import Sampling
 from ffnskip.stats import SkipStats
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.generate import Options
-from ffnskip_cli.commands.identity import check_identity
-from ffnskip_cli.sources.hub import reason
 from ffnskip_cli.sources.models import LoadedModel
 
 _ENOUGH_TO_TIME = 32  # tokens of an answer
@@ -32,17 +32,13 @@ SLOWER = 0.95  # of the dense speed; one answer each cannot tell less apart
 
 def run(options: Options) -> None:
     """Answer the prompt, as a stream or beside the dense model's answer."""
-    profile = None if options.profile is None else common.load_moved(options.profile, options.move)
     text = _prompt_text(options.prompt)
     sampling = Sampling(options.temperature, options.top_p, options.seed)
-    loaded = common.load(options.model, options.model_options, None if profile is None else profile.skip.rule)
+    loaded, profile = _load(options)
     tokens = _prompt_tokens(loaded, text, options.raw)
     length = tokens.shape[1] + options.max_new_tokens
     common.refuse_longer(loaded.model, length, "shorten the prompt or --max-new-tokens")
-    weights, offline = options.model_options.weights, options.model_options.offline
-    if profile is not None:
-        check_identity(loaded, profile, other_weights=options.other_weights, offline=offline)
-    if weights != "auto":
+    if (weights := options.model_options.weights) != "auto":
         with console.busy(f"Packing weights to {weights}"):
             pack_weights(loaded.model, weights)
     decoder = Decoder(loaded.model, profile, other_weights=True)  # that was checked
@@ -55,6 +51,16 @@ def run(options: Options) -> None:
         dense = writer.write(None, Decoder(loaded.model, check=False))
         _side_by_side(dense.text, answer.text)
         _warn_if_slower(answer.times, dense.times)
+
+
+def _load(options: Options) -> tuple[LoadedModel, Profile | None]:
+    model, model_options = options.model, options.model_options
+    if options.profile is None:
+        return common.load(model, model_options), None
+    loaded, profile, _ = common.load_pair(
+        model, options.profile, options.move, model_options, other_weights=options.other_weights
+    )
+    return loaded, profile
 
 
 def _prompt_text(prompt: str) -> str:

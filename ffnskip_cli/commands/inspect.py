@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from ffnskip_cli.commands.options import ProfileName
+
 
 @dataclass(frozen=True)
 class Options:
@@ -15,7 +17,7 @@ class Options:
     block changes its input.
     """
 
-    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="The skip profile, a YAML file.")]
+    profile: ProfileName
     format: Annotated[Literal["table", "json", "md"], typer.Option(help="How to print it.")] = "table"
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the profile to a .png, .svg, .pdf or .html file.")

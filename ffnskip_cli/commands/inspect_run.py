@@ -3,7 +3,7 @@
 from typing import Literal
 
 from ffnskip.errors import FfnskipError
-from ffnskip.profiles.profile import Profile, load_profile
+from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
 from ffnskip_cli.commands.inspect import Options
 from ffnskip_cli.report.curve import draw
@@ -11,6 +11,7 @@ from ffnskip_cli.report.page import sections
 from ffnskip_cli.report.plot import plot_profile
 from ffnskip_cli.report.tables import print_json, print_sentence, render
 from ffnskip_cli.report.words import explain
+from ffnskip_cli.sources.profiles import read_profile
 
 
 def run(options: Options) -> None:
@@ -18,7 +19,7 @@ def run(options: Options) -> None:
     format, plot, panels = options.format, options.plot, options.panels
     if panels is not None and not plot:
         raise FfnskipError("--panels chooses what --plot draws: add --plot FILE.")
-    profile = load_profile(options.profile, with_weights=False)
+    profile, _ = read_profile(options.profile)
     if plot:
         plot_profile(profile, plot, panels.split(",") if panels is not None else ())
     if format == "json":

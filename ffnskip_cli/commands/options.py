@@ -20,7 +20,16 @@ ModelName = Annotated[
         metavar="MODEL", help="A Hub id (org/name, org/name@revision), a local folder, a .gguf file, or `demo`."
     ),
 ]
+A_PROFILE = "The skip profile: a file, hf://org/repo/file.yaml[@revision], or org/repo[@revision] if it holds one alone"
+A_PROFILE_OR_AUTO = f"{A_PROFILE}; auto: the best one that comes with ffnskip for this very model."
+ProfileName = Annotated[str, typer.Argument(metavar="PROFILE", help=f"{A_PROFILE}.")]
+PROFILE = typer.Option("--profile", "-p", metavar="PROFILE", help=A_PROFILE_OR_AUTO)
 PrintFormat = Annotated[Format, typer.Option(help="How to print the result.")]
+Revision = Annotated[str | None, typer.Option(metavar="REVISION", help="Commit, branch or tag on the Hub.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code/--no-trust-remote-code", help="Run Python code that comes with the model.")
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Use only what is cached already.")]
 OtherWeights = Annotated[
     bool,
     typer.Option(
@@ -46,11 +55,14 @@ class Move:
     ] = None
 
 
-def check_profile(path: Path, move: Move) -> None:
+def check_profile(name: str, move: Move, *, offline: bool = False) -> None:
     """Refuse a profile that cannot be read, or not be moved there, before anything slow is imported."""
+    from ffnskip.profiles.locate import is_auto, locate
     from ffnskip.profiles.profile import load_profile
 
-    load_profile(path, with_weights=False).moved(threshold=move.threshold, target=move.target)
+    if not is_auto(name):
+        profile = load_profile(locate(name, offline=offline), with_weights=False)
+        profile.moved(threshold=move.threshold, target=move.target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +81,9 @@ class ModelOptions:
             help="auto spreads the model over all devices and the CPU, by accelerate; also balanced, sequential.",
         ),
     ] = None
-    revision: Annotated[str | None, typer.Option(metavar="REVISION", help="Commit, branch or tag on the Hub.")] = None
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code/--no-trust-remote-code", help="Run Python code that comes with the model."),
-    ] = False
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is cached already.")] = False
+    revision: Revision = None
+    trust_remote_code: TrustRemoteCode = False
+    offline: Offline = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ffnskip_cli.commands.options import ModelName, Move, OtherWeights, check_profile
+from ffnskip_cli.commands.options import PROFILE, ModelName, Move, Offline, OtherWeights, check_profile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Serve a model with a skip profile on, by the OpenAI-compatible server of transformers.
+    """Serve a model with a skip profile on.
 
-    For example: ffnskip serve demo --profile P -- --port 8001. What was skipped goes to stderr at the end.
+    It is the OpenAI-compatible server of transformers. For example: ffnskip serve demo --profile P -- --port 8001. What
+    was skipped goes to stderr at the end.
     """
 
     model: ModelName
@@ -25,10 +25,10 @@ class Options:
             metavar="[-- OPTIONS]", help="Of `transformers serve`, such as --port, --host, --continuous-batching."
         ),
     ] = ()  # type: ignore[assignment]
-    profile: Annotated[Path, typer.Option("--profile", "-p", metavar="FILE", help="The skip profile.")]
+    profile: Annotated[str, PROFILE]
     move: Move
     other_weights: OtherWeights = False
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is cached already.")] = False
+    offline: Offline = False
 
     def __post_init__(self) -> None:
-        check_profile(self.profile, self.move)
+        check_profile(self.profile, self.move, offline=self.offline)

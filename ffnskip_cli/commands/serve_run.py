@@ -23,7 +23,11 @@ def run(options: Options) -> None:
     console.talk.print(f"Requests name the model {name}", highlight=False)
     move = options.move
     with on_every_load(
-        options.profile, threshold=move.threshold, target=move.target, other_weights=options.other_weights
+        options.profile,
+        offline=options.offline,
+        threshold=move.threshold,
+        target=move.target,
+        other_weights=options.other_weights,
     ):
         try:
             _server()([name, *options.more], standalone_mode=False)

@@ -1,7 +1,6 @@
 """`ffnskip validate`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -16,7 +15,10 @@ class Options:
     """
 
     profiles: Annotated[
-        list[Path],
-        typer.Argument(metavar="PROFILE", help="Skip profiles, or folders of which every .yaml file is checked."),
+        list[str],
+        typer.Argument(
+            metavar="PROFILE",
+            help="Skip profiles, folders of which every .yaml file is checked, or repositories of the Hub.",
+        ),
     ]
     format: Annotated[Literal["table", "json"], typer.Option(help="How to print the result.")] = "table"

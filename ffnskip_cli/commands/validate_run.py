@@ -1,11 +1,13 @@
 """What `ffnskip validate` does."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
 
-from ffnskip.errors import ProfileError
+from ffnskip.errors import FfnskipError
+from ffnskip.profiles.locate import Located, locate, locate_all
 from ffnskip.profiles.profile import load_profile
 from ffnskip_cli import console
 from ffnskip_cli.commands.validate import Options
@@ -14,9 +16,9 @@ from ffnskip_cli.report.tables import print_json
 
 def run(options: Options) -> None:
     """Check every profile; raises typer.Exit with code 2 after a mistake."""
-    verdicts = [(path, _mistake(path)) for argument in options.profiles for path in _files(argument)]
+    verdicts = [verdict for argument in options.profiles for verdict in _verdicts(argument)]
     if options.format == "json":
-        files = [{"path": str(path), "valid": not mistake, "error": mistake} for path, mistake in verdicts]
+        files = [{"path": path, "valid": not mistake, "error": mistake} for path, mistake in verdicts]
         print_json({"schema": "ffnskip-validate/v1", "files": files})
     else:
         for path, mistake in verdicts:
@@ -28,19 +30,27 @@ def run(options: Options) -> None:
         raise typer.Exit(2)
 
 
-def _files(argument: Path) -> list[Path]:
-    """The profiles that an argument stands for; a folder without any stands for itself, and is a mistake."""
-    if os.path.isdir(argument):
-        return sorted(argument.rglob("*.yaml")) or [argument]
-    return [argument]
-
-
-def _mistake(path: Path) -> str | None:
-    if os.path.isdir(path):
-        return f"{path}: the folder holds no .yaml file; name a profile."
+def _verdicts(argument: str) -> Iterator[tuple[str, str | None]]:
+    """The name of each profile that an argument stands for, and what is wrong with it, if anything."""
     try:
-        load_profile(path)
-    except ProfileError as error:
+        if os.path.isdir(argument):
+            files = [locate(path) for path in sorted(Path(argument).rglob("*.yaml"))]
+        else:
+            files = locate_all(argument)
+    except FfnskipError as error:
+        yield argument, str(error)
+        return
+    if not files:
+        what = "folder holds no .yaml file" if os.path.isdir(argument) else "repository holds no skip profile"
+        yield argument, f"{argument}: the {what}; name a profile."
+    for file in files:
+        yield file.name, _mistake(file)
+
+
+def _mistake(file: Located) -> str | None:
+    try:
+        load_profile(file)
+    except FfnskipError as error:
         message = str(error)
-        return message if message.startswith(f"{path}: ") else f"{path}: {message}"  # of the weights that it names
+        return message if message.startswith(f"{file.name}: ") else f"{file.name}: {message}"  # of the weights
     return None

@@ -58,7 +58,7 @@ def threshold_title(skip: Skip) -> str:
 
 
 def _sentences(profile: Profile) -> Iterator[str]:
-    yield from _rule(profile)
+    yield from rule_sentences(profile)
     if profile.measured:
         yield from _figures(profile.measured, "unseen text" if _unseen(profile) else "text")
     if profile.search:
@@ -70,7 +70,8 @@ def _sentences(profile: Profile) -> Iterator[str]:
     yield from _curve(profile.curve_by_ratio)
 
 
-def _rule(profile: Profile) -> Iterator[str]:
+def rule_sentences(profile: Profile) -> Iterator[str]:
+    """What it skips, and what is added instead."""
     skip, n_layers = profile.skip, profile.model.n_layers
     yield skip.by.sentence(skip, _layers(skip.cold_s, skip.cold_e))
     if skip.by.leaves_out_parts:
@@ -115,25 +116,25 @@ def _figures(measured: Measured, text: str) -> Iterator[str]:
     else:
         yield "Every token past the warm-up skips at least one FFN."
     yield (
-        f"It costs KL {_figure(measured, 'kl')} nats per token from the dense model: perplexity goes from "
-        f"{measured.perplexity_dense:.4g} to {_figure(measured, 'perplexity', '.4g', '.2g')}, and the most likely "
-        f"token is the same at {_figure(measured, 'top1_agreement', '.1%', '.1%')} of positions (top-1 agreement)."
+        f"It costs KL {figure(measured, 'kl')} nats per token from the dense model: perplexity goes from "
+        f"{measured.perplexity_dense:.4g} to {figure(measured, 'perplexity', '.4g', '.2g')}, and the most likely "
+        f"token is the same at {figure(measured, 'top1_agreement', '.1%', '.1%')} of positions (top-1 agreement)."
     )
     yield f"Verdict: {measured.verdict.rstrip('.')}."
 
 
 def _reached(measured: Measured) -> str:
     """What the goal is held against, and the ratio."""
-    ratio = f"a ratio of {_figure(measured, 'skip_ratio')}"
+    ratio = f"a ratio of {figure(measured, 'skip_ratio')}"
     if measured.max_kl is not None:
-        return f"KL {_figure(measured, 'kl')} at {ratio}"
+        return f"KL {figure(measured, 'kl')} at {ratio}"
     if measured.max_perplexity_increase is not None and measured.perplexity_dense > 0:
         increase = measured.perplexity / measured.perplexity_dense - 1
         return f"perplexity {abs(100 * increase):.3g}% {'down' if increase < 0 else 'up'} at {ratio}"
     return ratio
 
 
-def _figure(measured: Measured, name: str, spec: str = ".3f", error_spec: str = ".3f") -> str:
+def figure(measured: Measured, name: str, spec: str = ".3f", error_spec: str = ".3f") -> str:
     """A figure, with its standard error if the profile has one."""
     error = measured.standard_error.get(name)
     shown = f"{getattr(measured, name):{spec}}"
@@ -231,10 +232,10 @@ def _texts(profile: Profile) -> str | None:
     calibration, evaluation = profile.calibration, profile.evaluation
     if calibration and evaluation:
         relation = _relation(profile, kinds_of(calibration), kinds_of(evaluation))
-        return f"It was calibrated on {_recorded(calibration)} and measured on {_counted(evaluation)}: {relation}."
+        return f"It was calibrated on {recorded(calibration)} and measured on {counted(evaluation)}: {relation}."
     if calibration:
-        return f"It was calibrated on {_recorded(calibration)}."
-    return f"It was measured on {_counted(evaluation)}." if evaluation else None
+        return f"It was calibrated on {recorded(calibration)}."
+    return f"It was measured on {counted(evaluation)}." if evaluation else None
 
 
 def _relation(profile: Profile, a: set[tuple[str, str | None]], b: set[tuple[str, str | None]]) -> str:
@@ -254,11 +255,13 @@ def _unseen(profile: Profile) -> bool:
     return bool(calibration and evaluation and calibration.text_sha256 != evaluation.text_sha256)
 
 
-def _recorded(text: CalibrationText) -> str:
-    return f"what the model itself wrote on from {text_name(text)}" if text.on == "generated" else _counted(text)
+def recorded(text: CalibrationText) -> str:
+    """A calibration text in words, with its tokens or that the model wrote it."""
+    return f"what the model itself wrote on from {text_name(text)}" if text.on == "generated" else counted(text)
 
 
-def _counted(text: EvaluationText) -> str:
+def counted(text: EvaluationText) -> str:
+    """A text in words, with its tokens."""
     parts = [f"{_name(part)} ({part.tokens_used:,})" for part in text.parts]
     return f"{text.tokens_used:,} tokens of {f'a mixture of {_listed(parts)}' if parts else _name(text)}"
 

@@ -27,9 +27,11 @@ from transformers.utils import logging as transformers_logging
 from ffnskip.cached import build_once, cache_dir
 from ffnskip.errors import FfnskipError, out_of_memory
 from ffnskip.files import sha256_file
-from ffnskip.profiles.schema import MOST_LAYERS
+from ffnskip.hub import commit_of, hub_errors, reason
+from ffnskip.profiles.identity import architecture
+from ffnskip.profiles.schema import MOST_LAYERS, ModelInfo
 from ffnskip_cli.sources.demo import DEMO_MODEL_SHA256, demo_model_file
-from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, public_name, reason
+from ffnskip_cli.sources.names import looks_like_path, public_name
 
 DEMO_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DTYPES: dict[str, torch.dtype | str] = {
@@ -40,6 +42,7 @@ _DTYPES: dict[str, torch.dtype | str] = {
 }
 _DEVICE_MAPS = ("auto", "balanced", "sequential")
 _VOCABULARIES = ["tokenizer.json", "*.model", "*.tiktoken", "*vocab*"]
+_HUB_CONFIG = ["*config*.json"]
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt"]
 # Sub-folders hold other formats, and consolidated*.safetensors the same weights once more under other names.
 _HUB_EXTRAS = ["*/*", "consolidated*.safetensors"]
@@ -98,7 +101,7 @@ def load_model(
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     torch_dtype, torch_device = _parse_dtype(dtype), _parse_device(device)
     _check_device_map(device_map, device)
-    located = _locate(name, revision, trust_remote_code, offline)
+    located = _locate(name, revision, [*_HUB_FILES, *["*.py"] * trust_remote_code], offline)
     # Everything is on disk by now, except code that a model's config borrows from a second repository.
     options = {"trust_remote_code": trust_remote_code, "local_files_only": offline or not trust_remote_code}
     config = _check_folder(located.folder, name, options)
@@ -114,6 +117,18 @@ def load_model(
         with _one_sentence(name):
             model.to(torch_device)
     return LoadedModel(model, tokenizer, located.id, located.revision, located.gguf_sha256)
+
+
+def describe_model(name: str, *, revision: str | None, trust_remote_code: bool, offline: bool) -> ModelInfo:
+    """What a profile says of a model, as far as it is known without its weights; a Hub's are not fetched.
+
+    Raises FfnskipError for what `load_model` would refuse by its name or configuration.
+    """
+    transformers_logging.set_verbosity_error()
+    located = _locate(name, revision, [*_HUB_CONFIG, *["*.py"] * trust_remote_code], offline)
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": offline or not trust_remote_code}
+    config = _read_config(located.folder, name, options)
+    return architecture(config, id=located.id, revision=located.revision, gguf_sha256=located.gguf_sha256)
 
 
 def loadable_name(name: str, offline: bool) -> str:
@@ -161,7 +176,7 @@ def _check_device_map(device_map: str | None, device: str) -> None:
         raise FfnskipError(f"--device-map {device_map} chooses the devices itself: leave --device {device} out")
 
 
-def _locate(name: str, revision: str | None, trust_remote_code: bool, offline: bool) -> _Located:
+def _locate(name: str, revision: str | None, files: list[str], offline: bool) -> _Located:
     base, _, at_revision = name.partition("@")
     if name == "demo" or os.path.exists(name):
         if revision:
@@ -173,7 +188,7 @@ def _locate(name: str, revision: str | None, trust_remote_code: bool, offline: b
         raise FfnskipError(f"no such file or folder: {name}")
     if revision and at_revision and revision != at_revision:
         raise FfnskipError(f"{name} and --revision {revision} name two revisions: give only one of them")
-    return _fetch(base, revision or at_revision or None, trust_remote_code, offline)
+    return _fetch(base, revision or at_revision or None, files, offline)
 
 
 def _locate_local(name: str, offline: bool) -> _Located:
@@ -190,8 +205,8 @@ def _locate_local(name: str, offline: bool) -> _Located:
     return _Located(_dequantized(path, sha256), public_name(path), gguf_sha256=sha256)
 
 
-def _fetch(name: str, revision: str | None, trust_remote_code: bool, offline: bool) -> _Located:
-    """Download what is missing of a Hub repository; the snapshot folder is named by its commit."""
+def _fetch(name: str, revision: str | None, files: list[str], offline: bool) -> _Located:
+    """Download what is missing of a Hub repository, of the files wanted; the snapshot folder is named by its commit."""
     offline = offline or is_offline_mode()
     with hub_errors("model", name, offline):
         if not offline:
@@ -200,7 +215,7 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool, offline: bo
             name,
             revision=revision,
             local_files_only=offline,
-            allow_patterns=[*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES,
+            allow_patterns=files,
             ignore_patterns=_HUB_EXTRAS,
         )
     return _Located(Path(folder), name, revision=Path(folder).name)
@@ -231,10 +246,15 @@ def _forget_quantization(model: PreTrainedModel) -> None:
 
 
 def _check_folder(folder: Path, name: str, options: dict[str, Any]) -> PretrainedConfig:
-    if not (folder / "config.json").is_file():
-        raise FfnskipError(f"{name} has no config.json: name a folder that save_pretrained wrote, or a .gguf file")
+    config = _read_config(folder, name, options)
     if not any(folder.glob("*.safetensors")):
         raise FfnskipError(f"{name} has no safetensors weights, and pickled ones are not read: convert them first")
+    return config
+
+
+def _read_config(folder: Path, name: str, options: dict[str, Any]) -> PretrainedConfig:
+    if not (folder / "config.json").is_file():
+        raise FfnskipError(f"{name} has no config.json: name a folder that save_pretrained wrote, or a .gguf file")
     with _one_sentence(name):
         config = AutoConfig.from_pretrained(folder, **options)
     if not _is_causal_lm(config):

@@ -13,8 +13,9 @@ from huggingface_hub import is_offline_mode
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ffnskip.errors import FfnskipError
+from ffnskip.hub import commit_of, hub_errors, reason
 from ffnskip_cli.sources.demo import demo_text_file
-from ffnskip_cli.sources.hub import commit_of, hub_errors, looks_like_path, public_name, reason
+from ffnskip_cli.sources.names import looks_like_path, public_name
 
 Documents = Callable[[], Iterator[str]]
 

@@ -40,7 +40,7 @@ class Decoder:
 
     Args:
         model: a Hugging Face decoder without a profile on.
-        profile: a profile, the path of one, or None to run dense.
+        profile: as in `ffnskip.apply`, or None to run dense.
         threshold, target, other_weights: as in `ffnskip.apply`.
         path: `fused` or `general`; None chooses, for each decode.
         check: prove on the model itself that profile and path do what they say, with a few short forward passes.

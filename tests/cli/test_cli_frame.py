@@ -21,19 +21,8 @@ from ffnskip_cli import console
 from ffnskip_cli.app import Frame
 from ffnskip_cli.calibration.settings import Settings
 
-COMMANDS = [
-    "calibrate",
-    "apply",
-    "generate",
-    "bench",
-    "eval",
-    "serve",
-    "exec",
-    "compare-text",
-    "inspect",
-    "validate",
-    "diff",
-]
+COMMANDS = ["calibrate", "apply", "generate", "bench", "eval", "serve", "exec", "compare-text"]
+COMMANDS += ["profiles", "inspect", "card", "validate", "diff"]
 
 
 def run_command_that(raises: BaseException) -> Result:
@@ -84,9 +73,10 @@ def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [[], ["--version"], *([command, "--help"] for command in COMMANDS)],
         [["validate", "plain.yaml"]],
         [["inspect", "plain.yaml"], ["inspect", "weights.yaml"]],
+        [["card", "plain.yaml"], ["card", "weights.yaml"]],
         [["diff", "plain.yaml", "plain.yaml"], ["diff", "plain.yaml", "weights.yaml"]],
     ],
-    ids=["help", "validate", "inspect", "diff"],
+    ids=["help", "validate", "inspect", "card", "diff"],
 )
 def test_what_looks_at_no_weights_does_not_wait_for_torch(
     command_lines: list[list[str]], on_disk: Path, monkeypatch: pytest.MonkeyPatch

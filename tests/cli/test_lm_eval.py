@@ -138,7 +138,12 @@ def test_finding_a_batch_size_counts_nothing(plateau_folder: Path, profile: Path
 
 def test_scores_in_decode_mode_say_that_nothing_was_skipped(plateau_folder: Path, profile: Path, tasks: Path) -> None:
     model = FfnskipLM(str(plateau_folder), profile, mode="decode", device="cpu")
-    simple_evaluate(model=model, tasks=["choose"], task_manager=TaskManager(include_path=str(tasks), include_defaults=False), bootstrap_iters=0)
+    simple_evaluate(
+        model=model,
+        tasks=["choose"],
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        bootstrap_iters=0,
+    )
     with pytest.warns(ffnskip.FfnskipWarning, match="were prompt"):
         model.applied.remove()
 

@@ -10,7 +10,8 @@ from ffnskip.fast.fused_forward import FusedForward, PathName
 from ffnskip.general.self_check import self_check
 from ffnskip.general.walk import Mode
 from ffnskip.general.wrap import Applied, refuse_second_profile
-from ffnskip.profiles.identity import check_identity
+from ffnskip.profiles.identity import check_identity, shared_profile
+from ffnskip.profiles.locate import is_auto
 from ffnskip.profiles.profile import Profile, load_profile
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def apply(
 
     Args:
         model: a Hugging Face decoder. Its weights stay where they are.
-        profile: a profile, or the path of one.
+        profile: a profile, the path of one or its name on the Hugging Face Hub as in `ffnskip.load_profile`, or
+            `auto`: of those that come with ffnskip and fit the model, the best one within the quality budget.
         mode: `decode` for generation: the prompt and the first `warm_up` generated tokens run dense.
             `model.generate` says what is prompt. In a loop of one's own it is what goes through the model before the
             first pass over a single token, and again every later pass over several tokens: speculative decoding by
@@ -100,7 +102,7 @@ def fitting(
 ) -> Profile:
     """The profile with the threshold asked for, once it is known to fit the model; see `apply`."""
     if not isinstance(profile, Profile):
-        profile = load_profile(profile)
+        profile = load_profile(shared_profile(model) if is_auto(profile) else profile)
     profile.refuse_missing_weights()
     refuse_second_profile(model)
     check_identity(profile, model, other_weights=other_weights)

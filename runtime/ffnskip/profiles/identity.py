@@ -13,10 +13,11 @@ import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from ffnskip.errors import FfnskipWarning, ProfileError
+from ffnskip.errors import FfnskipError, FfnskipWarning, ProfileError
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.fingerprint import weights_sha256
-from ffnskip.profiles.profile import Profile
+from ffnskip.profiles.locate import Located, locate_all, shared_profiles
+from ffnskip.profiles.profile import Profile, load_profile
 from ffnskip.profiles.schema import ModelInfo
 
 if TYPE_CHECKING:
@@ -73,17 +74,57 @@ def model_info(
     model: PreTrainedModel, *, id: str, revision: str | None = None, gguf_sha256: str | None = None
 ) -> ModelInfo:
     """What a profile says about the model it was made on. `id` and `revision` are the caller's knowledge."""
-    config = model.config.get_text_config()
+    described = architecture(model.config, id=id, revision=revision, gguf_sha256=gguf_sha256)
+    return described.model_copy(update={"n_layers": len(ffn_sites(model)), "weights_sha256": weights_sha256(model)})
+
+
+def architecture(
+    config: PreTrainedConfig, *, id: str, revision: str | None = None, gguf_sha256: str | None = None
+) -> ModelInfo:
+    """What is known of a model before its weights are loaded: all but their fingerprint."""
+    text_config = config.get_text_config()
     return ModelInfo(
         id=id,
         revision=revision,
         gguf_sha256=gguf_sha256,
-        model_type=config.model_type,
-        n_layers=len(ffn_sites(model)),
-        hidden_size=config.hidden_size,
-        config_sha256=config_sha256(model.config),
-        weights_sha256=weights_sha256(model),
+        model_type=text_config.model_type,
+        n_layers=text_config.num_hidden_layers,
+        hidden_size=text_config.hidden_size,
+        config_sha256=config_sha256(config),
     )
+
+
+def shared_profile(model: PreTrainedModel) -> Located:
+    """Of the profiles that come with ffnskip and were made on this very model, the one that saves most.
+
+    Those over the quality budget do not count.
+
+    Raises:
+        FfnskipError: there is none.
+    """
+    described = architecture(model.config, id="model")
+    candidates = [(place, load_profile(place, with_weights=False)) for place in locate_all(shared_profiles())]
+    candidates = [(place, profile) for place, profile in candidates if _same_architecture(profile, described)]
+    found = weights_sha256(model) if candidates else None
+    savings = {
+        place: profile.measured.flops_saved
+        for place, profile in candidates
+        if profile.model.weights_sha256 == found and profile.measured and profile.measured.within_budget
+    }
+    if not savings:
+        raise FfnskipError(
+            "No profile within the quality budget comes with ffnskip for this model: make one with "
+            "`ffnskip calibrate MODEL --dataset wikitext --max-kl 0.05 --output profile.yaml`."
+        )
+    return max(savings, key=lambda place: savings[place])
+
+
+def _same_architecture(profile: Profile, found: ModelInfo) -> bool:
+    try:
+        refuse_other_architecture(profile, found)
+    except ProfileError:
+        return False
+    return True
 
 
 def check_identity(profile: Profile, model: PreTrainedModel, *, other_weights: bool = False) -> None:

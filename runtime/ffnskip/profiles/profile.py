@@ -27,6 +27,7 @@ from ffnskip.profiles.evidence import (
     Search,
     SimilarityCurve,
 )
+from ffnskip.profiles.locate import locate
 from ffnskip.profiles.schema import Compensation, ModelInfo, Parts, Section, Skip, Word, first_error, sort_keys
 from ffnskip.profiles.weights_file import check_header, read_weights_file, weights_named_in
 
@@ -204,16 +205,19 @@ def load_profile(path: str | os.PathLike[str], *, with_weights: bool = True) -> 
     """Read a profile and its weights from files.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, here or on the Hugging Face Hub, by a name as `ffnskip.profiles.locate` takes it:
+            `hf://org/repo/file.yaml@revision`, or `org/repo` of a repository with one profile.
         with_weights: False only checks that the weights are there, unaltered and of the right shapes, which takes no
             torch.
 
     Raises:
         ProfileError: and nothing else, for a file that is missing or wrong.
+        FfnskipError: the Hub does not give it.
     """
-    source = os.fspath(path)
+    located = locate(path)
+    source = located.name
     try:
-        data = read_regular(Path(source), strict_yaml.MAX_BYTES)
+        data = read_regular(located.path, strict_yaml.MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise ProfileError(strict_yaml.sentence(source, "", f"cannot be read ({_reason(error)})")) from None
     if data is None:
@@ -221,7 +225,7 @@ def load_profile(path: str | os.PathLike[str], *, with_weights: bool = True) -> 
     profile = parse_profile(data, source)
     name, sha256 = profile.compensation.file, profile.compensation.sha256
     if name is not None and sha256 is not None:
-        weights_path = Path(source).parent / name
+        weights_path = located.beside(name)
         if not with_weights:
             data = read_weights_file(weights_path, sha256, profile.weight_shapes)
             check_header(data, profile.weight_shapes, str(weights_path))

@@ -1,9 +1,7 @@
-"""Names of models and texts: telling those of the Hugging Face Hub from paths, and the Hub's failures in words."""
+"""The Hugging Face Hub: the commit that a name stands for now, and its failures in words."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi
@@ -18,36 +16,27 @@ from huggingface_hub.utils import logging
 
 from ffnskip.errors import FfnskipError
 
-Kind = Literal["model", "dataset"]
+Kind = Literal["model", "dataset", "profile"]
 
 # The client would wait for ever on a network that drops its packets.
 _TIMEOUT_SECONDS = 10
-_LONGEST = 200  # characters that a profile allows
 _INSTEAD = {
     "model": "a local folder, a .gguf file or `demo`",
     "dataset": "a local .txt, .jsonl or .parquet file or `demo`",
+    "profile": "a local file",
 }
-_NEITHER = {
+_NEITHER = {  # profiles have no ids without a slash
     "model": "neither a local folder, a .gguf file, `demo` nor a Hub id like org/name",
     "dataset": "neither a local .txt, .jsonl or .parquet file, `demo`, `self` nor a Hub id like org/name",
 }
-# Only models enter a cache here: datasets are streamed, so a cached one was loaded by another program.
-_TO_CACHE = {"model": "run once with a network", "dataset": "load it once with `datasets.load_dataset`"}
-_IF_CACHED = {"model": "if it was fetched before", "dataset": "if `datasets.load_dataset` has cached it"}
-
-
-def looks_like_path(name: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether `name` can only be meant as a path: a Hub id has at most one slash and no backslash."""
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.lower().endswith(suffixes)
-
-
-def public_name(path: Path) -> str:
-    """The base name of `path`, never its folders, in the form that a profile accepts.
-
-    What could be read as a path or a drive is replaced: colons, backslashes, control characters, a leading dot or ~.
-    """
-    name = re.sub(r"[:\\]|^[.~]+", "_", path.name)
-    return "".join(letter if letter.isprintable() else "_" for letter in name)[:_LONGEST] or "_"
+# Datasets enter no cache here: they are streamed, so a cached one was loaded by another program.
+_ONCE = "run once with a network"
+_TO_CACHE = {"model": _ONCE, "dataset": "load it once with `datasets.load_dataset`", "profile": _ONCE}
+_IF_CACHED = {
+    "model": "pass --offline if it was fetched before",
+    "dataset": "pass --offline if `datasets.load_dataset` has cached it",
+    "profile": "set HF_HUB_OFFLINE=1 if it was fetched before",  # not all that read a profile have the option
+}
 
 
 def reason(error: Exception) -> str:
@@ -65,8 +54,9 @@ def commit_of(kind: Kind, name: str, revision: str | None = None) -> str | None:
     there is no network. Raises what `hub_errors` translates, ConnectionError among it.
     """
     logging.set_verbosity_error()
+    repo_type = "dataset" if kind == "dataset" else "model"
     try:
-        sha: str | None = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_TIMEOUT_SECONDS).sha
+        sha: str | None = HfApi().repo_info(name, repo_type=repo_type, revision=revision, timeout=_TIMEOUT_SECONDS).sha
     except (HfHubHTTPError, HFValidationError):
         raise
     except Exception as error:  # whatever the HTTP library of the day raises
@@ -112,11 +102,11 @@ def _sentence(error: Exception, kind: Kind, name: str, offline: bool) -> str:
         case OSError() if "/" not in name:
             return (
                 f"{name} is {_NEITHER[kind]}, and the Hub could not be asked for a {kind} with so short an id "
-                f"({reason(error)}): check the spelling, or pass --offline {_IF_CACHED[kind]}"
+                f"({reason(error)}): check the spelling, or {_IF_CACHED[kind]}"
             )
         case OSError():
             return (
                 f"the {kind} {name} could not be fetched from the Hugging Face Hub ({reason(error)}): "
-                f"pass --offline {_IF_CACHED[kind]}, {instead}"
+                f"{_IF_CACHED[kind]}, {instead}"
             )
     return f"the {kind} {name} cannot be read: {reason(error)}"
