@@ -37,7 +37,7 @@ class FFNSkipConfig(QuantizationConfigMixin):
     >>> model.hf_quantizer.applied.stats.skip_ratio
 
     Args:
-        profile: its path. A relative one is looked for in the model's folder as well.
+        profile: its path, or its name on the Hub. A relative path is looked for in the model's folder as well.
         mode, threshold, target, path, other_weights: as in `ffnskip.apply`.
         quant_method: what transformers knows it by.
     """
@@ -76,7 +76,9 @@ class FFNSkipQuantizer(HfQuantizer):
         from ffnskip.general.apply import apply
 
         config = self.quantization_config
-        profile = load_profile(_located(config.profile, model.config._name_or_path))
+        profile = load_profile(
+            _located(config.profile, model.config._name_or_path, getattr(model.config, "_commit_hash", None))
+        )
         settings = {name: getattr(config, name) for name in ("mode", "threshold", "target", "path", "other_weights")}
         self.applied = apply(model, profile, **settings)
         self.profile = profile
@@ -93,9 +95,15 @@ class FFNSkipQuantizer(HfQuantizer):
         return True
 
 
-def _located(profile: str, model: str) -> str:
+def _located(profile: str, model: str, commit: str | None) -> str:
+    """The profile's own name, or where it lies beside the model, in its folder or in its repository on the Hub."""
     beside = Path(model, profile)
-    return str(beside) if not Path(profile).is_file() and beside.is_file() else profile
+    if os.path.exists(profile):
+        return profile
+    if beside.is_file():
+        return str(beside)
+    on_hub = profile == _SAVED and not os.path.isdir(model)
+    return f"hf://{model}/{profile}" + (f"@{commit}" if commit else "") if on_hub else profile
 
 
 def _save_pretrained(model: PreTrainedModel, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:

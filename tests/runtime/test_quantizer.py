@@ -5,8 +5,10 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from support.hub import cache_repository
 from support.pico import pico_model, pico_profile, pico_tokens
 from support.price import price_profile
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
@@ -58,6 +60,17 @@ def test_a_saved_model_brings_its_profile_along(folder: Path, profile: Path, tmp
     assert again.hf_quantizer.applied.profile.skip == model.hf_quantizer.applied.profile.skip
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name])
+
+
+def test_a_model_on_the_hub_brings_its_profile_along(
+    folder: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=FFNSkipConfig(profile))
+    model.save_pretrained(tmp_path / "saved")
+    cache_repository(tmp_path / "hub", "org/skipping", tmp_path / "saved")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    again = AutoModelForCausalLM.from_pretrained("org/skipping", cache_dir=tmp_path / "hub")
+    assert generate(again) == generate(model)
 
 
 @pytest.mark.parametrize("imported", ["", "import ffnskip; ", "import transformers; import ffnskip; "])
