@@ -166,13 +166,10 @@ def measure_quality(
             table.append([*figures, stats.skip_ratio])
             total.add(stats)
     per_sequence = [tokens.shape[1] - 1 - position for position in firsts]
-    return [
-        replace(
-            _quality(table, stats, n * len(tokens)),
-            kl_by_token=tuple(torch.cat(kl, dim=1)) if by_token else None,
-        )
-        for table, stats, n, kl in zip(tables, totals, per_sequence, kls, strict=True)
-    ]
+    found = [_quality(t, s, n * len(tokens)) for t, s, n in zip(tables, totals, per_sequence, strict=True)]
+    if not by_token:
+        return found
+    return [replace(quality, kl_by_token=tuple(torch.cat(kl, 1))) for quality, kl in zip(found, kls, strict=True)]
 
 
 def check_size(tokens: Tensor, first: int) -> None:

@@ -31,16 +31,10 @@ from ffnskip.hub import commit_of, hub_errors, reason
 from ffnskip.profiles.identity import architecture
 from ffnskip.profiles.schema import MOST_LAYERS, ModelInfo
 from ffnskip_cli.sources.demo import DEMO_MODEL_SHA256, demo_model_file
+from ffnskip_cli.sources.devices import check_device_map, parse_device, parse_dtype
 from ffnskip_cli.sources.names import looks_like_path, public_name
 
 DEMO_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_DTYPES: dict[str, torch.dtype | str] = {
-    "auto": "auto",
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-_DEVICE_MAPS = ("auto", "balanced", "sequential")
 _VOCABULARIES = ["tokenizer.json", "*.model", "*.tiktoken", "*vocab*"]
 _HUB_CONFIG = ["*config*.json"]
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt"]
@@ -99,8 +93,8 @@ def load_model(
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    torch_dtype, torch_device = _parse_dtype(dtype), _parse_device(device)
-    _check_device_map(device_map, device)
+    torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
+    check_device_map(device_map, device)
     located = _locate(name, revision, [*_HUB_FILES, *["*.py"] * trust_remote_code], offline)
     # Everything is on disk by now, except code that a model's config borrows from a second repository.
     options = {"trust_remote_code": trust_remote_code, "local_files_only": offline or not trust_remote_code}
@@ -135,45 +129,6 @@ def loadable_name(name: str, offline: bool) -> str:
     """What transformers itself loads a model by: its name, or for `demo` and GGUF files a folder with its weights."""
     in_gguf = name == "demo" or (name.lower().endswith(".gguf") and os.path.exists(name))
     return str(_locate_local(name, offline).folder) if in_gguf else name
-
-
-def _parse_dtype(name: str) -> torch.dtype | str:
-    if name not in _DTYPES:
-        raise FfnskipError(f"unknown dtype {name!r}: use one of {', '.join(_DTYPES)}")
-    return _DTYPES[name]
-
-
-def _parse_device(name: str) -> torch.device:
-    try:
-        device = pick_device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # an assertion is how torch says that it was built without CUDA
-        if out_of_memory(error):
-            raise
-        raise FfnskipError(f"device {name!r} cannot be used here: try auto") from error
-    return device
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that `name` stands for; `auto` is cuda if there is one, or else cpu.
-
-    Of several CUDA devices, each process that torchrun starts on a machine takes its own.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    rank = os.environ.get("LOCAL_RANK", "")
-    if name == "cuda" and rank.isdecimal() and torch.cuda.device_count() > 1:
-        return torch.device("cuda", int(rank) % torch.cuda.device_count())
-    return torch.device(name)
-
-
-def _check_device_map(device_map: str | None, device: str) -> None:
-    if device_map is None:
-        return
-    if device_map not in _DEVICE_MAPS:
-        raise FfnskipError(f"unknown device map {device_map!r}: use one of {', '.join(_DEVICE_MAPS)}")
-    if device != "auto":
-        raise FfnskipError(f"--device-map {device_map} chooses the devices itself: leave --device {device} out")
 
 
 def _locate(name: str, revision: str | None, files: list[str], offline: bool) -> _Located:

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertForMaskedLM, LlamaModel, T5Config, T5Fo
 
 from ffnskip.files import sha256_file
 from ffnskip_cli.sources import demo
-from ffnskip_cli.sources.models import LoadedModel, load_model, pick_device
+from ffnskip_cli.sources.devices import pick_device
+from ffnskip_cli.sources.models import LoadedModel, load_model
 from ffnskip_cli.sources.names import public_name
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
