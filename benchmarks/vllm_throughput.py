@@ -2,8 +2,8 @@
 
     python benchmarks/vllm_throughput.py FOLDER profile.yaml
 
-prints JSON. FOLDER holds a model in Hugging Face's format. It needs an environment with vLLM (docs/vllm.md). Engines take
-turns, one at a time; on a CPU their settings come from vLLM's own variables, such as VLLM_CPU_KVCACHE_SPACE.
+prints JSON. FOLDER holds a model in Hugging Face's format. It needs an environment with vLLM (docs/vllm.md). Engines
+take turns, one at a time; on a CPU their settings come from vLLM's own variables, such as VLLM_CPU_KVCACHE_SPACE.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ _CHUNK, _BLOCK = 64, 32  # tokens of a pass and of a block of the cache: so smal
 def main(
     folder: Annotated[Path, typer.Argument(help="The model.")],
     profile: Annotated[Path, typer.Argument(help="Its profile.")],
-    dtype: Annotated[str, typer.Option(help="Precision of the throughput; tokens are compared in float32.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the throughput; tokens are compared in float32.")
+    ] = "float32",
     requests: Annotated[str, typer.Option(help="Requests at once.")] = "1,8,32",
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each.")] = 128,
     rounds: Annotated[int, typer.Option(help="How often each engine takes its turn.")] = 2,

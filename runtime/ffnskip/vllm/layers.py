@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -45,8 +45,8 @@ def refuse_rule(profile: Profile) -> None:
     """Raise UnsupportedModelError for a rule that cannot be had here."""
     if profile.skip.by.reads == "output":
         raise UnsupportedModelError(
-            f"The rule {profile.skip.rule} compares an FFN's output with the stream, which vLLM adds up elsewhere: use a "
-            "profile of the rule price or predicted-damage."
+            f"The rule {profile.skip.rule} compares an FFN's output with the stream, which vLLM adds up elsewhere: use "
+            "a profile of the rule price or predicted-damage."
         )
 
 
@@ -81,7 +81,9 @@ def put_on(
 def _skip(layer: nn.Module, index: int, walk: Walk, compensator: Compensator) -> None:
     mlp = layer.get_submodule("mlp")
     ffn = SkippableFFN(
-        FFNSite(layer, (mlp,), "chain", norm_before=None, norm_after=getattr(layer, "post_feedforward_layernorm", None)),
+        FFNSite(
+            layer, (mlp,), "chain", norm_before=None, norm_after=getattr(layer, "post_feedforward_layernorm", None)
+        ),
         index,
         walk,
         compensator,
@@ -116,8 +118,8 @@ def _behind(forward: Callable[[Tensor], object], place: str, x: Tensor) -> objec
 
 def _part(layer: nn.Module, role: str) -> Part:
     """This rank's share of the inputs of a role, whose matrices vLLM has fused into one."""
-    matrix = layer.get_submodule(_MATRICES[role])
-    return Part(role, (matrix,), int(matrix.input_size_per_partition), 2 * int(matrix.output_size_per_partition))
+    matrix: Any = layer.get_submodule(_MATRICES[role])
+    return Part(role, (matrix,), matrix.input_size_per_partition, 2 * matrix.output_size_per_partition)
 
 
 def _share(limit: Tensor, part: Part, rank: int, ranks: int) -> Tensor:

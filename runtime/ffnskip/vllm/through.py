@@ -2,8 +2,8 @@
 
 What a profile does depends on the data: it looks at its tokens and runs what does not skip. torch.compile can trace no
 such thing and a CUDA graph can hold none, so both see one opaque operator, at which vLLM cuts its graphs
-(`splitting_ops`). It writes into a tensor that it is given, as vLLM's attention does: the graph that follows is recorded
-with the addresses that it reads.
+(`splitting_ops`). It writes into a tensor that it is given, as vLLM's attention does: a recorded graph reads from fixed
+addresses.
 """
 
 from __future__ import annotations
