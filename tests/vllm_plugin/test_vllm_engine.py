@@ -13,6 +13,7 @@ from ffnskip import Decoder, Profile
 from ffnskip.profiles.profile import save_profile
 from ffnskip.profiles.schema import Compensation
 from ffnskip.rules.predicted_damage import PROBE_BIAS
+from ffnskip.vllm.through import OPERATOR, put, through
 
 vllm = pytest.importorskip("vllm", reason="needs vLLM: docs/vllm.md")
 
@@ -81,3 +82,17 @@ def test_what_cannot_be_had_is_said_before_a_model_is_loaded(tmp_path: Path) -> 
     model.save_pretrained(folder := tmp_path / "model")
     with pytest.raises(Exception, match="In vLLM there are profiles for"):
         vllm.LLM(str(folder), skip_tokenizer_init=True, additional_config={"ffnskip_profile": str(path)})
+
+
+def test_graphs_are_cut_at_the_operator() -> None:
+    from vllm.compilation.partition_rules import should_split
+
+    nodes: list[torch.fx.Node] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        nodes.extend(graph.graph.nodes)
+        return graph
+
+    put("here", lambda x: x)
+    torch.compile(lambda x: through(x + 1, "here") * 2, backend=keep, fullgraph=True)(torch.ones(2, 2))
+    assert sum(should_split(node, [OPERATOR]) for node in nodes) == 1

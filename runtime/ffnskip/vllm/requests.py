@@ -1,9 +1,9 @@
 """Which tokens of a batch were generated.
 
 An engine that batches continuously runs pieces of many requests at once: of one the next chunk of its prompt, of
-another its latest token. What is prompt is known by the position alone: a token was generated if it lies behind its request's
-prompt. So it does not matter in which chunks a prompt comes, how much of it a cache already holds, or whether a request
-was interrupted and its generated tokens run once more.
+another its latest token. What is prompt is known by the position alone: a token was generated if it lies behind its
+request's prompt. So it does not matter in which chunks a prompt comes, how much of it a cache already holds, or whether
+a request was interrupted and its generated tokens run once more.
 """
 
 from __future__ import annotations

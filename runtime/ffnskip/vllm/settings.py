@@ -65,6 +65,7 @@ def refuse(config: VllmConfig) -> None:
         "context parallelism": max(parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size) > 1,
         "dual batch overlap": parallel.enable_dbo,
         "elastic expert parallelism": parallel.enable_elastic_ep,
+        "quantized weights": model.quantization is not None,
         "LoRA": config.lora_config is not None,
         "speculative decoding": config.speculative_config is not None,
         "anything but generating text": model.runner_type != "generate",
