@@ -116,7 +116,7 @@ class SkippableFFN:
             output, extras = self.compensator.added(flat), [None] * self._extras(flat)
         else:
             rows, skipped = (~skipping).nonzero().squeeze(1), skipping.nonzero().squeeze(1)
-            ran = self._run(flat[None, rows])
+            ran = self._run(flat[rows].view(*[1] * (x.dim() - 2), len(rows), -1))
             f, *extras = (ran,) if isinstance(ran, Tensor) else ran
             f = f.view(len(rows), -1)
             self._observe(h, f, rows)
