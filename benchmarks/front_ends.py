@@ -3,13 +3,14 @@
     python benchmarks/front_ends.py --profile profiles/smollm2-135m-instruct/flops-0.15.yaml
 
 prints a table as Markdown. Prompts are the beginnings of documents of a text, decoded in float32 one after the other
-(`server, batched`: all at once, with continuous batching). `same` counts the prompts whose continuation is that of
+(`batched`: all at once, with continuous batching). `same` counts the prompts whose continuation is that of
 `Decoder`, the first row. Prompts are part of the time; loading is not. Front ends run one after the other, so speeds of
 a machine that others use as well are to be taken with care.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import openai
 import torch
@@ -46,6 +47,7 @@ def main(
     prompts: Annotated[int, typer.Option(help="How many.")] = 64,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each.")] = 32,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
+    vllm_python: Annotated[Path | None, typer.Option(help="Python of an environment with vLLM and ffnskip.")] = None,
 ) -> None:
     """Measure and print."""
     loaded = load_model(model, dtype="float32", device="cpu")
@@ -76,6 +78,15 @@ def main(
                 seconds = time.perf_counter() - start
             (ratio,) = re.findall(r"skip_ratio (\S+),", log.read_text())
         _row(name, loaded, answers, first, seconds, ratio)
+    if vllm_python is not None:
+        asked = {
+            "model": loadable_name(model, False),
+            "profile": str(profile),
+            "texts": texts,
+            "new_tokens": new_tokens,
+        }
+        for name, row in zip(("vLLM", "vLLM, batched"), by_vllm(vllm_python, asked), strict=True):
+            _row(name, loaded, row["answers"], first, row["seconds"], f"{row['ratio']:.4f}")
 
 
 def _row(name: str, loaded: LoadedModel, answers: list[str], first: list[str], seconds: float, ratio: str) -> None:
@@ -115,6 +126,17 @@ def by_pipeline(loaded: LoadedModel, profile: Path, texts: list[str], new_tokens
         pipe = pipeline("text-generation", model=loaded.model, tokenizer=loaded.tokenizer)
         outputs = pipe(texts, max_new_tokens=new_tokens, do_sample=False, return_full_text=False)
         return [output[0]["generated_text"] for output in outputs], applied.stats
+
+
+def by_vllm(python: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """One prompt at a time, then all at once, in another process; see `vllm_worker.py`."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer"
+        command = [str(python), str(Path(__file__).with_name("vllm_worker.py")), str(answer)]
+        with (Path(folder) / "log").open("w") as log:
+            subprocess.run(command, input=json.dumps(asked), text=True, stdout=log, stderr=log, check=True)
+        rows: list[dict[str, Any]] = json.loads(answer.read_text())
+        return rows
 
 
 @contextmanager
