@@ -268,9 +268,10 @@ def test_a_replayed_graph_gives_what_its_kernels_give_alone(rule: str) -> None:
 
 
 @needs_gpu
-def test_a_replay_does_not_wait_for_the_device() -> None:
+@pytest.mark.parametrize("rule", ["predicted-damage", "price"])
+def test_a_replay_does_not_wait_for_the_device(rule: str) -> None:
     model = model_of()
-    step = step_of(model, profile_of(model, "predicted-damage"))
+    step = step_of(model, profile_of(model, rule))
     read_prompt(model, step.cache)
     yes = torch.ones(BATCH, dtype=torch.bool)
     step(TEXT[:, PROMPT], RUNNING, yes, yes)

@@ -63,4 +63,4 @@ class PartsPass(CudaPass):
         self.never += self.counted & (self._left_out == 0).all(dim=1).all(dim=0)
         parts.left_out += self._left_out.sum(dim=2)
         ffns = (self._left_out * self._shares[:, None]).sum(dim=(0, 1)) / len(self._left_out)
-        parts.least.copy_(torch.minimum(parts.least, torch.where(self.counted, ffns, 1.0).min()))
+        parts.least.clamp_(max=ffns.masked_fill(~self.counted, 1.0).min())
