@@ -32,7 +32,7 @@ def lay_out(groups: Sequence[Sequence[nn.Module]], *, by_input: bool = False) ->
 
     Matrices lie row by row, one behind the other, which is fastest where all of them is read; or input by input, for
     each input one stretch with the weights of all outputs of the group, where single inputs are left out. The modules
-    are then transposed views, whose own products are as fast and bit-equal.
+    are then transposed views, whose own products on a CPU are as fast and bit-equal.
 
     On a CPU all of them go into huge pages: with pages of 4 KiB a product reads a quarter less per second, as the
     processor keeps looking up where the next page is. On a GPU each group that does not lie so is moved by itself.
