@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.factories import make_compensated
 from support.pico import dense_similarities, pico_model, pico_tokens
+from support.price import price_profile
 from support.triton_device import DEVICE
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -20,6 +21,7 @@ from ffnskip.errors import FfnskipError
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.cuda.cuda_step import CudaStep
 from ffnskip.fast.families import FAMILIES, fuse
+from ffnskip.fast.parts import leaves_out_parts
 from ffnskip.fast.skipping import fuse_profile
 from ffnskip.model.packed import pack_weights
 from ffnskip.profiles.identity import model_info
@@ -35,7 +37,7 @@ TEXT = pico_tokens(PROMPT + NEW, batch=BATCH).to(DEVICE)
 RUNNING = torch.zeros(BATCH, dtype=torch.bool)  # no row has ended
 MASK = torch.ones(BATCH, PROMPT + NEW, dtype=torch.long, device=DEVICE)
 MASK[1, :3] = 0  # the second prompt is shorter
-RULES = ("cosine", "predicted-damage")
+RULES = ("cosine", "predicted-damage", "price")
 
 
 @cache
@@ -44,7 +46,9 @@ def model_of(family: str = "llama") -> PreTrainedModel:
 
 
 def profile_of(model: PreTrainedModel, rule: str, kind: Any = "low-rank", **overrides: Any) -> Profile:
-    """Skips about half of the FFNs that it may."""
+    """Skips about half of the FFNs that it may, or leaves out about half of their parts."""
+    if rule == "price":
+        return price_profile(model, **{"cold_s": 0, "cold_e": LAYERS, **overrides})
     neurons = 6 if kind == "low-rank" and hasattr(model.model.layers[0].mlp, "gate_proj") else 0
     threshold = 1.0 if rule == "predicted-damage" else float(dense_similarities(model, TEXT)[:, :-1].quantile(0.5))
     settings = {"cold_s": 0, "cold_e": LAYERS, "warm_up": 0, "threshold": threshold, **overrides}
@@ -69,7 +73,7 @@ def expected(model: PreTrainedModel, profile: Profile | None) -> tuple[Tensor, S
 
 
 def step_of(model: PreTrainedModel, profile: Profile | None, capacity: int = PROMPT + NEW) -> CudaStep:
-    fused = fuse(model)
+    fused = fuse(model, by_input=leaves_out_parts(profile))
     skip = None if profile is None else fuse_profile(profile, fused.intermediate, DEVICE)
     return CudaStep(fused, KeyValueCache.allocate(fused, BATCH, capacity, model.dtype), skip)
 
@@ -104,7 +108,9 @@ def does_as_the_runtime(model: PreTrainedModel, profile: Profile, warm_up: int =
     step = step_of(model, profile)
     near(run(step, model, warm_up), logits)
     assert stats is not None
-    assert replace(counts_of(step), tokens=stats.tokens, warm_up_tokens=stats.warm_up_tokens) == stats
+    counts = replace(counts_of(step), tokens=stats.tokens, warm_up_tokens=stats.warm_up_tokens)
+    for name, value in asdict(counts).items():
+        assert value == pytest.approx(getattr(stats, name), rel=1e-12), name
     return stats
 
 
@@ -123,7 +129,8 @@ def test_without_a_profile_it_is_the_model(family: str) -> None:
 def test_with_a_profile_it_skips_what_the_runtime_skips(family: str, rule: str) -> None:
     model = model_of(family)
     stats = does_as_the_runtime(model, profile_of(model, rule))
-    assert 0 < sum(stats.skipped) < LAYERS * BATCH * NEW
+    assert 0.05 < stats.skip_ratio < 0.95
+    assert (stats.attention_flops > 0) == (rule == "price")
 
 
 @pytest.mark.parametrize("kind", ["none", "mean", "linear"])
@@ -145,6 +152,53 @@ def test_a_trigger_skips_as_many_ffns_as_the_window_says() -> None:
         step = step_of(model, profile_of(model, "cosine", "none", window=window, threshold=-1.0))
         run(step, model)
         assert counts_of(step).skipped == skipped
+
+
+def test_tokens_of_the_warm_up_and_layers_outside_of_the_region_leave_nothing_out() -> None:
+    model = model_of()
+    stats = does_as_the_runtime(model, profile_of(model, "price", warm_up=1, cold_s=1, cold_e=2), warm_up=1)
+    assert stats.checked == [0, BATCH * (NEW - 1), 0]
+    assert [left_out > 0 for left_out in stats.left_out] == [False, True, False]
+    assert 0 < stats.least < 1 / LAYERS
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e9])
+def test_everything_and_nothing_can_be_left_out(threshold: float) -> None:
+    model = model_of("qwen2")  # with biases, which are added whatever is left out
+    stats = does_as_the_runtime(model, profile_of(model, "price", threshold=threshold))
+    assert stats.skip_ratio == stats.least == pytest.approx(float(threshold > 0))
+    assert (stats.never_skipped > 0) == (threshold == 0)
+
+
+def test_a_counted_token_that_may_leave_nothing_out_is_the_worst_case() -> None:
+    model = model_of()
+    step = step_of(model, profile_of(model, "price"))
+    read_prompt(model, step.cache)
+    step(TEXT[:, PROMPT], RUNNING, ~RUNNING, torch.tensor([True, False]))
+    counts = counts_of(step)
+    assert (counts.least, counts.never_skipped, counts.checked) == (0.0, 1, [1] * LAYERS)
+
+
+def test_a_row_that_has_ended_changes_nothing_for_the_others() -> None:
+    model = model_of()
+    profile = profile_of(model, "price")
+    logits, counts = [], []
+    for ended in (False, True):
+        step = step_of(model, profile)
+        read_prompt(model, step.cache)
+        running = torch.tensor([True, False])
+        logits.append(step(TEXT[:, PROMPT], torch.tensor([False, ended]), running, running)[0].clone())
+        counts.append(counts_of(step))
+    near(*logits)
+    assert counts[0] == counts[1]
+
+
+def test_int8_weights_are_read_input_by_input() -> None:
+    model = pico_model(**SIZES).to(DEVICE)
+    pack_weights(model, "int8")
+    wanted = expected(model, None)[0]
+    fused = fuse(model, by_input=True)
+    near(run(CudaStep(fused, KeyValueCache.allocate(fused, BATCH, PROMPT + NEW, model.dtype), None), model), wanted)
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
@@ -214,9 +268,10 @@ def test_a_replayed_graph_gives_what_its_kernels_give_alone(rule: str) -> None:
 
 
 @needs_gpu
-def test_a_replay_does_not_wait_for_the_device() -> None:
+@pytest.mark.parametrize("rule", ["predicted-damage", "price"])
+def test_a_replay_does_not_wait_for_the_device(rule: str) -> None:
     model = model_of()
-    step = step_of(model, profile_of(model, "predicted-damage"))
+    step = step_of(model, profile_of(model, rule))
     read_prompt(model, step.cache)
     yes = torch.ones(BATCH, dtype=torch.bool)
     step(TEXT[:, PROMPT], RUNNING, yes, yes)

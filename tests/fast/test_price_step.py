@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ffnskip import Decoder, Profile, SkipStats, pack_weights
 from ffnskip.fast.families import FAMILIES, fuse
-from ffnskip.fast.layout import input_stretch
+from ffnskip.fast.layout import input_stretch, lay_out
 
 pytestmark = needs_compiler
 
@@ -119,6 +119,16 @@ def test_the_modules_are_views_of_matrices_that_lie_input_by_input(name: str, pa
         assert group[0].data.untyped_storage().data_ptr() in storages
     assert torch.equal(layer.gate_up.data, torch.cat([layer.gate.data, layer.up.data]))
     assert fused.head.data.is_contiguous()
+
+
+@pytest.mark.parametrize("by_input", [True, False])
+def test_elsewhere_than_on_a_cpu_each_group_that_lies_otherwise_is_moved(by_input: bool) -> None:
+    group = [nn.Linear(6, rows, device="meta") for rows in (4, 2, 2)]
+    lay_out([group], by_input=not by_input)
+    lay_out([group], by_input=by_input)
+    assert [input_stretch(linear.weight) for linear in group] == [8 * by_input] * 3
+    assert [linear.weight.storage_offset() for linear in group] == ([0, 4, 6] if by_input else [0, 24, 36])
+    assert {linear.weight.untyped_storage().nbytes() for linear in group} == {8 * 6 * 4}
 
 
 def test_dense_decoders_and_others_may_take_turns_on_a_model(tmp_path: Path) -> None:

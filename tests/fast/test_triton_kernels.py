@@ -1,14 +1,12 @@
 """Each Triton kernel against plain float64; buffers, and weights that nobody needs, are poisoned with NaN."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.triton_device import DEVICE, NAN, Draw, blank, near, normed
+from support.triton_device import ACTIVATIONS, DEVICE, NAN, Draw, blank, interpreted, near, normed, times, watched_loads
 from torch import Tensor
 
 from ffnskip.fast.cuda import kernels, kernels_stream
@@ -21,20 +19,7 @@ BATCHES = (1, 3, 16)
 # Of 3 and of 16 rows, and of the only one.
 SKIPS = {1: ([0], [1]), 3: ([0, 0, 0], [1, 1, 1], [0, 1, 0]), 16: ([0] * 16, [1] * 16, [0] * 15 + [1])}
 MIXES = [(batch, skip) for batch in BATCHES for skip in SKIPS[batch]]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-}
 HIDDEN, INTERMEDIATE, RANK, OWN = 32, 80, 5, 7  # no multiples of the blocks
-
-
-def times(matrix: Matrix | None, x: Tensor) -> Tensor:
-    """``[batch, rows]`` float64; nothing for no matrix."""
-    if matrix is None:
-        return torch.zeros(1, dtype=torch.float64, device=DEVICE)
-    product = x.double() @ matrix.unpack(torch.float32).double().T
-    return product if matrix.bias is None else product + matrix.bias
 
 
 def poisoned(matrix: Matrix, keep: Tensor | None = None) -> Matrix:
@@ -131,41 +116,22 @@ def test_contract_gives_each_row_its_ffn_or_its_compensation(format: Format, bat
     near(y, expected)
 
 
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Matrix], bool]:
-    """Tells whether any number of a matrix has been read by a kernel so far."""
-    interpreter = pytest.importorskip("triton.runtime.interpreter")
-    addresses: list[np.ndarray] = []
-    load = interpreter.InterpreterBuilder.create_masked_load
-
-    def watched(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
-        addresses.append(pointers.data[mask.data].ravel())
-        return load(self, pointers, mask, *rest)
-
-    def was_read(matrix: Matrix) -> bool:
-        seen, begin = np.concatenate(addresses), matrix.data.data_ptr()
-        return bool(((begin <= seen) & (seen < begin + matrix.data.nbytes)).any())
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", watched)
-    return was_read
-
-
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU does not tell what it reads")
+@interpreted
 @pytest.mark.parametrize(("batch", "skip"), MIXES)
-def test_weights_that_no_row_needs_are_never_read(read: Callable[[Matrix], bool], batch: int, skip: list[int]) -> None:
+def test_weights_that_no_row_needs_are_never_read(batch: int, skip: list[int]) -> None:
     draw = Draw()
     gate_up, down, first = draw.matrix(2 * INTERMEDIATE, HIDDEN), draw.matrix(HIDDEN, 96), draw.matrix(RANK, HIDDEN)
     second, neurons_down = draw.matrix(HIDDEN, RANK), draw.matrix(HIDDEN, OWN)
     neurons = torch.zeros(OWN, dtype=torch.int32)
     added = FusedCompensation(None, 0.0, first, second, neurons, neurons_down, draw(HIDDEN))
     z, b = draw(batch, RANK), draw(batch, OWN)
-    kernels.activate(
-        gate_up, "silu", draw(batch, HIDDEN), blank(batch, INTERMEDIATE), kernels.Skipping(flags(skip), added, z, b)
-    )
-    kernels.contract(down, draw(batch, 96), blank(batch, HIDDEN), kernels.Skipping(flags(skip), added, z, b))
-    ffn = [gate_up[1:INTERMEDIATE], down]  # the neuron of row 0 runs for the compensation, too
-    assert [read(matrix) for matrix in ffn] == [not all(skip)] * 2
-    assert [read(matrix) for matrix in (first, second, neurons_down)] == [any(skip)] * 3
+    x, skipping = draw(batch, HIDDEN), kernels.Skipping(flags(skip), added, z, b)
+    with watched_loads() as was_read:
+        kernels.activate(gate_up, "silu", x, blank(batch, INTERMEDIATE), skipping)
+        kernels.contract(down, draw(batch, 96), blank(batch, HIDDEN), skipping)
+    ffn = [gate_up.data[1:INTERMEDIATE], down.data]  # the neuron of row 0 runs for the compensation, too
+    assert [was_read(weights) for weights in ffn] == [not all(skip)] * 2
+    assert [was_read(matrix.data) for matrix in (first, second, neurons_down)] == [any(skip)] * 3
 
 
 @pytest.mark.parametrize("of", ["bias", "second", "neurons"])

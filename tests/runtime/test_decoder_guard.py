@@ -66,13 +66,18 @@ def replace_a_matrix(model: PreTrainedModel) -> None:
     matrix.weight = nn.Parameter(torch.randn_like(matrix.weight))
 
 
+def share_a_matrix(model: PreTrainedModel) -> None:
+    layers = model.model.layers
+    layers[3].mlp.down_proj.weight.data = layers[2].mlp.down_proj.weight.data
+
+
 def convert(model: PreTrainedModel) -> None:
     model.double().float()
     model.model.layers[3].mlp.down_proj.weight.data.neg_()
 
 
 @needs_compiler
-@pytest.mark.parametrize("change", [scale_a_norm, load_others, replace_a_matrix, convert])
+@pytest.mark.parametrize("change", [scale_a_norm, load_others, replace_a_matrix, share_a_matrix, convert])
 @torch.no_grad()
 def test_changed_weights_are_read_anew(change: Callable[[PreTrainedModel], None]) -> None:
     model = pico_model()

@@ -1,5 +1,11 @@
 """Where tests run Triton kernels: on the GPU, or else on the CPU in Triton's interpreter (`conftest.py` sees to it)."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +16,12 @@ from ffnskip.model.matrix import Format, Matrix, pack, plain
 pytest.importorskip("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NAN = float("nan")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+interpreted = pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU does not tell what it reads")
 
 
 class Draw:
@@ -38,3 +50,30 @@ def near(result: Tensor, expected: Tensor) -> None:
 
 def normed(x: Tensor, weight: Tensor | None) -> Tensor:
     return x if weight is None else F.rms_norm(x.double(), x.shape[-1:], weight.double(), eps=1e-6)
+
+
+def times(matrix: Matrix | None, x: Tensor) -> Tensor:
+    """``[batch, rows]`` float64; nothing for no matrix."""
+    if matrix is None:
+        return torch.zeros(1, dtype=torch.float64, device=DEVICE)
+    product = x.double() @ matrix.unpack(torch.float32).double().T
+    return product if matrix.bias is None else product + matrix.bias
+
+
+@contextmanager
+def watched_loads() -> Iterator[Callable[[Tensor], bool]]:
+    """Tells of memory, whose numbers lie without a gap, whether any of it has been read by a kernel so far."""
+    builder = pytest.importorskip("triton.runtime.interpreter").InterpreterBuilder
+    addresses: list[np.ndarray] = []
+    load = builder.create_masked_load
+
+    def watched(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        addresses.append(pointers.data[mask.data].ravel())
+        return load(self, pointers, mask, *rest)
+
+    def was_read(tensor: Tensor) -> bool:
+        seen, begin = np.concatenate(addresses), tensor.data_ptr()
+        return bool(((begin <= seen) & (seen < begin + tensor.nbytes)).any())
+
+    with patch.object(builder, "create_masked_load", watched):
+        yield was_read

@@ -12,17 +12,17 @@ import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ffnskip.model.matrix import Matrix
 from ffnskip.model.packed import PackedLinear
 
 _ALIGNMENT = 64  # bytes, a cache line
 _MADV_PAGEOUT = 21  # Linux; Python's mmap has no name for it
-_arenas: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by address, as long as a tensor lies in them
+_addresses = WeakTensorKeyDictionary()  # where each tensor was moved to
 
 
 @torch.inference_mode(False)  # or the model could never be trained again
@@ -32,32 +32,35 @@ def lay_out(groups: Sequence[Sequence[nn.Module]], *, by_input: bool = False) ->
 
     Matrices lie row by row, one behind the other, which is fastest where all of them is read; or input by input, for
     each input one stretch with the weights of all outputs of the group, where single inputs are left out. The modules
-    are then transposed views, whose own products are as fast and bit-equal.
+    are then transposed views, whose own products on a CPU are as fast and bit-equal.
 
     On a CPU all of them go into huge pages: with pages of 4 KiB a product reads a quarter less per second, as the
-    processor keeps looking up where the next page is. On a GPU each group is moved by itself.
+    processor keeps looking up where the next page is. On a GPU each group that does not lie so is moved by itself.
 
     Args:
         groups: layers of one model on one device, `nn.Linear` or `PackedLinear`, in the order in which they are read.
-        by_input: which of the two, on a CPU; elsewhere row by row.
+        by_input: which of the two.
     """
     stretches = [stretch for group in groups for stretch in _stretches(group)]
-    if stretches[0][0].device.type != "cpu":
-        for stretch in stretches:
-            _join(stretch)
-        return
-    if all(_lies(stretch, by_input) for stretch in stretches):
+    device = stretches[0][0].device
+    moving = [stretch for stretch in stretches if not _lies(stretch, by_input)]
+    if not moving:
         return  # laid out before
     for linear in (linear for group in groups for linear in group if by_input):
         if _whole not in linear._state_dict_hooks.values():
             linear.register_state_dict_post_hook(_whole)
-    arena = _Arena(sum(tensor.nbytes + _ALIGNMENT for stretch in stretches for tensor in stretch))
-    files = _mapped_files()
-    for stretch in stretches:
+    arena, files = None, []
+    if device.type == "cpu":
+        moving, files = stretches, _mapped_files()
+        arena = _Arena(sum(tensor.nbytes + _ALIGNMENT for stretch in stretches for tensor in stretch))
+    for stretch in moving:
         old = [tensor.data for tensor in stretch]
-        copies = arena.copy_by_input(old) if by_input and old[0].dim() == 2 else arena.copy_rows(old)
+        nbytes = sum(tensor.nbytes for tensor in old)
+        memory = arena.take(nbytes) if arena else torch.empty(nbytes, dtype=torch.uint8, device=device)
+        copies = _copies(old, memory.view(old[0].dtype), by_input and old[0].dim() == 2)
         for tensor, before, copy in zip(stretch, old, copies, strict=True):
             tensor.data = copy
+            _addresses[tensor] = copy.data_ptr()
             _forget_pages(before, files)
 
 
@@ -74,7 +77,7 @@ def input_stretch(weight: Tensor) -> int:
 def together(matrices: Sequence[Matrix | None]) -> list[Matrix | None]:
     """Copies of the matrices in huge pages, one behind the other."""
     arena = _Arena(sum(matrix.nbytes + 2 * _ALIGNMENT for matrix in matrices if matrix) + _ALIGNMENT)
-    return [matrix and matrix.map(lambda tensor: arena.copy(tensor, aligned=True)) for matrix in matrices]
+    return [matrix and matrix.map(arena.copy) for matrix in matrices]
 
 
 def _stretches(group: Sequence[nn.Module]) -> list[list[Tensor]]:
@@ -86,14 +89,16 @@ def _stretches(group: Sequence[nn.Module]) -> list[list[Tensor]]:
     return [[linear.weight for linear in group if isinstance(linear, nn.Linear)]]
 
 
-def _join(tensors: list[Tensor]) -> None:
-    ends = [tensor.data_ptr() + tensor.nbytes for tensor in tensors]
-    plain = all(tensor.is_contiguous() for tensor in tensors)  # a model may come from a CPU, laid out input by input
-    if plain and all(tensor.data_ptr() == end for tensor, end in zip(tensors[1:], ends, strict=False)):
-        return
-    whole = torch.cat([tensor.data for tensor in tensors])
-    for tensor, part in zip(tensors, whole.split([len(tensor) for tensor in tensors]), strict=True):
-        tensor.data = part
+def _copies(tensors: Sequence[Tensor], memory: Tensor, by_input: bool) -> list[Tensor]:
+    """Copies that fill some memory: one behind the other, or side by side in stretches, one for each column."""
+    if by_input:
+        copies = list(memory.view(tensors[0].shape[1], -1).T.split([len(tensor) for tensor in tensors]))
+    else:
+        parts = memory.split([tensor.numel() for tensor in tensors])
+        copies = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor)
+    return copies
 
 
 class _Arena:
@@ -107,39 +112,31 @@ class _Arena:
             memory = mmap.mmap(-1, nbytes)
         self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
         self._used = 0
-        _arenas[self._bytes.data_ptr()] = memory
 
-    def copy(self, tensor: Tensor, *, aligned: bool) -> Tensor:
-        return self._take(tensor.nbytes, aligned).view(tensor.dtype).view(tensor.shape).copy_(tensor)
-
-    def _take(self, nbytes: int, aligned: bool) -> Tensor:
-        if aligned:
-            self._used = -(-self._used // _ALIGNMENT) * _ALIGNMENT
-        begin, self._used = self._used, self._used + nbytes
+    def take(self, nbytes: int) -> Tensor:
+        """The next so many bytes, from the beginning of a cache line on."""
+        begin = -(-self._used // _ALIGNMENT) * _ALIGNMENT
+        self._used = begin + nbytes
         return self._bytes[begin : self._used]
 
-    def copy_rows(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Copies, one behind the other."""
-        return [self.copy(tensor, aligned=index == 0) for index, tensor in enumerate(tensors)]
-
-    def copy_by_input(self, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """Transposed views ``[rows, columns]`` of copies that lie side by side in stretches, one for each column."""
-        whole = self._take(sum(matrix.nbytes for matrix in matrices), aligned=True).view(matrices[0].dtype)
-        whole = whole.view(matrices[0].shape[1], -1)
-        views = list(whole.T.split([len(matrix) for matrix in matrices]))
-        for view, matrix in zip(views, matrices, strict=True):
-            view.copy_(matrix)
-        return views
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A copy behind what has been taken so far."""
+        return self.take(tensor.nbytes).view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
-def in_arena(tensor: Tensor) -> bool:
-    """Whether it was moved by `lay_out`."""
-    return tensor.untyped_storage().data_ptr() in _arenas
+def laid_out(tensor: Tensor) -> bool:
+    """Whether it lies where `lay_out` moved it to."""
+    return bool(_addresses.get(tensor) == tensor.data_ptr())
 
 
 def _lies(stretch: Sequence[Tensor], by_input: bool) -> bool:
-    """Whether tensors that belong next to each other have been laid out so already."""
-    return all(map(in_arena, stretch)) and all(bool(input_stretch(t)) == (by_input and t.dim() == 2) for t in stretch)
+    """Whether tensors lie as they should already: next to each other, and on a CPU in huge pages."""
+    if stretch[0].device.type == "cpu" and not all(map(laid_out, stretch)):
+        return False
+    apart = sum(map(len, stretch)) if by_input and stretch[0].dim() == 2 else 0
+    ends = [tensor.data_ptr() + len(tensor) * tensor.stride(0) * tensor.element_size() for tensor in stretch]
+    adjacent = all(tensor.data_ptr() == end for tensor, end in zip(stretch[1:], ends, strict=False))
+    return adjacent and all(input_stretch(tensor) == apart for tensor in stretch)
 
 
 def _mapped_files() -> list[tuple[int, int]]:

@@ -27,8 +27,6 @@ def leaves_out_parts(profile: Profile | None) -> bool:
 
 def refuse_parts(model: PreTrainedModel) -> None:
     """Raise UnsupportedModelError where no step leaves out parts, before anything of the model is moved."""
-    if model.device.type != "cpu":
-        raise UnsupportedModelError("The rule price has a fused decode step on a CPU only.")
     if any(isinstance(module, PackedLinear) and module.format == "int4" for module in model.modules()):
         raise UnsupportedModelError(
             "The rule price has no fused decode step for int4 weights: two inputs share a byte of them."
@@ -50,7 +48,7 @@ class PartCounts:
     """What a step counts of parts that are left out.
 
     Attributes:
-        left_out: ``[layers, roles]`` int64, inputs that were left out.
+        left_out: ``[layers, roles]`` int64, inputs that were left out; on the model's device, as is `least`.
         least: ``[1]`` float64, see `SkipStats`.
         shares: of an FFN's FLOPs, that one input is, in the order of `ROLES`; 0 for attention's.
     """
@@ -64,14 +62,14 @@ class PartCounts:
         ]
         of_ffn = [n * width if role in FFN_ROLES else 0 for role, n, width in zip(ROLES, flops, widths, strict=True)]
         self.shares = [whole / sum(of_ffn) / width for whole, width in zip(of_ffn, widths, strict=True)]
-        self.left_out = torch.zeros(len(model.layers), len(ROLES), dtype=torch.int64, device="cpu")
-        self.least = torch.ones(1, dtype=torch.float64, device="cpu")
+        self.left_out = torch.zeros(len(model.layers), len(ROLES), dtype=torch.int64, device=model.device)
+        self.least = torch.ones(1, dtype=torch.float64, device=model.device)
 
     def drain(self, stats: SkipStats) -> None:
         """Move them to `stats`."""
-        counted = self.left_out.double()
-        ffns = (counted @ torch.tensor(self.shares, dtype=torch.float64, device="cpu")).tolist()
-        flops = int((self.left_out * torch.tensor(self._attention_flops, device="cpu")).sum())
+        counted = self.left_out.cpu()
+        ffns = (counted.double() @ torch.tensor(self.shares, dtype=torch.float64, device="cpu")).tolist()
+        flops = int((counted * torch.tensor(self._attention_flops, device="cpu")).sum())
         stats.add(SkipStats(stats.n_layers, left_out=ffns, attention_flops=flops, least=float(self.least)))
         self.left_out.zero_()
         self.least.fill_(1.0)

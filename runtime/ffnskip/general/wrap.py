@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 def refuse_second_profile(model: PreTrainedModel) -> None:
     """Raise FfnskipError when the model has a profile on, or is accelerated."""
-    if getattr(model.__dict__.get("forward"), "stands_in", False):
-        raise FfnskipError("The model is accelerated, or has a profile on, already: take that off with remove() first.")
     if any(skippable(module) or is_thinned(module) for module in model.modules()):
         raise FfnskipError("The model already has a profile on: take it off with remove() first.")
+    if getattr(model.__dict__.get("forward"), "stands_in", False):
+        raise FfnskipError("The model is accelerated already: take that off with remove() first.")
 
 
 class Applied:

@@ -19,6 +19,7 @@ from ffnskip.fast.cuda import kernels, kernels_attention, kernels_stream
 from ffnskip.fast.fused_model import FusedLayer, FusedModel
 from ffnskip.fast.skipping import FusedSkip
 from ffnskip.model.matrix import Matrix
+from ffnskip.stats import SkipStats
 
 INTERPRETED = kernels.INTERPRETED
 
@@ -27,11 +28,12 @@ class CudaPass:
     """The buffers of a step, and the launches that fill them.
 
     Attributes:
-        tokens: ``[batch]`` int64, `counted` and `allowed` ``[batch]`` bool: what comes in.
+        tokens: ``[batch]`` int64, `ended`, `counted` and `allowed` ``[batch]`` bool: what comes in.
         logits: ``[batch, vocabulary]`` float32: what comes out.
         position: ``[1]`` int64, the slot of the next token; one more after each pass.
         per_layer: ``[3, n_layers, batch]`` int64: rows skipped, checked and skipped first so far.
         never: ``[batch]`` int64, tokens without a skip so far.
+        state: what a pass goes on from.
     """
 
     def __init__(self, model: FusedModel, cache: KeyValueCache, skip: FusedSkip | None) -> None:
@@ -43,11 +45,12 @@ class CudaPass:
             return torch.zeros(shape, dtype=dtype, device=model.device)
 
         self.tokens = buffer(batch, dtype=torch.int64)
-        self.counted, self.allowed = (buffer(batch, dtype=torch.bool) for _ in range(2))
+        self.ended, self.counted, self.allowed = (buffer(batch, dtype=torch.bool) for _ in range(3))
         self.logits = buffer(batch, model.vocabulary)
         self.position = buffer(1, dtype=torch.int64)
         self.per_layer = buffer(3, n_layers, batch, dtype=torch.int64)
         self.never = buffer(batch, dtype=torch.int64)
+        self.state = [self.position, self.per_layer, self.never]
         self._h, self._x, self._y = (buffer(batch, model.hidden) for _ in range(3))
         # Stacked now: what is not side by side is copied once, and not with every token.
         self._qkv_matrices = [layer.qkv for layer in model.layers]
@@ -83,13 +86,19 @@ class CudaPass:
         self._count()
         self.position.add_(1)
 
+    def drain(self, stats: SkipStats) -> None:
+        """Move what was counted to `stats`; waits for the device."""
+        stats.add_counts(self.per_layer.sum(dim=2).tolist(), int(self.never.sum()))
+        self.per_layer.zero_()
+        self.never.zero_()
+
     def _launch_attention(self, index: int, layer: FusedLayer) -> None:
         """From the normed stream in `_x` to the block's output in `_y`."""
         model = self._model
         cache = kernels_attention.LayerCache(
             self._cache.keys[index], self._cache.values[index], self.position, self._cache.starts
         )
-        kernels.project(self._qkv_matrices[index], self._x, self._qkv)
+        self._project(index, "attention_input", self._qkv_matrices[index], self._x, self._qkv)
         kernels_attention.rotate(
             self._qkv,
             self._q,
@@ -105,14 +114,16 @@ class CudaPass:
             self._q, cache, self._partial, self._weight, window=layer.window, cap=model.attention_cap
         )
         kernels_attention.merge(self._partial, self._weight, self._attended)
-        kernels.project(layer.out, self._attended, self._y)
+        self._project(index, "attention_output", layer.out, self._attended, self._y)
+
+    def _project(self, index: int, role: str, matrix: Matrix, x: Tensor, y: Tensor) -> None:
+        """``y = matrix x`` in attention, for inputs of a role (`ffnskip.model.parts`) in a layer."""
+        kernels.project(matrix, x, y)
 
     def _launch_ffn(self, index: int, layer: FusedLayer) -> None:
         """From attention's output in `_y` to the normed stream that the next layer, or the head, reads in `_x`."""
         model, skip = self._model, self._skip
-        following = model.layers[index + 1].norm_attention if index + 1 < len(model.layers) else model.norm
-        entering: dict[str, Any] = {"after": layer.after_attention, "norm": layer.norm_ffn, "eps": model.eps}
-        leaving: dict[str, Any] = {"after": layer.after_ffn, "norm": following, "eps": model.eps}
+        entering, leaving = self._norms(index, layer)
         skipping = None
         if skip is not None and skip.cold_s <= index < skip.cold_e:
             compensation, rows = skip.layers[index - skip.cold_s], self._skipping[index]
@@ -127,6 +138,15 @@ class CudaPass:
         kernels.activate(self._gate_up_matrices[index], model.activation, self._x, self._a, skipping)
         kernels.contract(layer.down, self._a, self._y, skipping)
         kernels_stream.leave_ffn(self._h, self._y, self._x, **leaving)
+
+    def _norms(self, index: int, layer: FusedLayer) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `enter_ffn` and `leave_ffn` need to know of a layer's norms and those of the next."""
+        model = self._model
+        following = model.layers[index + 1].norm_attention if index + 1 < len(model.layers) else model.norm
+        return (
+            {"after": layer.after_attention, "norm": layer.norm_ffn, "eps": model.eps},
+            {"after": layer.after_ffn, "norm": following, "eps": model.eps},
+        )
 
     def _count(self) -> None:
         skip = self._skip

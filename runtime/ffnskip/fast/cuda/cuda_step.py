@@ -13,6 +13,7 @@ from torch import Tensor
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.fused_model import FusedModel
+from ffnskip.fast.layout import input_stretch
 from ffnskip.fast.skipping import FusedSkip
 from ffnskip.fast.step import MAX_BATCH
 from ffnskip.stats import SkipStats
@@ -37,6 +38,7 @@ class CudaStep:
 
     def __init__(self, model: FusedModel, cache: KeyValueCache, skip: FusedSkip | None) -> None:
         try:
+            from ffnskip.fast.cuda.cuda_parts import PartsPass
             from ffnskip.fast.cuda.cuda_pass import INTERPRETED, CudaPass
         except ImportError as error:
             raise UnsupportedModelError("The decode step on a GPU needs Triton: pip install triton.") from error
@@ -50,7 +52,8 @@ class CudaStep:
         self._expected = 0  # the cache's length after the latest step, which the position on the device equals
         self._on_device = torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext()
         with self._on_device, torch.inference_mode(False):  # or the buffers could not be written outside of it
-            self._pass = CudaPass(model, cache, skip)
+            by_input = input_stretch(model.layers[0].gate.data) > 0
+            self._pass = (PartsPass if by_input else CudaPass)(model, cache, skip)
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, ended: Tensor, counted: Tensor, allowed: Tensor) -> Tensor:
@@ -59,6 +62,7 @@ class CudaStep:
             raise FfnskipError(f"The key-value cache is full: it holds {self.cache.capacity} tokens.")
         # Copies this small do not wait for the device, wherever they come from.
         self._pass.tokens.copy_(tokens, non_blocking=True)
+        self._pass.ended.copy_(ended, non_blocking=True)
         self._pass.counted.copy_(counted, non_blocking=True)
         self._pass.allowed.copy_(allowed, non_blocking=True)
         if self.cache.length != self._expected:  # the cache has been filled with a prompt
@@ -76,16 +80,14 @@ class CudaStep:
 
     def drain_counts(self, stats: SkipStats) -> None:
         """See `FusedStep`."""
-        stats.add_counts(self._pass.per_layer.sum(dim=2).tolist(), int(self._pass.never.sum()))
-        self._pass.per_layer.zero_()
-        self._pass.never.zero_()
+        self._pass.drain(stats)
 
     def seconds(self) -> None:
         """See `FusedStep`; a graph does not tell its parts apart."""
 
     def _record(self) -> None:
         """Record one pass. What the warm-up wrote into the cache is what the first replay will write there again."""
-        state = [self._pass.position, self._pass.per_layer, self._pass.never]
+        state = self._pass.state
         before = [tensor.clone() for tensor in state]
         side = torch.cuda.Stream(self._pass.tokens.device)
         side.wait_stream(torch.cuda.current_stream())

@@ -107,7 +107,7 @@ def _project_kernel(
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     total = _multiply(data, scale, bias, row, row < rows, x, columns, batch, BATCH, COLUMNS, STAGES)
-    _store(y, total, row, rows, batch, BATCH)
+    store(y, total, row, rows, batch, BATCH)
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def _activate_kernel(
             if skips:
                 row = tl.program_id(0) * ROWS + lane
                 total = _multiply(first, None, None, row, row < rank, x, hidden, batch, BATCH, COLUMNS, STAGES)
-                _store(z, total, row, rank, batch, BATCH)
+                store(z, total, row, rank, batch, BATCH)
 
 
 @triton.jit
@@ -163,7 +163,7 @@ def _contract_kernel(
                 g += _multiply(neurons_down, None, None, row, inside, b, n, batch, BATCH, COLUMNS, STAGES)
             item = tl.arange(0, BATCH)
             total = tl.where(tl.load(skip + item, mask=item < batch, other=0)[None, :] != 0, g, total)
-    _store(y, total, row, hidden, batch, BATCH)
+    store(y, total, row, hidden, batch, BATCH)
 
 
 @triton.jit
@@ -195,7 +195,7 @@ def _multiply(
             column = start + tl.arange(0, COLUMNS)[None, :]
             w = tl.load(data + line + column, mask=inside[:, None] & (column < columns), other=0)
             mask = (item < batch)[:, None] & (column < columns)
-            total = _add_product(total, w, tl.load(x + item[:, None] * columns + column, mask=mask, other=0.0))
+            total = add_product(total, w, tl.load(x + item[:, None] * columns + column, mask=mask, other=0.0))
         if scale is not None:
             total *= tl.load(scale + row, mask=inside, other=0.0)[:, None]
     if bias is not None:
@@ -204,7 +204,7 @@ def _multiply(
 
 
 @triton.jit
-def _add_product(total, w, x):
+def add_product(total, w, x):
     """``total [ROWS, BATCH] + w [ROWS, COLUMNS] x [BATCH, COLUMNS]``, exact to float32 or to a relative 2^-16."""
     if x.shape[0] == 1:
         total += tl.sum(w.to(tl.float32) * x, axis=1, keep_dims=True)
@@ -256,18 +256,24 @@ def _store_activated(
 ):  # fmt: skip
     """Store activations ``[batch, neurons]`` of a block's neurons; `pairs` alternates their gate and up."""
     gate, up = tl.split(tl.permute(tl.reshape(pairs, (ROWS // 2, 2, BATCH)), (0, 2, 1)))
-    if ACTIVATION == "silu":
-        activated = gate * tl.sigmoid(gate)
-    elif ACTIVATION == "gelu":
-        activated = gate * 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
-    else:  # x * (1 + tanh u) / 2 is x * sigmoid(2 u)
-        activated = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
     neuron = block * (ROWS // 2) + tl.arange(0, ROWS // 2)
-    _store(a, activated * up, neuron, neurons, batch, BATCH)
+    store(a, activated(gate, ACTIVATION) * up, neuron, neurons, batch, BATCH)
 
 
 @triton.jit
-def _store(y, total, row, rows, batch, BATCH: tl.constexpr):
+def activated(gate, ACTIVATION: tl.constexpr):
+    """``act(gate)``."""
+    if ACTIVATION == "silu":
+        factor = tl.sigmoid(gate)
+    elif ACTIVATION == "gelu":
+        factor = 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
+    else:  # x * (1 + tanh u) / 2 is x * sigmoid(2 u)
+        factor = tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+    return gate * factor
+
+
+@triton.jit
+def store(y, total, row, rows, batch, BATCH: tl.constexpr):
     """Store ``total [ROWS, BATCH]`` to ``y [batch, rows]``."""
     item = tl.arange(0, BATCH)
     tl.store(y + item[None, :] * rows + row[:, None], total, mask=(row < rows)[:, None] & (item < batch)[None, :])
