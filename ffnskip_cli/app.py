@@ -140,7 +140,7 @@ def _frame(
 ) -> None:
     """Skip feed-forward blocks (FFNs) of a language model for the tokens that can do without, and measure the cost.
 
-    Start with `ffnskip calibrate demo --dataset demo --target 0.10`, which writes a skip profile.
+    Start with `ffnskip calibrate demo --dataset demo --target-flops 0.15`, which writes a skip profile.
     """
     if context.invoked_subcommand is None:
         print(context.get_help())

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import finalize, ref
 
 from transformers import PreTrainedModel
 
 from ffnskip.errors import FfnskipError
 from ffnskip.general.apply import apply
+from ffnskip.general.walk import Walk
 from ffnskip.general.wrap import Applied
 from ffnskip.profiles.locate import is_auto
 from ffnskip_cli import console
@@ -36,29 +38,40 @@ def on_every_load(profile: str, *, offline: bool = False, **settings: Any) -> It
     """
     found = profile if is_auto(profile) else find_profile(profile, offline=offline)
     own = PreTrainedModel.__dict__["from_pretrained"]
-    at_work: list[Applied] = []
+    at_work: list[ref[Applied]] = []
+    reports = []
 
     def from_pretrained(cls: type[PreTrainedModel], *args: Any, **kwargs: Any) -> Any:
         loaded = own.__func__(cls, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        if not model.can_generate():
+            return loaded
         try:
-            at_work.append(apply(model, found, **settings))
+            applied = apply(model, found, **settings)
         except FfnskipError as error:
             console.warn(f"{type(model).__name__} is loaded without the profile: {error}")
         else:
-            _say_loaded(at_work[-1])
+            at_work.append(ref(applied))  # the model's hooks hold it, as long as the program holds the model
+            reports.append(finalize(applied, _say_skipped, applied.walk))
+            _say_loaded(applied)
         return loaded
 
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    ended = False
     try:
         yield
-        if not at_work:
-            console.warn("The program has loaded no model that the profile could be put on: nothing was skipped.")
+        ended = True
+    except SystemExit:
+        ended = True
+        raise
     finally:
         PreTrainedModel.from_pretrained = own
-        for applied in at_work:
-            _say_skipped(applied)
-            applied.remove()
+        if ended and not at_work:
+            console.warn("The program has loaded no model that the profile could be put on: nothing was skipped.")
+        for report in reports:
+            report()
+        for left in filter(None, (seen() for seen in at_work)):
+            left.remove()
 
 
 def _say_loaded(applied: Applied) -> None:
@@ -66,8 +79,8 @@ def _say_loaded(applied: Applied) -> None:
     console.talk.print(f"{type(applied.model).__name__} is loaded with the profile on{way}", highlight=False)
 
 
-def _say_skipped(applied: Applied) -> None:
-    stats = applied.stats
+def _say_skipped(walk: Walk) -> None:
+    stats = walk.stats
     if stats.tokens:
         console.talk.print(
             f"skip_ratio {stats.skip_ratio:.3f}, never_skip_fraction {stats.never_skip_fraction:.3f} over "
@@ -89,6 +102,12 @@ def run_program(words: Sequence[str]) -> None:
             sys.argv[:], sys.path[0] = arguments[1:], os.getcwd()
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
             return
+        if arguments[0] == "-c" and len(arguments) > 1:
+            sys.argv[:], sys.path[0] = ["-c", *arguments[2:]], ""
+            exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
+            return
+        if arguments[0].startswith("-"):
+            raise FfnskipError(f"Of Python's own options there are -m and -c here, and not {arguments[0]}.")
         name, *arguments = arguments
     beside = shutil.which(name, path=str(Path(sys.executable).parent))  # what is installed where this runs
     found = name if Path(name).is_file() else beside or shutil.which(name)

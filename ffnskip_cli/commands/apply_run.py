@@ -35,7 +35,9 @@ def run(options: Options) -> None:
         tokens = loaded.tokenizer(SAMPLE, return_tensors="pt")["input_ids"].to(input_device(loaded.model))
         with torch.inference_mode():
             forward(loaded.model, tokens, use_cache=False)
-        console.talk.print("Self-check passed: every FFN is wrapped; with skipping disabled the logits are identical.")
+        console.talk.print(
+            "Self-check passed: all that may skip is wrapped; with skipping disabled the logits are identical."
+        )
         if applied.stats.tokens == 0:
             warm_up = applied.profile.skip.warm_up
             raise FfnskipError(f"The sample ends before the warm-up of {warm_up} tokens does: nothing to report.")
@@ -54,6 +56,7 @@ def _report(applied: Applied, format: Format) -> None:
             "layer": layer,
             "skipped": stats.skipped[layer] / stats.tokens,
             "first_skipped": stats.first_skipped[layer] / stats.tokens,
+            "left_out": stats.left_out[layer] / stats.tokens,
         }
         for layer in range(skip.cold_s, skip.cold_e)
     ]
@@ -68,12 +71,9 @@ def _report(applied: Applied, format: Format) -> None:
         }
         print_json(summary | {"layers": layers})
         return
-    columns = [
-        Column("layer", "layer", "d"),
-        Column("skipped", "tokens that skip its FFN", ".1%"),
-        Column("first_skipped", "as their first", ".1%"),
-    ]
-    render(layers, columns, format)
+    whole = [Column("skipped", "tokens that skip its FFN", ".1%"), Column("first_skipped", "as their first", ".1%")]
+    parts = [Column("left_out", "of its FFN's FLOPs left out", ".1%")]
+    render(layers, [Column("layer", "layer", "d"), *(parts if skip.by.leaves_out_parts else whole)], format)
     console.talk.print(
         f"On a sample of {stats.tokens} tokens past warm-up: skip_ratio {stats.skip_ratio:.3f}, "
         f"never_skip_fraction {stats.never_skip_fraction:.3f}."

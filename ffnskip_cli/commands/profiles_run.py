@@ -15,7 +15,7 @@ from ffnskip_cli.sources.models import describe_model
 _COLUMNS = [
     Column("profile", "profile"),
     Column("rule", "rule"),
-    Column("flops_saved", "FLOPs saved", ".1%"),
+    Column("flops_saved_past_warm_up", "FLOPs saved past warm-up", ".1%"),
     Column("kl", "KL", ".3f"),
     Column("top1_agreement", "top-1 agreement", ".3f"),
     Column("within_budget", "within budget"),
@@ -56,7 +56,7 @@ def _row(located: Located, model: ModelInfo) -> Row:
     profile = load_profile(located, with_weights=False)
     refuse_other_architecture(profile, model)
     row: dict[str, object] = {"profile": located.name, "rule": profile.skip.rule}
-    for figure in ("flops_saved", "kl", "top1_agreement", "within_budget"):
+    for figure in ("flops_saved_past_warm_up", "kl", "top1_agreement", "within_budget"):
         row[figure] = None if profile.measured is None else getattr(profile.measured, figure)
     same = [
         what

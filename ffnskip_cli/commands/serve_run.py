@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import typer
 from transformers.utils.import_utils import is_serve_available
 
@@ -19,6 +21,9 @@ def run(options: Options) -> None:
     """Run the server with the profile on the model that it loads, until Ctrl-C."""
     if not is_serve_available():
         raise FfnskipError("Serving needs more packages: pip install 'ffnskip[serve]'.")
+    if options.offline:
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+    Path(huggingface_hub.constants.HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)  # which GET /v1/models looks into
     name = loadable_name(options.model, options.offline)
     console.talk.print(f"Requests name the model {name}", highlight=False)
     move = options.move

@@ -80,7 +80,7 @@ def plot_kind(target: Path) -> str:
 def refuse_without_matplotlib() -> None:
     """Raise FfnskipError where it is not installed: it is an extra."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise FfnskipError("plotting needs matplotlib: pip install matplotlib.")
+        raise FfnskipError("Plotting needs matplotlib: pip install 'ffnskip[plot]'.")
 
 
 def _chosen(profile: Profile, panels: Sequence[str]) -> dict[str, Drawing]:

@@ -30,6 +30,7 @@ from ffnskip.files import sha256_file
 from ffnskip.hub import commit_of, hub_errors, reason
 from ffnskip.profiles.identity import architecture
 from ffnskip.profiles.schema import MOST_LAYERS, ModelInfo
+from ffnskip.quantizer import FFNSkipQuantizer
 from ffnskip_cli.sources.demo import DEMO_MODEL_SHA256, demo_model_file
 from ffnskip_cli.sources.devices import check_device_map, parse_device, parse_dtype
 from ffnskip_cli.sources.names import looks_like_path, public_name
@@ -105,6 +106,8 @@ def load_model(
     model = _load_weights(
         located.folder, name, dtype=torch_dtype, device_map=device_map, use_safetensors=True, **options
     )
+    if isinstance(getattr(model, "hf_quantizer", None), FFNSkipQuantizer):  # the folder's; commands name their own
+        model.hf_quantizer.take_off(model)
     model.config._name_or_path = tokenizer.name_or_path = located.id
     model.eval().requires_grad_(False)
     if device_map is None:

@@ -8,6 +8,7 @@ that it does not know the method, and the model is dense.
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ffnskip.errors import FfnskipError, FfnskipWarning, ProfileError
 from ffnskip.profiles.profile import Profile, load_profile, save_profile
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class FFNSkipConfig(QuantizationConfigMixin):
     >>> model.hf_quantizer.applied.stats.skip_ratio
 
     Args:
-        profile: its path, or its name on the Hub. A relative path is looked for in the model's folder as well.
+        profile: its path, or its name on the Hub. In the configuration of a saved model, a file beside it.
         mode, threshold, target, path, other_weights: as in `ffnskip.apply`.
         quant_method: what transformers knows it by.
     """
@@ -76,14 +78,21 @@ class FFNSkipQuantizer(HfQuantizer):
         from ffnskip.general.apply import apply
 
         config = self.quantization_config
-        profile = load_profile(
-            _located(config.profile, model.config._name_or_path, getattr(model.config, "_commit_hash", None))
-        )
+        name = _of_folder(config.profile, model) if self.pre_quantized else config.profile
+        profile = load_profile(name)
         settings = {name: getattr(config, name) for name in ("mode", "threshold", "target", "path", "other_weights")}
         self.applied = apply(model, profile, **settings)
         self.profile = profile
         model.save_pretrained = MethodType(_save_pretrained, model)
         return model
+
+    def take_off(self, model: PreTrainedModel) -> None:
+        """Leave the model dense, and its configuration that of a plain one."""
+        if self.applied.on:
+            with warnings.catch_warnings(action="ignore", category=FfnskipWarning):
+                self.applied.remove()
+        model.__dict__.pop("save_pretrained", None)
+        self.remove_quantization_config(model)
 
     def is_serializable(self) -> bool:
         """Whether the model can be saved: its weights are what they were."""
@@ -95,20 +104,27 @@ class FFNSkipQuantizer(HfQuantizer):
         return True
 
 
-def _located(profile: str, model: str, commit: str | None) -> str:
-    """The profile's own name, or where it lies beside the model, in its folder or in its repository on the Hub."""
-    beside = Path(model, profile)
-    if os.path.exists(profile):
-        return profile
-    if beside.is_file():
-        return str(beside)
-    on_hub = profile == _SAVED and not os.path.isdir(model)
-    return f"hf://{model}/{profile}" + (f"@{commit}" if commit else "") if on_hub else profile
+def _of_folder(profile: str, model: PreTrainedModel) -> str:
+    """Where the profile lies that a saved model's configuration names: beside it, and nowhere else.
+
+    Raises ProfileError for a name that leads elsewhere, as anybody may have written the configuration.
+    """
+    if Path(profile).name != profile:
+        raise ProfileError(f"The model's configuration names the profile {profile}, which does not lie beside it.")
+    folder, commit = model.config._name_or_path, getattr(model.config, "_commit_hash", None)
+    if os.path.isdir(folder):
+        return str(Path(folder, profile))
+    return f"hf://{folder}/{profile}" + (f"@{commit}" if commit else "")
 
 
 def _save_pretrained(model: PreTrainedModel, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
     """The model's `save_pretrained`, which writes the profile beside the weights and names it in the configuration."""
     quantizer = model.hf_quantizer
+    if not quantizer.applied.on:
+        quantizer.take_off(model)
+        return model.save_pretrained(save_directory, *args, **kwargs)
+    if kwargs.get("push_to_hub"):
+        raise FfnskipError("Use model.push_to_hub(…): save_pretrained would upload all but the profile.")
     given, quantizer.quantization_config.profile = quantizer.quantization_config.profile, _SAVED
     try:
         saved = type(model).save_pretrained(model, save_directory, *args, **kwargs)

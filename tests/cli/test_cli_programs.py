@@ -68,8 +68,10 @@ def test_a_module_is_run_as_python_does(
 
 
 def test_a_program_that_skips_nothing_says_so(folder: Path, profile: Path, program: Path) -> None:
-    program.write_text("print('hello')")
-    assert "no model that the profile could be put on" in succeed("exec", "-p", profile, "--", program).stderr
+    for ending in ("", "; import sys; sys.exit(0)"):
+        program.write_text(f"print('hello'){ending}")
+        assert "no model that the profile could be put on" in succeed("exec", "-p", profile, "--", program).stderr
+    assert "no model that" in succeed("exec", "-p", profile, "--", "python", "-c", "print('hello')").stderr
     program.write_text(PROGRAM.replace("max_new_tokens=20", "max_new_tokens=3"))
     assert "The profile did nothing" in succeed("exec", "-p", profile, "--", program, folder, 0).stderr
 

@@ -61,7 +61,7 @@ def test_an_offloaded_model_is_watched_decodes_and_measures_the_same(
         profile = pico_profile(model, threshold=threshold)
         (quality,) = measure_quality(model, [profile], TEXT, silently)
         continued = continue_prompts(Decoder(model, profile), TEXT, 8, silently)
-        with ffnskip.apply(model, profile) as applied:
+        with ffnskip.apply(model, profile, path="general") as applied:
             tokens = torch.stack(list(generate_tokens(GeneralPath(model), TEXT, max_new_tokens=8)))
             logits = feed(model, TEXT, prompt=4)
         tensors.append([*seen, tokens, logits, continued.tokens])

@@ -84,7 +84,7 @@ def test_a_neuron_that_does_not_exist_is_refused_and_the_model_stays_as_it_was(
     profile = make_compensated("linear", neurons=4, **pico_profile(model).model.model_dump())
     tensors = {name: tensor.clone() for name, tensor in profile.weights.tensors.items()}
     tensors[NEURONS][index, 2] = neuron
-    with pytest.raises(ProfileError, match=r"the model.s FFNs do not have as plain|holds negative numbers"):
+    with pytest.raises(ProfileError, match=r"the model.s FFNs do not have|holds negative numbers"):
         ffnskip.apply(model, profile.with_weights(Weights(tensors)), check=check)
     assert_untouched(model, before)
 

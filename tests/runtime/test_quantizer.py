@@ -1,5 +1,6 @@
 """A profile in a transformers configuration: loaded with a model, saved with it, refused beside another method."""
 
+import json
 import subprocess
 import sys
 from copy import deepcopy
@@ -14,7 +15,7 @@ from support.price import price_profile
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 import ffnskip
-from ffnskip import FFNSkipConfig, ProfileError
+from ffnskip import FFNSkipConfig, FfnskipError, ProfileError
 
 PROMPT = pico_tokens(9)
 
@@ -103,3 +104,34 @@ def test_another_method_beside_it_is_refused(folder: Path, profile: Path, tmp_pa
         AutoModelForCausalLM.from_pretrained(
             tmp_path / "saved", quantization_config=BitsAndBytesConfig(load_in_8bit=True)
         )
+
+
+def test_a_saved_model_takes_the_profile_beside_it_and_no_other(
+    folder: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=FFNSkipConfig(profile))
+    model.save_pretrained(tmp_path / "saved")
+    ffnskip.save_profile(pico_profile(model, warm_up=77), tmp_path / "ffnskip.yaml")
+    monkeypatch.chdir(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert again.hf_quantizer.applied.profile.skip == model.hf_quantizer.applied.profile.skip
+    config = tmp_path / "saved" / "config.json"
+    for name in ("/etc/hostname", "hf://org/repo/p.yaml", "../ffnskip.yaml"):
+        settings = json.loads(config.read_text())
+        settings["quantization_config"]["profile"] = name
+        config.write_text(json.dumps(settings))
+        with pytest.raises(ProfileError, match="does not lie beside it"):
+            AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+
+
+def test_a_model_whose_profile_was_taken_off_is_saved_as_a_plain_one(
+    folder: Path, profile: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=FFNSkipConfig(profile))
+    with pytest.raises(FfnskipError, match="push_to_hub"):
+        model.save_pretrained(tmp_path / "pushed", push_to_hub=True)
+    generate(model)
+    model.hf_quantizer.applied.remove()
+    model.save_pretrained(tmp_path / "plain")
+    assert not (tmp_path / "plain" / "ffnskip.yaml").exists()
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())

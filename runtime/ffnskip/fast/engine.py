@@ -49,10 +49,10 @@ class FusedEngine:
         self.model = model
         self.profile = profile
         _refuse_without_compiler(model)
-        by_input = leaves_out_parts(profile)
-        if by_input:
+        self._by_input = leaves_out_parts(profile)
+        if self._by_input:
             refuse_parts(model)
-        self.fused = fuse(model, by_input=by_input)
+        self.fused = fuse(model, by_input=self._by_input)
         self._weights = Weights(model)
         self._skip = None if profile is None else fuse_profile(profile, self.fused.intermediate, self.fused.device)
 
@@ -60,6 +60,11 @@ class FusedEngine:
     def stale(self) -> bool:
         """Whether the model's weights have changed since they were read."""
         return self._weights.changed
+
+    def lay_out_by_row(self) -> None:
+        """Let the model's matrices lie row by row, as those of other models do, when no step reads them any more."""
+        if self._by_input and not self.stale:
+            fuse(self.model)
 
     def why_not(self, batch: int, length: int) -> str | None:
         """Why there is no step for so many sequences of this length, in one sentence; None if there is."""

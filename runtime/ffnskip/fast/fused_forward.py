@@ -10,6 +10,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import is_dataclass
+from threading import Lock
 from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -18,7 +21,8 @@ from torch import Tensor
 
 from ffnskip.errors import UnsupportedModelError
 from ffnskip.fast.engine import FusedEngine
-from ffnskip.fast.guard import altered, traces
+from ffnskip.fast.forward_pass import given_by_name, over_one_token, padding, why_not_fused
+from ffnskip.fast.guard import Pulse, altered, traces
 from ffnskip.fast.lent_cache import LentCache, lend, why_not_lent
 from ffnskip.model.forward import wide_products
 from ffnskip.profiles.profile import Profile
@@ -28,14 +32,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PathName = Literal["fused", "general"]
-_UNDERSTOOD = ("input_ids", "past_key_values", "attention_mask", "position_ids", "cache_position", "logits_to_keep")
-_TELLING = (Tensor, bool, int, float, str, list, tuple, dict)  # `generate` passes on a tokenizer that it was given
 
 
 class Counter(Protocol):
     """Knows which tokens may skip, and counts; `Applied` is one."""
 
     asleep: bool
+
+    @property
+    def decoding(self) -> bool:
+        """Whether passes may be a step's: the profile is awake, and what is generated skips as decoding does."""
+        ...
 
     def admit(self, tokens: Tensor, cache: LentCache) -> tuple[Tensor, Tensor, SkipStats]:
         """Of a pass over one token of each sequence: see `Walk.admit`."""
@@ -55,7 +62,8 @@ class FusedForward:
     Args:
         model: the model, before anything else is put on it.
         profile: complete with its weights, or None to run dense.
-        only: raise where a fused step cannot run this model, instead of leaving all passes to the model.
+        only: raise where a fused step cannot run this model, instead of leaving all passes to the model. What is done
+            to the model later can only be told by `why_general`.
         check: compare a few steps with the model first.
 
     Attributes:
@@ -70,15 +78,21 @@ class FusedForward:
     stands_in = True
 
     def __init__(self, model: PreTrainedModel, profile: Profile | None, *, only: bool = False, check: bool = True):
-        self._model, self._profile, self._only, self._check = model, profile, only, check
+        self._model, self._profile, self._check = model, profile, check
         self._counter: Counter | None = None
         self._engine: FusedEngine | None = None
+        self._lock = Lock()
+        self._output: Any = None  # the class of the model's own outputs, once one was seen
         self.why_general: str | None = None
         self._had = model.__dict__.get("forward")
         self._own = model.forward
         self.__signature__ = inspect.signature(self._own)  # `generate` looks at what it may pass
-        self._read(altered(model))
+        reason = altered(model) or self._read()
+        if reason is not None and only:
+            raise UnsupportedModelError(reason)
+        self.why_general = reason
         self._traces: object = None
+        self._pulse = Pulse(model)
 
     @property
     def path(self) -> PathName:
@@ -93,16 +107,18 @@ class FusedForward:
         """
         self._counter = counter
         self._model.forward = self
-        self._traces = traces(self._model)
+        self._traces, self._pulse = traces(self._model), Pulse(self._model)
         return self
 
     def remove(self) -> None:
-        """Give the model its own `forward` back. Does nothing the second time."""
+        """Give the model its own `forward` back, and its matrices row by row. Does nothing the second time."""
         if self._model.__dict__.get("forward") is self:
             del self._model.forward
             if self._had is not None:
                 self._model.forward = self._had
-        self._engine = None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.lay_out_by_row()
 
     def __enter__(self) -> FusedForward:
         return self
@@ -112,29 +128,37 @@ class FusedForward:
     ) -> None:
         self.remove()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
-        model = memo.get(id(self._model), self._model)
-        return MethodType(type(model).forward, model)  # a copy of the model has weights of its own, and no step
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedForward:
+        """Of a copy of the model, which has weights of its own and no step."""
+        copy = memo[id(self)] = object.__new__(FusedForward)
+        vars(copy).update(vars(self), _engine=None, _had=None, _lock=Lock(), why_general="The model is a copy.")
+        copy._model, copy._counter = deepcopy(self._model, memo), deepcopy(self._counter, memo)
+        copy._own = MethodType(type(copy._model).forward, copy._model)
+        return copy
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A pass, with the arguments and the result of the model's own."""
-        if self._engine is not None and not torch.is_grad_enabled():
-            given = _given(self.__signature__, args, kwargs)
-            tokens, cache = given.get("input_ids"), given.get("past_key_values")
-            if tokens is not None and cache is not None and tokens.shape[1] == 1:
-                self.why_general = _why_not(given, self._model.config) or self._why_not_ready(given, cache)
-                if self.why_general is None:
-                    return self._fused(tokens, cache)
-            with wide_products(self._model):
-                return self._own(*args, **kwargs)
-        return self._own(*args, **kwargs)
+        engine = self._engine
+        if engine is None or not (self._counter is None or self._counter.decoding):
+            return self._own(*args, **kwargs)
+        given = given_by_name(self.__signature__, args, kwargs)
+        if over_one_token(given):
+            engine, reason = self._ready(engine, given)
+            self.why_general = reason
+            if engine is not None and reason is None:
+                return self._fused(engine, given["input_ids"], given["past_key_values"])
+        if torch.is_grad_enabled():
+            return self._own(*args, **kwargs)
+        with wide_products(self._model):
+            output = self._own(*args, **kwargs)
+        self._output = type(output)
+        return output
 
-    def _fused(self, tokens: Tensor, cache: LentCache) -> Any:
+    def _fused(self, engine: FusedEngine, tokens: Tensor, cache: LentCache) -> Any:
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
-        assert self._engine is not None
         if cache.step.cache.length >= cache.step.cache.capacity:
-            cache.step = self._engine.grown(cache.step.cache)
+            cache.step = engine.grown(cache.step.cache)
         step = cache.step
         if self._counter is None:
             counted = allowed = torch.zeros(len(tokens), dtype=torch.bool)
@@ -145,52 +169,67 @@ class FusedForward:
             logits = step(tokens[:, 0], torch.zeros_like(counted), counted, allowed)
             step.drain_counts(stats)
             self._counter.count(stats)
-        return CausalLMOutputWithPast(logits=logits[:, None].clone(), past_key_values=cache)
+        kind: Any = self._output if is_dataclass(self._output) else CausalLMOutputWithPast
+        return kind(logits=logits[:, None].clone(), past_key_values=cache)
 
-    def _why_not_ready(self, given: dict[str, Any], cache: Any) -> str | None:
-        """Why a step cannot go on with the cache; None when it can, and then it holds it."""
-        if isinstance(cache, LentCache) and cache.engine is not self._engine:
-            _ = cache.layers  # another model's, or made before the weights changed: an ordinary one from here on
-        lent, batch = isinstance(cache, LentCache), len(given["input_ids"])
-        if not lent and (reason := self._why_altered()):
-            return reason
-        assert self._engine is not None
-        if not lent and (reason := why_not_lent(cache, self._engine.fused, batch)):
-            return reason
+    def _ready(self, engine: FusedEngine, given: dict[str, Any]) -> tuple[FusedEngine | None, str | None]:
+        """The engine whose step holds the pass's cache from now on; or why none does, in one sentence."""
+        if reason := why_not_fused(given, self._model):
+            return None, reason
+        cache = given["past_key_values"]
+        if isinstance(cache, LentCache) and (cache.engine is not engine or self._pulse.changed):
+            _ = cache.layers  # made by weights that may be others now: an ordinary one from here on
+        lent, tokens = isinstance(cache, LentCache), given["input_ids"]
+        if not lent:
+            found, changed = self._looked_at(engine)
+            if found is None or changed is not None:
+                return None, changed
+            engine = found
+            if reason := why_not_lent(cache, engine.fused, len(tokens)):
+                return None, reason
         length = cache.get_seq_length()
-        starts = _starts(given, length, batch)
+        starts = padding(given, length, len(tokens))
         if starts is None:
-            return "The attention mask hides more than padding on the left, or the positions do not follow from it."
+            return None, "The attention mask hides more than padding on the left, or the positions do not follow."
         if lent and not torch.equal(cache.step.cache.starts, starts):
-            return "The attention mask hides other tokens than it did."
-        if (reason := self._engine.why_not(batch, length + 1)) is None and not lent:
-            lend(cache, self._engine, starts)
-        return reason
+            return None, "The attention mask hides other tokens than it did."
+        if bool(((tokens < 0) | (tokens >= engine.fused.vocabulary)).any()):
+            return None, "There is a token that the model does not have."  # which its own pass says, too
+        if reason := engine.why_not(len(tokens), length + 1):
+            return None, reason
+        return (engine, None) if lent else self._lent(engine, cache, starts)
 
-    def _why_altered(self) -> str | None:
-        """Look at the model as each sequence begins."""
-        if traces(self._model) != self._traces:
-            return "There is a forward hook, or a replaced forward method, which a fused decode step would not run."
-        assert self._engine is not None
-        if self._engine.stale:
-            self._read(None)
-        return None if self._engine is not None else self.why_general
-
-    def _read(self, reason: str | None) -> None:
-        """Read the model's weights, unless there is a reason not to."""
-        self._engine = None
+    def _lent(self, engine: FusedEngine, cache: Any, starts: Tensor) -> tuple[FusedEngine | None, str | None]:
         try:
-            if reason is not None:
-                raise UnsupportedModelError(reason)
+            lend(cache, engine, starts)
+        except (RuntimeError, MemoryError) as error:
+            return None, f"There is no room for a fused decode step: {error}"
+        return engine, None
+
+    def _looked_at(self, engine: FusedEngine) -> tuple[FusedEngine | None, str | None]:
+        """The engine for the model as it is now, looked at as each sequence begins; or why there is none."""
+        if traces(self._model) != self._traces:
+            return (
+                None,
+                "A fused decode step would not run a forward hook, or a replaced forward method, that there is.",
+            )
+        with self._lock:  # threads that come meanwhile wait for the new one
+            changed = self._read() if self._engine is engine and engine.stale else None
+            self._pulse = Pulse(self._model)
+            return self._engine, changed
+
+    def _read(self) -> str | None:
+        """Read the model's weights; why they cannot be, in one sentence, or None."""
+        try:
             engine = FusedEngine(self._model, self._profile)
             if self._check:
                 with _asleep(self._counter):
                     engine.check()
-            self._engine = engine
         except UnsupportedModelError as error:
-            if self._only:
-                raise
-            self.why_general = str(error)
+            self._engine = None
+            return str(error)
+        self._engine = engine
+        return None
 
 
 @contextmanager
@@ -203,47 +242,3 @@ def _asleep(counter: Counter | None) -> Iterator[None]:
         yield
     finally:
         counter.asleep = False
-
-
-def _given(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a pass by name."""
-    given: dict[str, Any] = dict(signature.bind_partial(*args, **kwargs).arguments) if args else dict(kwargs)
-    given.update(given.pop("kwargs", {}))
-    return given
-
-
-def _why_not(given: dict[str, Any], config: Any) -> str | None:
-    """Why a pass over one token per sequence is more than a step computes, in one sentence; None if it is not."""
-    if given.get("use_cache") is False or given.get("return_dict") is False:
-        return "The pass is to keep no cache, or to return a tuple, which a fused decode step does not."
-    others = [name for name in given if name not in (*_UNDERSTOOD, "use_cache", "return_dict")]
-    others = [name for name in others if given[name] is not False and isinstance(given[name], _TELLING)]
-    others += [name for name in ("output_attentions", "output_hidden_states") if getattr(config, name, False)]
-    if others:
-        return f"The pass is given {others[0]}, which a fused decode step does not know."
-    if torch.is_autocast_enabled(given["input_ids"].device.type):
-        return "A fused decode step does not run under autocast."
-    return None
-
-
-def _starts(given: dict[str, Any], length: int, batch: int) -> Tensor | None:
-    """How many padding tokens each sequence has in front, ``[batch]``; None if a pass sees or places tokens otherwise.
-
-    Args:
-        given: the pass's arguments.
-        length: of the cache, padding included.
-        batch: how many sequences there are.
-    """
-    mask, positions = given.get("attention_mask"), given.get("position_ids")
-    starts = torch.zeros(batch, dtype=torch.int64, device=given["input_ids"].device)
-    if mask is not None:
-        if mask.shape != (batch, length + 1):
-            return None
-        real = mask.bool()
-        starts = (~real).sum(-1)
-        if not bool(torch.eq(real.long().argmax(-1), starts).all()):  # the first real token, behind all that are not
-            return None
-    expected = length if mask is None else length - starts
-    if positions is not None:
-        return starts if positions.dim() == 2 and bool((positions[:, -1] == expected).all()) else None
-    return starts if mask is None or not bool(starts.any()) else None

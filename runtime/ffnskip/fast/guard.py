@@ -20,6 +20,9 @@ def altered(model: PreTrainedModel) -> str | None:
 
     Hooks and replaced methods run in the model's own forward pass alone, so a fused step would leave them out.
     """
+    everywhere = torch.nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        return "There is a forward hook on all modules, which a fused decode step would not run."
     for name, module in model.named_modules():
         where = f"on {name}" if name else "on the model"
         if module._forward_hooks or module._forward_pre_hooks:
@@ -31,12 +34,40 @@ def altered(model: PreTrainedModel) -> str | None:
 
 def traces(model: PreTrainedModel) -> list[tuple[str, set[int], int]]:
     """The hooks and replaced methods of a model as they are now, to notice later that others have come or gone."""
-    return [
+    everywhere = torch.nn.modules.module
+    hooks = {*map(id, everywhere._global_forward_hooks.values())}
+    hooks |= {*map(id, everywhere._global_forward_pre_hooks.values())}
+    return [("", hooks, 0)] + [
         (name, {*map(id, module._forward_hooks.values()), *map(id, module._forward_pre_hooks.values())}, id(forward))
         for name, module in model.named_modules()
         for forward in [vars(module).get("forward")]
         if module._forward_hooks or module._forward_pre_hooks or forward is not None
     ]
+
+
+class Pulse:
+    """How many hooks there are, and how often weights were written to: what is cheap enough to look at for each token.
+
+    Writes through ``tensor.data`` leave no trace, here or in `Weights`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        modules = list(model.modules())
+        self._hooks = [*(m._forward_hooks for m in modules), *(m._forward_pre_hooks for m in modules)]
+        self._hooks += [
+            torch.nn.modules.module._global_forward_hooks,
+            torch.nn.modules.module._global_forward_pre_hooks,
+        ]
+        self._weights = [weight for weight in model.parameters() if not weight.is_inference()]
+        self._seen = self._now()
+
+    @property
+    def changed(self) -> bool:
+        """Whether either is another now."""
+        return self._now() != self._seen
+
+    def _now(self) -> tuple[int, int]:
+        return sum(map(len, self._hooks)), sum([weight._version for weight in self._weights])
 
 
 class Weights:

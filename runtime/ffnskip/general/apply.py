@@ -36,7 +36,7 @@ def apply(
     ...     print(applied.stats.skip_ratio)
 
     Args:
-        model: a Hugging Face decoder. Its weights stay where they are.
+        model: a Hugging Face decoder. For a fused step its weights are laid out anew in memory, and are still its own.
         profile: a profile, the path of one or its name on the Hugging Face Hub as in `ffnskip.load_profile`, or
             `auto`: of those that come with ffnskip and fit the model, the best one within the quality budget.
         mode: `decode` for generation: the prompt and the first `warm_up` generated tokens run dense.

@@ -55,6 +55,7 @@ class Applied:
 
     Attributes:
         ffns: what runs in the place of the FFNs of the skip region; empty for a rule that leaves out parts.
+        walk: counts.
         asleep: while True, passes run dense and are not counted.
         real: ``[batch, sequence]`` bool, False on padding, of the passes to come if they are given no attention mask
             that shows it; None where there is none.
@@ -74,7 +75,7 @@ class Applied:
         profile.refuse_missing_weights()
         self.model = model
         self.profile = profile
-        self._walk = Walk(profile.skip, mode, stats or SkipStats(profile.model.n_layers), rule)
+        self.walk = Walk(profile.skip, mode, stats or SkipStats(profile.model.n_layers), rule)
         self._sites = list(enumerate(ffn_sites(model)))[profile.skip.cold_s : profile.skip.cold_e]
         self._sequences = Sequences(WeakKeyDictionary())
         self.asleep = False
@@ -84,12 +85,12 @@ class Applied:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._install()
         self._fused = None if fused is None else fused.install(self)
-        self._warn_if_idle = finalize(self, _warn_if_idle, self._walk) if warns else None
+        self._warn_if_idle = finalize(self, _warn_if_idle, self.walk) if warns else None
 
     @property
     def stats(self) -> SkipStats:
         """What was skipped since the profile was applied or `reset_stats` was called."""
-        return self._walk.stats
+        return self.walk.stats
 
     @property
     def path(self) -> PathName:
@@ -104,18 +105,18 @@ class Applied:
     @property
     def mode(self) -> Mode:
         """`decode` (prompt dense) or `score` (every position counts as generated); may be set between passes."""
-        return self._walk.mode
+        return self.walk.mode
 
     @mode.setter
     def mode(self, mode: Mode) -> None:
-        self._walk.mode = mode
+        self.walk.mode = mode
 
     def reset_stats(self) -> None:
         """Start counting anew."""
-        self._walk.stats = SkipStats(self.profile.model.n_layers)
+        self.walk.stats = SkipStats(self.profile.model.n_layers)
 
     def remove(self) -> None:
-        """Restore the model as it was. Does nothing the second time."""
+        """Restore the model as it was, save for where in memory its weights lie. Does nothing the second time."""
         if self._warn_if_idle is not None:
             self._warn_if_idle()
         if self._fused is not None:
@@ -142,8 +143,8 @@ class Applied:
         self.remove()
 
     def _install(self) -> None:
-        if self._walk.rule.leaves_out_parts:
-            self._hooks += thin(self._sites, self.profile, self._walk)
+        if self.walk.rule.leaves_out_parts:
+            self._hooks += thin(self._sites, self.profile, self.walk)
         else:
             self._wrap_ffns()
         self._own_generate = self.model.generate
@@ -153,17 +154,27 @@ class Applied:
         self._hooks.append(body.register_forward_pre_hook(self._begin, with_kwargs=True))
         self._hooks.append(body.register_forward_hook(self._end))
 
+    @property
+    def on(self) -> bool:
+        """Whether the profile has not been taken off."""
+        return bool(self._hooks)
+
+    @property
+    def decoding(self) -> bool:
+        """Whether passes over single tokens may be a fused step's."""
+        return not self.asleep and self.mode == "decode"
+
     def admit(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor, SkipStats]:
         """Which tokens of a pass over one of each sequence, ``[batch, 1]``, may skip; see `Walk.admit`."""
-        return self._walk.admit(self._sequences.index(tokens, cache, {}), None, len(tokens))
+        return self.walk.admit(self._sequences.index(tokens, cache, {}), None, len(tokens))
 
     def count(self, stats: SkipStats) -> None:
         """Add what such a pass has counted."""
-        self._walk.count(stats)
+        self.walk.count(stats)
 
     def _wrap_ffns(self) -> None:
         self.ffns = [  # all of them before the model is touched: they may refuse its FFNs
-            SkippableFFN(site, index, self._walk, Compensator(self.profile, index - self.profile.skip.cold_s, site.ffn))
+            SkippableFFN(site, index, self.walk, Compensator(self.profile, index - self.profile.skip.cold_s, site.ffn))
             for index, site in self._sites
         ]
         for ffn in self.ffns:
@@ -188,12 +199,12 @@ class Applied:
             index: Tensor | None = _positions(arguments.get("position_ids"), tokens, cache)
         else:
             index = self._sequences.index(tokens, cache, kwargs)
-        self._walk.begin(index, mask, batch * length)
+        self.walk.begin(index, mask, batch * length)
 
     def _end(self, body: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self.asleep:
             return
-        self._walk.end()
+        self.walk.end()
         if self.mode == "decode":
             self._sequences.made(getattr(output, "past_key_values", None))
 

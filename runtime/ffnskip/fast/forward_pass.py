@@ -1,0 +1,72 @@
+"""What a model's `forward` was asked, and whether a fused step computes that."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_UNDERSTOOD = ("input_ids", "past_key_values", "attention_mask", "position_ids", "cache_position", "logits_to_keep")
+_TELLING = (Tensor, bool, int, float, str, list, tuple, dict)  # `generate` passes on a tokenizer that it was given
+
+
+def given_by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a pass by name."""
+    given: dict[str, Any] = dict(signature.bind_partial(*args, **kwargs).arguments) if args else dict(kwargs)
+    given.update(given.pop("kwargs", {}))
+    return given
+
+
+def over_one_token(given: dict[str, Any]) -> bool:
+    """Whether a pass takes each sequence of a cache one token further."""
+    tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+    return tokens is not None and tokens.shape[1] == 1 and given.get("past_key_values") is not None
+
+
+def why_not_fused(given: dict[str, Any], model: PreTrainedModel) -> str | None:
+    """Why a pass over one token per sequence is more than a step computes, in one sentence; None if it is not."""
+    if given.get("input_ids") is None:
+        return "The pass is given embeddings in the place of tokens."
+    if torch.is_grad_enabled():
+        return "The pass records gradients: run the model under torch.no_grad()."
+    if model.training:
+        return "The model is in training mode."
+    if given.get("use_cache") is False or given.get("return_dict") is False:
+        return "The pass is to keep no cache, or to return a tuple, which a fused decode step does not."
+    others = [name for name in given if name not in (*_UNDERSTOOD, "use_cache", "return_dict")]
+    others = [name for name in others if given[name] is not False and isinstance(given[name], _TELLING)]
+    others += ["logits_to_keep"] * isinstance(given.get("logits_to_keep"), Tensor)
+    others += [name for name in ("output_attentions", "output_hidden_states") if getattr(model.config, name, False)]
+    if others:
+        return f"The pass is given {others[0]}, which a fused decode step does not know."
+    if torch.is_autocast_enabled(given["input_ids"].device.type):
+        return "A fused decode step does not run under autocast."
+    return None
+
+
+def padding(given: dict[str, Any], length: int, batch: int) -> Tensor | None:
+    """How many padding tokens each sequence has in front, ``[batch]``; None if a pass sees or places tokens otherwise.
+
+    Args:
+        given: the pass's arguments.
+        length: of the cache, padding included.
+        batch: how many sequences there are.
+    """
+    mask, positions = given.get("attention_mask"), given.get("position_ids")
+    starts = torch.zeros(batch, dtype=torch.int64, device=given["input_ids"].device)
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.shape != (batch, length + 1):
+            return None
+        real = mask.bool()
+        starts = (~real).sum(-1)
+        if not bool(torch.eq(real.long().argmax(-1), starts).all()):  # the first real token, behind all that are not
+            return None
+    expected = length if mask is None else length - starts
+    if positions is not None:
+        return starts if positions.dim() == 2 and bool((positions[:, -1] == expected).all()) else None
+    return starts if mask is None or not bool(starts.any()) else None
