@@ -182,3 +182,15 @@ def test_weights_that_the_models_precision_cannot_hold_are_refused() -> None:
     ffnskip.apply(pico_model(), profile).remove()
     with pytest.raises(ProfileError, match=r"^The weights: bias: holds numbers too large for float16: "):
         ffnskip.apply(pico_model().half(), profile, other_weights=True)
+
+
+def test_what_a_quantized_matrix_keeps_in_buffers_counts() -> None:
+    model = pico_model()
+    ffn = model.model.layers[1].mlp
+    matrix = torch.nn.Module()
+    matrix.register_buffer("qweight", torch.arange(96, dtype=torch.int32).reshape(12, 8))
+    ffn.down_proj = matrix
+    before = weights_sha256(model)
+    assert weights_sha256(model) == before
+    matrix.qweight.copy_(matrix.qweight.flip(0))
+    assert weights_sha256(model) != before

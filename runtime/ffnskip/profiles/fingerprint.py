@@ -43,6 +43,7 @@ _SETTINGS = (
     *("use_parallel_residual", "parallel_attn", "swiglu_limit"),
     *("norm_topk_prob", "routed_scaling_factor", "n_group", "topk_group", "topk_method", "scoring_func"),
 )
+_QUANTIZED = ("qweight", "qzeros", "scales", "weight_packed", "weight_scale")  # buffers of GPTQ, AWQ and their like
 
 
 @torch.no_grad()
@@ -100,6 +101,9 @@ def _weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
         with align_module_device(module):  # brings in what accelerate keeps elsewhere
             for name, weight in module.named_parameters(prefix.replace(".base_layer", ""), recurse=False):
                 yield from _plain(name, weight.detach())
+            for name, weight in module.named_buffers(prefix, recurse=False):
+                if name.rpartition(".")[2] in _QUANTIZED:
+                    yield name, weight
 
 
 def _plain(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
