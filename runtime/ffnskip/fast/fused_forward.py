@@ -209,10 +209,7 @@ class FusedForward:
     def _looked_at(self, engine: FusedEngine) -> tuple[FusedEngine | None, str | None]:
         """The engine for the model as it is now, looked at as each sequence begins; or why there is none."""
         if traces(self._model) != self._traces:
-            return (
-                None,
-                "A fused decode step would not run a forward hook, or a replaced forward method, that there is.",
-            )
+            return None, "There is a forward hook or a replaced method, which a fused decode step would not run."
         with self._lock:  # threads that come meanwhile wait for the new one
             changed = self._read() if self._engine is engine and engine.stale else None
             self._pulse = Pulse(self._model)
