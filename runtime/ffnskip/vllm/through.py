@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 OPERATOR = "ffnskip::through"
 
@@ -32,7 +32,7 @@ def through(x: Tensor, place: str) -> Tensor:
     return output
 
 
-@torch.library.custom_op(OPERATOR, mutates_args=("output",))
+@library.custom_op(OPERATOR, mutates_args=("output",))
 def _through(x: Tensor, output: Tensor, place: str) -> None:
     output.copy_(_PLACES[place](x))
 
