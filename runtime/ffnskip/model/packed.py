@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ffnskip.errors import FfnskipError
+from ffnskip.model.inputs import mean_squares
 from ffnskip.model.matrix import GROUP, Matrix, PackedFormat, pack
 from ffnskip.model.sites import decoder_body
 from ffnskip.profiles.fingerprint import keep_fingerprint
@@ -89,7 +90,8 @@ class PackedEmbedding(_Packed):
 def pack_weights(model: PreTrainedModel, format: PackedFormat) -> None:
     """Pack every linear layer of the decoder, and the output head, freeing the matrices they had.
 
-    Norms, biases and the routing of experts are left alone; an embedding is packed where it is the output head too.
+    Norms, biases and the routing of experts are left alone; an embedding is packed where it is the output head too. For
+    int4 a few random tokens are passed through the model, to see which inputs are large.
 
     Args:
         model: a loaded model; it is changed for good.
@@ -112,15 +114,25 @@ def pack_weights(model: PreTrainedModel, format: PackedFormat) -> None:
     if format == "int4" and (wrong := [n for n in columns if n % GROUP]):  # type: ignore[operator]
         raise FfnskipError(f"int4 needs rows of a multiple of {GROUP} numbers, not {wrong[0]}: choose int8.")
     keep_fingerprint(model)  # profiles belong to what was loaded
+    inputs = iter(_inputs(model, linears) if format == "int4" else [])
     for parent, name in linears:
-        linear = parent.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        setattr(parent, name, PackedLinear(pack(linear.weight, format, linear.bias), linear.weight.dtype))
+        setattr(parent, name, _packed(cast(nn.Linear, parent.get_submodule(name)), format, next(inputs, None)))
     if type(head) is nn.Linear:
-        packed = PackedLinear(pack(head.weight, format, head.bias), head.weight.dtype)
+        packed = _packed(head, format, next(inputs, None))
         embedding = model.get_input_embeddings()
         if embedding.weight is head.weight:
             scale = getattr(embedding, "embed_scale", 1.0)
             scale = float(scale.to(packed.dtype)) if isinstance(scale, Tensor) else float(scale)
             model.set_input_embeddings(PackedEmbedding(packed.matrix, packed.dtype, scale))
         model.set_output_embeddings(packed)
+
+
+def _inputs(model: PreTrainedModel, linears: list[tuple[nn.Module, str]]) -> list[Tensor]:
+    """`mean_squares` of the inputs of some layers of the body, and of the head."""
+    head = model.get_output_embeddings()
+    found = [cast(nn.Linear, parent.get_submodule(name)) for parent, name in linears]
+    return mean_squares(model, [*found, *[head] * (type(head) is nn.Linear)])
+
+
+def _packed(linear: nn.Linear, format: PackedFormat, inputs: Tensor | None) -> PackedLinear:
+    return PackedLinear(pack(linear.weight, format, linear.bias, inputs), linear.weight.dtype)
