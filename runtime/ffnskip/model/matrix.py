@@ -123,6 +123,16 @@ def pack(weight: Tensor, format: PackedFormat, bias: Tensor | None = None, input
     return Matrix(format, data, scale, _float(bias))
 
 
+def pack_shape(weight: Tensor, format: PackedFormat, bias: Tensor | None = None) -> Matrix:
+    """What `pack` gives for a matrix on the device ``meta``, without numbers: types and shapes.
+
+    Raises:
+        FfnskipError: as `pack`.
+    """
+    row = pack(weight[:1], format)
+    return replace(row.map(lambda tensor: tensor.expand(len(weight), *tensor.shape[1:])), bias=_float(bias))
+
+
 def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
     scale = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
     return (rows / scale[:, None]).round().to(torch.int8), scale
