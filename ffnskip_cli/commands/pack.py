@@ -15,7 +15,7 @@ from ffnskip_cli.commands.options import ModelName, ModelOptions, refuse_unwrita
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Pack a model's weights to 8 or 4 bits, and save it as a folder that loads in seconds.
+    """Save a model with packed weights, to load in seconds.
 
     The folder stands for the model wherever one is named, and takes the profiles that were made on it. Loading it needs
     no more memory than the packed weights do.

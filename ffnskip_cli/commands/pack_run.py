@@ -42,7 +42,10 @@ def _new_folder(target: Path) -> Iterator[Path]:
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             yield partial
-            partial.chmod(0o755)  # as any folder: a temporary one is its owner's alone
+            for file in partial.iterdir():
+                file.chmod(0o644)  # as any file: some of these, and the folder, are their owner's alone so far
+                sync(file)
+            partial.chmod(0o755)
             sync(partial)
             os.rename(partial, target)
         finally:

@@ -116,7 +116,7 @@ def test_a_packed_model_cannot_be_packed_again_or_saved(tmp_path: Path) -> None:
     pack_weights(model, "int8")
     with pytest.raises(FfnskipError, match="is packed or quantized already"):
         pack_weights(model, "int8")
-    with pytest.raises(FfnskipError, match="saved by ffnskip.save_packed"):
+    with pytest.raises(FfnskipError, match=r"saved by ffnskip\.save_packed"):
         model.save_pretrained(tmp_path)
 
 

@@ -20,7 +20,7 @@ Format = Literal["float32", "bfloat16", "int8", "int4"]
 PackedFormat = Literal["int8", "int4"]
 
 GROUP = 32  # columns that share a scale in int4, as in the Q4_1 of GGUF
-_AT_ONCE = 2**18  # numbers that are rounded at a time: they stay in the cache, and no whole matrix is held in float32
+_AT_ONCE = 2**18  # numbers that are converted at a time: they stay in the cache, and no whole matrix is in float32
 _SPANS = (1.0, 0.9)  # of a group's numbers, that sixteen levels are first spread over
 _REFITS = 2
 _LEAST = 1e-30  # factor of a group
@@ -74,16 +74,13 @@ class Matrix:
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """The weights that products use, ``[rows, columns]``, without the bias."""
-        if self.format == "int8":
-            assert self.scale is not None
-            return (self.data.float() * self.scale[:, None]).to(dtype)
-        if self.format == "int4":
-            assert self.scale is not None
-            halves = self.data.unflatten(1, (-1, GROUP // 2))
-            numbers = torch.cat([halves & 15, halves >> 4], dim=2).float()
-            factor, offset = self.scale.float().unbind(2)
-            return (numbers * factor[..., None] + offset[..., None]).flatten(1).to(dtype)
-        return self.data.to(dtype)
+        if self.scale is None:
+            return self.data.to(dtype)
+        weights = torch.empty(self.rows, self.columns, dtype=dtype, device=self.data.device)
+        chunks = (tensor.split(max(1, _AT_ONCE // self.columns)) for tensor in (weights, self.data, self.scale))
+        for rows, data, scale in zip(*chunks, strict=True):
+            rows.copy_(data.float().mul_(scale[:, None]) if self.format == "int8" else _from_int4(data, scale))
+        return weights
 
 
 def plain(weight: Tensor, bias: Tensor | None = None) -> Matrix:
@@ -129,8 +126,8 @@ def pack_shape(weight: Tensor, format: PackedFormat, bias: Tensor | None = None)
     Raises:
         FfnskipError: as `pack`.
     """
-    row = pack(weight[:1], format)
-    return replace(row.map(lambda tensor: tensor.expand(len(weight), *tensor.shape[1:])), bias=_float(bias))
+    row = pack(torch.zeros(1, weight.shape[1]), format)  # on meta each operation would take a hundred times as long
+    return replace(row.map(lambda t: t.to("meta").expand(len(weight), *t.shape[1:])), bias=_float(bias))
 
 
 def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,6 +144,12 @@ def _to_int4(rows: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
     factor, offset = (torch.stack(tensors).gather(0, best[None])[0] for tensors in zip(*fits, strict=True))
     low, high = _levels(groups, factor, offset).to(torch.uint8).chunk(2, dim=2)
     return (low | high << 4).flatten(1), torch.cat([factor, offset], dim=2).bfloat16()
+
+
+def _from_int4(data: Tensor, scale: Tensor) -> Tensor:
+    halves = data.unflatten(1, (-1, GROUP // 2))
+    factor, offset = scale.float()[..., None].unbind(2)
+    return torch.cat([halves & 15, halves >> 4], dim=2).float().mul_(factor).add_(offset).flatten(1)
 
 
 def _fit(groups: Tensor, shares: Tensor, span: float) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ffnskip.errors import FfnskipError
-from ffnskip.files import read_regular, sha256_file, sync
+from ffnskip.files import read_regular, sha256_file
 from ffnskip.model.matrix import PackedFormat
 from ffnskip.model.packed import PackedLinear, pack_shapes
 from ffnskip.profiles.fingerprint import keep_fingerprint
@@ -79,7 +79,6 @@ def save_packed(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in _tensors(model)}
     save_file(tensors, folder / TENSORS, {"format": "pt"})
-    sync(folder / TENSORS)
     manifest = Manifest(
         weights=formats.pop(),  # type: ignore[arg-type]
         dtype=str(model.dtype).removeprefix("torch."),  # type: ignore[arg-type]
