@@ -24,7 +24,6 @@ from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.measure.flops import ModelCost, Overhead, model_cost, overhead
 from ffnskip_cli.measure.quality import Quality
-from ffnskip_cli.text.corpus import Corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from ffnskip_cli.calibration.recording.file import Statistics
     from ffnskip_cli.calibration.rules.cosine.search import Scored
     from ffnskip_cli.calibration.threshold.goals import HeldOut, Solved
+    from ffnskip_cli.text.corpus import Corpus
 
 _DIGITS = 5  # significant; the standard errors are far larger than what is cut off
 _PERCENTILES = (0.1, 0.9)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,9 @@ from ffnskip_cli.calibration.recording.file import Statistics
 from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, GENERATED_TOKENS, PROMPT_TOKENS, Settings
 from ffnskip_cli.measure.quality import Quality, paired_difference, repetition
-from ffnskip_cli.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    from ffnskip_cli.text.corpus import Corpus
 
 WARM_UPS = (0, 5, 10, 20, 25, 30, 50)
 PROMPTS = 16

@@ -6,6 +6,7 @@ The mean similarity curve proposes the region: cold are the layers at both ends 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ from ffnskip_cli.calibration.rules.cosine.search import CORRECTIONS, SEARCH_TOKE
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Settings
 from ffnskip_cli.calibration.threshold.goals import largest_within, limit_passes
 from ffnskip_cli.calibration.threshold.solve import highest_ratio, refuse_beyond
-from ffnskip_cli.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    from ffnskip_cli.text.corpus import Corpus
 
 STEEP = 2.5  # a layer is steep when it turns the stream this many times as much as the median layer
 MARGIN = 1  # layers beside the steep ends that stay cold too
