@@ -170,9 +170,9 @@ def verdict(quality: Quality) -> tuple[bool, str]:
     """Is the profile within the quality budget? And the same as a sentence."""
     broken = []
     if quality.kl.mean > MAX_KL:
-        broken.append(f"KL {quality.kl.mean:.3f} is over {MAX_KL:.3f} nats per token")
+        broken.append(f"KL {quality.kl.mean:.4f} is over {MAX_KL} nats per token")
     if quality.top1_agreement.mean < MIN_TOP1_AGREEMENT:
-        broken.append(f"top-1 agreement {quality.top1_agreement.mean:.3f} is under {MIN_TOP1_AGREEMENT:.3f}")
+        broken.append(f"top-1 agreement {quality.top1_agreement.mean:.4f} is under {MIN_TOP1_AGREEMENT:.2f}")
     if broken:
         return False, f"over the quality budget: {' and '.join(broken)}"
     budget = f"KL at most {MAX_KL} nats per token, top-1 agreement at least {MIN_TOP1_AGREEMENT:.2f}"
