@@ -92,7 +92,7 @@ class RuleCompiler:
         """The draft, whose threshold gives `ratio`, with the smallest warm-up that does no harm, if that is free."""
         if not self.frees_warm_up(record):
             return draft
-        trials = ablate(lab, draft, record)
+        trials = ablate(lab, draft, record.sequences, possible_warm_ups(record.sequences.shape[1]))
         evidence = assemble.search_evidence(ratio, 0, [], trials)
         return _with_warm_up(draft, smallest_good(trials)).model_copy(update={"search": evidence})
 
@@ -110,21 +110,20 @@ def possible_warm_ups(sequence_length: int) -> tuple[int, ...]:
     return possible if len(possible) > 1 else ()
 
 
-def ablate(lab: Lab, profile: Profile, record: Record) -> list[WarmUpTrial]:
-    """Try every warm-up that the sequences are long enough for.
+def ablate(lab: Lab, profile: Profile, sequences: Tensor, warm_ups: Sequence[int]) -> list[WarmUpTrial]:
+    """Try several warm-ups: the paper's Figure 5.
 
     Args:
         lab: with the dense model.
         profile: the rule to try them with, threshold and all.
-        record: whose sequences begin with the prompts.
+        sequences: ``[n, length]``, which begin with the prompts.
+        warm_ups: to try, at most half of the continuations (`lengths`) each, as all are scored on the other half.
 
     Returns:
-        A trial for each, in ascending order.
+        A trial for each.
     """
-    if not (warm_ups := possible_warm_ups(record.sequences.shape[1])):
-        return []
-    prompt, generated = lengths(record.sequences.shape[1])
-    prompts = record.sequences[:PROMPTS, :prompt].long()
+    prompt, generated = lengths(sequences.shape[1])
+    prompts = sequences[:PROMPTS, :prompt].long()
     written = _continue(lab, None, prompts, generated)
     qualities = lab.quality(
         [_with_warm_up(profile, prompt + warm_up) for warm_up in warm_ups],

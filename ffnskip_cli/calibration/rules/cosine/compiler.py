@@ -18,7 +18,13 @@ from ffnskip_cli.calibration import assemble
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.recording.file import Statistics
 from ffnskip_cli.calibration.recording.record import Record, sample_size
-from ffnskip_cli.calibration.rules.base import RuleCompiler, ablate, ablation_cost, smallest_good
+from ffnskip_cli.calibration.rules.base import (
+    RuleCompiler,
+    ablate,
+    ablation_cost,
+    possible_warm_ups,
+    smallest_good,
+)
 from ffnskip_cli.calibration.rules.cosine.search import CORRECTIONS, SEARCH_TOKENS, Scored, Scorer, search
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Settings
 from ffnskip_cli.calibration.threshold.goals import largest_within, limit_passes
@@ -98,7 +104,8 @@ class CosineCompiler(RuleCompiler):
         chosen = scored[0].skip if scored else scorer.score([draft.skip])[0].skip
         trials = []
         if ablating:
-            trials = ablate(lab, draft.model_copy(update={"skip": chosen}), record)
+            warm_ups = possible_warm_ups(record.sequences.shape[1])
+            trials = ablate(lab, draft.model_copy(update={"skip": chosen}), record.sequences, warm_ups)
             chosen = chosen.model_copy(update={"warm_up": smallest_good(trials)})
         evidence = assemble.search_evidence(ratio, scorer.tokens, scored, trials)
         return draft.model_copy(update={"skip": chosen, "search": evidence})
