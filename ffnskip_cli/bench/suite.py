@@ -17,7 +17,7 @@ from ffnskip_cli.measure.flops import NO_OVERHEAD, mean_keys, model_cost, overhe
 from ffnskip_cli.measure.quality import Quality, measure_quality
 from ffnskip_cli.measure.speed import Speed, decoder_way, hugging_face_way, measure_speed
 from ffnskip_cli.measure.worst_case import Continuation, continue_prompts
-from ffnskip_cli.opponents import OPPONENTS, Field, set_up
+from ffnskip_cli.opponents import OPPONENTS, Field, Opponent, set_up
 from ffnskip_cli.progress import Track
 
 if TYPE_CHECKING:
@@ -116,27 +116,32 @@ def opponent_rows(
 ) -> list[dict[str, Any]]:
     """A row for each opponent, on ``text [sequences, length]``; one that cannot save so much says why in `missing`."""
     found, missing = set_up(names, field) if field.saved > 0 else ({}, dict.fromkeys(names, "nothing is saved"))
-    opponents = list(found.values())
-    qualities = (
-        []
-        if not found
-        else measure_quality(
-            field.model,
-            [opponent.profile for opponent in opponents],
-            text,
-            field.lab.track,
-            what="measuring opponents",
-            first=field.first,
-            ways=[opponent.way for opponent in opponents],
-            reference=original,
-            by_token=True,
-        )
+    rows = measured_rows(found, field, text, original) + [empty_row(name, why) for name, why in missing.items()]
+    return sorted(rows, key=lambda row: names.index(row["name"]))
+
+
+def measured_rows(
+    opponents: dict[str, Opponent], field: Field, text: Tensor, original: PreTrainedModel | None = None
+) -> list[dict[str, Any]]:
+    """A row for each, on ``text [sequences, length]``, from the first position past the field's warm-up on."""
+    if not opponents:
+        return []
+    qualities = measure_quality(
+        field.model,
+        [opponent.profile for opponent in opponents.values()],
+        text,
+        field.lab.track,
+        what="measuring opponents",
+        first=field.first,
+        ways=[opponent.way for opponent in opponents.values()],
+        reference=original,
+        by_token=True,
     )
-    rows = [empty_row(name, why) for name, why in missing.items()]
-    for (name, opponent), quality in zip(found.items(), qualities, strict=True):
+    rows = []
+    for (name, opponent), quality in zip(opponents.items(), qualities, strict=True):
         added = overhead(opponent.profile, field.model) if opponent.way is None else NO_OVERHEAD
         rows.append(empty_row(name) | of_quality(quality, field.cost, added, text.shape[1]))
-    return sorted(rows, key=lambda row: names.index(row["name"]))
+    return rows
 
 
 def _speeds(

@@ -38,9 +38,7 @@ class Mover:
         rule = self._profile.skip.by
         loose, strict = rule.steps[0], rule.steps[-1]
         if (most := self._saved(loose)) < saved:
-            raise FfnskipError(
-                f"A share of the FLOPs of {saved:g} is out of reach: the profile saves at most {most:.3f}."
-            )
+            raise FfnskipError(f"A saving of {saved:g} is out of reach: the profile saves at most {most:.3f}.")
         loose = max((step for step, value in self._known.items() if value >= saved), default=loose)
         strict = min((step for step, value in self._known.items() if value < saved), default=strict)
         best = loose

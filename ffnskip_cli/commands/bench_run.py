@@ -92,7 +92,7 @@ def _finish(document: dict[str, Any], options: Options) -> None:
 
 def _plan(options: Options) -> Plan:
     usual = "quality,speed" if options.savings else ",".join(part for part in PARTS if part != "layers")
-    parts = frozenset(part.strip() for part in (options.measure or usual).split(","))
+    parts = frozenset(part.strip() for part in (usual if options.measure is None else options.measure).split(","))
     if unknown := parts - set(PARTS):
         raise FfnskipError(f"--measure cannot measure {sorted(unknown)[0]!r}: choose from {', '.join(PARTS)}.")
     if (alone := parts & {"opponents", "layers"}) and "quality" not in parts:

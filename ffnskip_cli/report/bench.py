@@ -66,12 +66,14 @@ def print_breakdown(rows: Sequence[dict[str, Any]], format: Format) -> bool:
 
 def _print_rows(rows: Sequence[dict[str, Any]], format: Format) -> None:
     flat = [_flat(row) for row in rows if row["missing"] is None]
-    columns = [Column("name", "row"), *_measured(flat)]
+    columns = [Column("name", "row"), *_measured(flat, format)]
     if format == "table" and len(flat) <= len(columns):
         render(*turned(flat, columns))
     else:
         render(flat, columns, format)
     _say_missing(rows, format)
+    if format == "csv":  # is one table
+        return
     layers = next((row["kl_by_layer"] for row in rows if row["kl_by_layer"]), None)
     if layers:
         by_layer = [{"layer": layer, "kl": kl} for layer, kl in enumerate(layers)]
@@ -85,7 +87,7 @@ def _print_sweep(points: Sequence[dict[str, Any]], format: Format) -> None:
         for row in point["rows"]
         if row["missing"] is None and (row["name"] != "dense" or point is points[0])
     ]
-    columns = [Column("target", "asked for", ".2f"), Column("name", "row"), *_measured(rows)]
+    columns = [Column("target", "asked for", ".2f"), Column("name", "row"), *_measured(rows, format)]
     render(rows, columns, format, title="At several savings (the paper's Table 4)")
     for point in points:
         if point["missing"] and format != "csv":
@@ -103,9 +105,9 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _measured(rows: Sequence[dict[str, Any]]) -> list[Column]:
-    """The columns that some row has a figure for."""
-    return [column for column in _FIGURES if any(row[column.key] is not None for row in rows)]
+def _measured(rows: Sequence[dict[str, Any]], format: Format) -> list[Column]:
+    """The columns that some row has a figure for; for programs all."""
+    return [column for column in _FIGURES if format == "csv" or any(row[column.key] is not None for row in rows)]
 
 
 def _say_missing(rows: Sequence[dict[str, Any]], format: Format, where: str = "") -> None:
