@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from ffnskip_cli.evaluation.figures import Pair, in_order
@@ -16,26 +17,26 @@ Document = Mapping[str, Any]
 
 _SHOWN = 50  # answers of a task on the page; all of them stand in the files
 _LONGEST = 4000  # characters of a prompt there
-_COMPARED = (
-    Column("dense", "dense", ".4f"),
-    Column("dense_stderr", "±", ".4f"),
-    Column("ffnskip", "ffnskip", ".4f"),
-    Column("ffnskip_stderr", "±", ".4f"),
-    Column("difference", "difference", "+.4f"),
-    Column("difference_stderr", "±", ".4f"),
-)
-_ROWS = (Column("task", "task"), Column("metric", "metric"), Column("filter", "filter"), *_COMPARED)
-_WRITING = (Column("task", "task"), Column("part", "part"), Column("metric", "metric"), *_COMPARED)
+
+
+def _compared(digits: int) -> Iterator[Column]:
+    for name, sign in (("dense", ""), ("ffnskip", ""), ("difference", "+")):
+        yield Column(name, name, f"{sign}.{digits}f")
+        yield Column(f"{name}_stderr", "±", f".{digits}f")
+
+
+_ROWS = (Column("task", "task"), Column("metric", "metric"), Column("filter", "filter"), *_compared(4))
+_WRITING = (Column("task", "task"), Column("part", "part"), Column("metric", "metric"), *_compared(3))
 _AGREEMENT = (
     Column("task", "task"),
     Column("part", "part"),
     Column("texts", "texts", "d"),
-    Column("rouge_l", "ROUGE-L", ".4f"),
-    Column("rouge_l_stderr", "±", ".4f"),
-    Column("token_agreement", "same tokens", ".4f"),
-    Column("token_agreement_stderr", "±", ".4f"),
-    Column("same", "same texts", ".4f"),
-    Column("same_stderr", "±", ".4f"),
+    Column("rouge_l", "ROUGE-L", ".3f"),
+    Column("rouge_l_stderr", "±", ".3f"),
+    Column("token_agreement", "same tokens", ".3f"),
+    Column("token_agreement_stderr", "±", ".3f"),
+    Column("same", "same texts", ".3f"),
+    Column("same_stderr", "±", ".3f"),
 )
 _JUDGE = (
     Column("task", "task"),
@@ -109,18 +110,14 @@ def _settings(document: Document) -> Iterator[str]:
 
 
 def _side_by_side(document: Document, pairs: Sequence[Pair]) -> Iterator[str]:
-    answers, counts = document["answers"], Counter(pair.task for pair in pairs)
+    counts = Counter(pair.task for pair in pairs)
+    files = " and ".join(Path(path).name for path in document["answers"].values())
     shown: dict[str, list[Pair]] = {}
     for pair in in_order(list(pairs), _SHOWN):
         shown.setdefault(pair.task, []).append(pair)
     for task, group in shown.items():
         yield html.heading(f"Answers: {task}")
-        yield html.items(
-            [
-                f"{len(group)} of {counts[task]}, those that differ first; all are in {answers['dense']} and "
-                f"{answers['ffnskip']}."
-            ]
-        )
+        yield html.items([f"{len(group)} of {counts[task]}, those that differ first; all are in {files}."])
         for place, pair in enumerate(group):
             yield _one(pair, opened=place == 0)
 

@@ -26,7 +26,7 @@ figure svg { width: 100%; height: auto; }
 .wide { overflow-x: auto; margin-bottom: 1.5rem; }
 table { border-collapse: collapse; overflow-wrap: normal; }
 caption { text-align: left; padding-bottom: .4rem; }
-th, td { padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left; }
+th, td { padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 td, thead th + th { text-align: right; }
 td { font-variant-numeric: tabular-nums; }
 td.text, thead th.text { text-align: left; }
