@@ -102,7 +102,13 @@ class Options:
     format: PrintFormat = "table"
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Show where the time of a token goes.")] = False
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result as JSON, too.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the result too, as JSON, or as a page for browsers if FILE ends in .html.",
+        ),
     ] = None
     model_options: PackedModelOptions
 

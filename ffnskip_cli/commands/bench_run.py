@@ -19,7 +19,8 @@ from ffnskip_cli.commands.bench import Options
 from ffnskip_cli.commands.options import Weights
 from ffnskip_cli.measure.speed import pair_ratios
 from ffnskip_cli.opponents import OPPONENTS
-from ffnskip_cli.report.bench import print_breakdown, print_document
+from ffnskip_cli.report.bench import page, print_bench, print_breakdown
+from ffnskip_cli.report.plot import refuse_without_matplotlib
 from ffnskip_cli.report.tables import print_json
 from ffnskip_cli.sources.models import LoadedModel
 from ffnskip_cli.text.corpus import Corpus
@@ -36,6 +37,8 @@ NOISY = 0.25  # of the median; beyond it a difference of a few per cent between 
 def run(options: Options) -> None:
     """Measure the profile in one process and print a row for each way to run the model, or the tables asked for."""
     plan = _plan(options)
+    if common.is_page(options.output):
+        refuse_without_matplotlib()
     offline = options.model_options.offline
     loaded, profile, profile_name = common.load_pair(
         options.model,
@@ -77,12 +80,12 @@ def run(options: Options) -> None:
 def _finish(document: dict[str, Any], options: Options) -> None:
     """Write, print and warn."""
     if options.output is not None:
-        common.write_json(document, options.output)
+        common.write_result(document, options.output, lambda: page(document))
     rows = document.get("rows", [row for point in document.get("sweep", []) for row in point["rows"]])
     if options.format == "json":
         print_json(document)
     else:
-        print_document(document, options.format)
+        print_bench(document, options.format)
         if options.breakdown and not print_breakdown(rows, options.format):
             console.warn("Where the time goes is known of the fused path on a CPU alone, and when speed is measured.")
     _warn_if_noisy(rows)

@@ -164,11 +164,16 @@ def warn_of_slower_profile(where: str, figures: str) -> None:
     )
 
 
-def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write a result to a file, whole or not at all, and say so."""
+def is_page(output: Path | None) -> bool:
+    """Whether a result is to be written as a page, and not as JSON."""
+    return output is not None and output.suffix.lower() == ".html"
+
+
+def write_result(document: Mapping[str, Any], path: Path, page: Callable[[], str]) -> None:
+    """Write a result to a file, whole or not at all, as JSON or as its page, and say so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=2) + "\n")
+        temporary.write_text(page() if is_page(path) else json.dumps(document, indent=2) + "\n")
     console.talk.print(f"Wrote {path}.", markup=False)
 
 

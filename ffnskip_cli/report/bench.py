@@ -1,14 +1,19 @@
-"""What `ffnskip bench` prints."""
+"""What `ffnskip bench` found: tables and sentences, and a page of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from ffnskip_cli.report import bench_plot, html
+from ffnskip_cli.report.html import Section
 from ffnskip_cli.report.tables import Column, print_sentence, render, turned
 
 Format = Literal["table", "md", "csv"]
-_FIGURES = [
+Document = Mapping[str, Any]
+
+_NAME = Column("name", "row")
+_FIGURES = (
     Column("skip_ratio", "skip ratio", ".3f"),
     Column("flops_per_token", "FLOPs/token", ".3g"),
     Column("flops_saved", "FLOPs saved", ".1%"),
@@ -22,39 +27,47 @@ _FIGURES = [
     Column("kl", "KL", ".4f"),
     Column("kl_error", "± KL", ".4f"),
     Column("kl_of_99", "KL, 99 % of tokens", ".3f"),
+    Column("kl_reverse", "KL, reversed", ".4f"),
     Column("top1_agreement", "top-1 agreement", ".3f"),
     Column("repetition", "repetition", ".3f"),
-]
-_WORST = [
-    Column("name", "rule"),
+)
+_WORST = (
+    Column("name", "rule of"),
     Column("threshold", "threshold", "g"),
-    Column("length", "new tokens"),
+    Column("length", "new tokens", "d"),
     Column("never_skip_fraction", "never skip", ".2%"),
-    Column("from", "of those from"),
+    Column("from", "of those from", "d"),
     Column("never_skip_fraction_here", "never skip", ".2%"),
     Column("skip_ratio", "skip ratio", ".3f"),
-]
-_WARM_UPS = [
-    Column("warm_up", "warm-up"),
+)
+_WARM_UPS = (
+    Column("warm_up", "warm-up", "d"),
     Column("kl", "KL", ".4f"),
     Column("standard_error", "± against the best", ".4f"),
     Column("repetition", "repetition", ".3f"),
-]
+)
+_LAYERS = (Column("layer", "layer", "d"), Column("kl", "KL it adds", ".5f"))
 
 
-def print_document(document: dict[str, Any], format: Format) -> None:
-    """Print the tables that a document of `bench` holds, and a sentence for whatever could not be had."""
-    if "rows" in document:
-        _print_rows(document["rows"], format)
-    if "sweep" in document:
-        _print_sweep(document["sweep"], format)
-    if "worst_case" in document:
-        render(document["worst_case"], _WORST, format, title="Tokens that never skip (the paper's Table 6)")
-    if "warm_up" in document:
-        render(document["warm_up"], _WARM_UPS, format, title="By warm-up (the paper's Figure 5)")
+def print_bench(document: Document, format: Format) -> None:
+    """Print all tables and sentences; in CSV the figures of the first table alone, all of them."""
+    if format == "csv":
+        section = next(_sections(document))
+        named = tuple(column for column in section.columns if column not in _FIGURES)
+        render(section.rows, named + _FIGURES if _NAME in named else named, format)
+        return
+    for section in _sections(document):
+        columns: Sequence[Column] = section.columns
+        title = "" if columns[0] == _NAME else section.title
+        if format == "table" and columns[0] == _NAME and len(section.rows) < len(columns):
+            render(*turned(section.rows, columns))
+        else:
+            render(section.rows, columns, format, title)
+    for sentence in _sentences(document):
+        print_sentence(sentence, format)
 
 
-def print_breakdown(rows: Sequence[dict[str, Any]], format: Format) -> bool:
+def print_breakdown(rows: Sequence[Mapping[str, Any]], format: Format) -> bool:
     """Print where the time of a token goes; False where that is not known of any row."""
     timed = [{"name": row["name"]} | row["breakdown"] for row in rows if row["breakdown"]]
     if not timed:
@@ -64,53 +77,63 @@ def print_breakdown(rows: Sequence[dict[str, Any]], format: Format) -> bool:
     return True
 
 
-def _print_rows(rows: Sequence[dict[str, Any]], format: Format) -> None:
-    flat = [_flat(row) for row in rows if row["missing"] is None]
-    columns = [Column("name", "row"), *_measured(flat, format)]
-    if format == "table" and len(flat) <= len(columns):
-        render(*turned(flat, columns))
-    else:
-        render(flat, columns, format)
-    _say_missing(rows, format)
-    if format == "csv":  # is one table
-        return
-    layers = next((row["kl_by_layer"] for row in rows if row["kl_by_layer"]), None)
-    if layers:
-        by_layer = [{"layer": layer, "kl": kl} for layer, kl in enumerate(layers)]
-        render(by_layer, [Column("layer", "layer"), Column("kl", "KL it adds", ".5f")], format)
-
-
-def _print_sweep(points: Sequence[dict[str, Any]], format: Format) -> None:
-    rows = [
-        {"target": point["target"], "threshold": point["threshold"]} | _flat(row)
-        for point in points
-        for row in point["rows"]
-        if row["missing"] is None and (row["name"] != "dense" or point is points[0])
-    ]
-    columns = [Column("target", "asked for", ".2f"), Column("name", "row"), *_measured(rows, format)]
-    render(rows, columns, format, title="At several savings (the paper's Table 4)")
-    for point in points:
-        if point["missing"] and format != "csv":
-            print_sentence(point["missing"], format)
-        _say_missing(point["rows"], format, f" at {point['target']:g}")
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """With the nested figures that a table shows."""
-    return (
-        row
-        | {"tokens_per_second": (row["tokens_per_second"] or {}).get("median")}
-        | {"kl_of_99": (row["kl_percentiles"] or {}).get("99")}
-        | {"kl_error": (row["standard_error"] or {}).get("kl")}
+def page(document: Document) -> str:
+    """The page: what was measured on what, tables and pictures."""
+    settings = (
+        f"Profile {document['profile']}, threshold {document['threshold']:g}; {document['dtype']} weights "
+        f"({document['weights']}) on {document['device']}, {document['path']} path; {document['eval_tokens']} tokens "
+        f"of {document['eval_dataset']}."
     )
+    parts = [html.items([settings, *_sentences(document)])]
+    parts += [html.table(section) for section in _sections(document)]
+    return html.document(f"Bench of {document['model']} with a skip profile", [*parts, *bench_plot.pictures(document)])
 
 
-def _measured(rows: Sequence[dict[str, Any]], format: Format) -> list[Column]:
-    """The columns that some row has a figure for; for programs all."""
-    return [column for column in _FIGURES if format == "csv" or any(row[column.key] is not None for row in rows)]
+def _sections(document: Document) -> Iterator[Section]:
+    if rows := [_flat(row) for row in document.get("rows", ()) if row["missing"] is None]:
+        yield Section("the profile and its opponents", rows, (_NAME, *_measured(rows)))
+    for row in document.get("rows", ()):
+        if row["kl_by_layer"]:
+            added = [{"layer": layer, "kl": kl} for layer, kl in enumerate(row["kl_by_layer"])]
+            yield Section("what each layer's skipping adds to the KL", added, _LAYERS)
+    if points := document.get("sweep"):
+        rows = [
+            {"target": point["target"], "threshold": point["threshold"]} | _flat(row)
+            for point in points
+            for row in point["rows"]
+            if row["missing"] is None and (row["name"] != "dense" or point is points[0])
+        ]
+        columns = (Column("target", "asked for", ".2f"), _NAME, *_measured(rows))
+        yield Section("at several savings (Table 4 of FFN-SkipLLM)", rows, columns)
+    if "worst_case" in document:
+        yield Section("tokens that never skip (its Table 6)", document["worst_case"], _WORST)
+    if "warm_up" in document:
+        yield Section("by warm-up (its Figure 5)", document["warm_up"], _WARM_UPS)
 
 
-def _say_missing(rows: Sequence[dict[str, Any]], format: Format, where: str = "") -> None:
-    for row in rows:
-        if row["missing"] is not None and format != "csv":
-            print_sentence(f"No row {row['name']}{where}: {row['missing']}.", format)
+def _sentences(document: Document) -> Iterator[str]:
+    """Of what could not be had."""
+    for row in document.get("rows", ()):
+        if row["missing"]:
+            yield f"No row {row['name']}: {row['missing']}."
+    for point in document.get("sweep", ()):
+        if point["missing"]:
+            yield point["missing"]
+        yield from (
+            f"No row {row['name']} at {point['target']:g}: {row['missing']}." for row in point["rows"] if row["missing"]
+        )
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """With the nested figures that a table shows."""
+    return {
+        **row,
+        "tokens_per_second": (row["tokens_per_second"] or {}).get("median"),
+        "kl_of_99": (row["kl_percentiles"] or {}).get("99"),
+        "kl_error": (row["standard_error"] or {}).get("kl"),
+    }
+
+
+def _measured(rows: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """The columns that some row has a figure for."""
+    return tuple(column for column in _FIGURES if any(row[column.key] is not None for row in rows))
