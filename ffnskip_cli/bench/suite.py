@@ -46,6 +46,13 @@ class Plan:
     prompts: int
     opponents: tuple[str, ...] = tuple(OPPONENTS)
 
+    def refuse_short(self, warm_up: int) -> None:
+        """Raise FfnskipError if all that would be generated is warm-up."""
+        if self.parts & {"speed", "worst-case"} and self.new_tokens <= warm_up + 1:
+            raise FfnskipError(
+                f"With a warm-up of {warm_up} none of {self.new_tokens} new tokens could skip: generate more."
+            )
+
 
 def run_suite(
     model: PreTrainedModel,
@@ -75,10 +82,7 @@ def run_suite(
     """
     profile = decoder.profile
     assert profile is not None
-    if plan.parts & {"speed", "worst-case"} and plan.new_tokens <= profile.skip.warm_up + 1:
-        raise FfnskipError(
-            f"With a warm-up of {profile.skip.warm_up} none of {plan.new_tokens} new tokens could skip: generate more."
-        )
+    plan.refuse_short(profile.skip.warm_up)
     cost, added = model_cost(model), overhead(profile, model)
     prompts = text[:, : plan.prompt_tokens].to(input_device(model))
     # The dense one is made last: the model then lies row by row again, which is how Hugging Face's loop reads it fast.
