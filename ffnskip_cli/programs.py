@@ -18,6 +18,7 @@ from ffnskip.errors import FfnskipError
 from ffnskip.general.apply import apply
 from ffnskip.general.walk import Walk
 from ffnskip.general.wrap import Applied
+from ffnskip.profiles.identity import shared_profile
 from ffnskip.profiles.locate import is_auto
 from ffnskip_cli import console
 from ffnskip_cli.sources.profiles import find_profile
@@ -36,7 +37,7 @@ def on_every_load(profile: str, *, offline: bool = False, **settings: Any) -> It
         offline: whether it may only be one that was fetched before.
         settings: for `ffnskip.apply`.
     """
-    found = profile if is_auto(profile) else find_profile(profile, offline=offline)
+    found = None if is_auto(profile) else find_profile(profile, offline=offline)
     own = PreTrainedModel.__dict__["from_pretrained"]
     at_work: list[ref[Applied]] = []
     reports = []
@@ -47,13 +48,14 @@ def on_every_load(profile: str, *, offline: bool = False, **settings: Any) -> It
         if not model.can_generate():
             return loaded
         try:
-            applied = apply(model, found, **settings)
+            chosen = found or shared_profile(model)
+            applied = apply(model, chosen, **settings)
         except FfnskipError as error:
             console.warn(f"{type(model).__name__} is loaded without the profile: {error}")
         else:
             at_work.append(ref(applied))  # the model's hooks hold it, as long as the program holds the model
             reports.append(finalize(applied, _say_skipped, applied.walk))
-            _say_loaded(applied)
+            _say_loaded(applied, chosen.name)
         return loaded
 
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)
@@ -74,9 +76,10 @@ def on_every_load(profile: str, *, offline: bool = False, **settings: Any) -> It
             left.remove()
 
 
-def _say_loaded(applied: Applied) -> None:
+def _say_loaded(applied: Applied, profile: str) -> None:
     way = "" if applied.why_general is None else f", by the general path: {applied.why_general}"
-    console.talk.print(f"{type(applied.model).__name__} is loaded with the profile on{way}", highlight=False)
+    name = type(applied.model).__name__
+    console.talk.print(f"{name} is loaded with the profile {profile} on{way}", highlight=False, markup=False)
 
 
 def _say_skipped(walk: Walk) -> None:

@@ -71,13 +71,20 @@ class Journal:
             key: tells this computation from all others; plain data.
             compute: returns plain data. JSON keeps every bit of its numbers.
         """
-        name = _digest([self._subject, key])
-        if name not in self._known:
-            value = compute()
-            self._known[name] = value
-            self._append(name, value)
-        known: T = self._known[name]
+        if _digest([self._subject, key]) not in self._known:
+            self.keep(key, compute())
+        known: T = self.kept(key)
         return known
+
+    def kept(self, key: object) -> Any:
+        """The value that is kept under this key; None if there is none."""
+        return self._known.get(_digest([self._subject, key]))
+
+    def keep(self, key: object, value: object) -> None:
+        """Write down a value, plain data, that was computed elsewhere."""
+        name = _digest([self._subject, key])
+        self._known[name] = value
+        self._append(name, value)
 
     def remember_tensors(self, key: object, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The same for tensors by name, which are kept in a file of their own beside the journal's."""

@@ -24,7 +24,6 @@ from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.measure.flops import ModelCost, Overhead, model_cost, overhead
 from ffnskip_cli.measure.quality import Quality
-from ffnskip_cli.text.corpus import Corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from ffnskip_cli.calibration.recording.file import Statistics
     from ffnskip_cli.calibration.rules.cosine.search import Scored
     from ffnskip_cli.calibration.threshold.goals import HeldOut, Solved
+    from ffnskip_cli.text.corpus import Corpus
 
 _DIGITS = 5  # significant; the standard errors are far larger than what is cut off
 _PERCENTILES = (0.1, 0.9)
@@ -170,9 +170,9 @@ def verdict(quality: Quality) -> tuple[bool, str]:
     """Is the profile within the quality budget? And the same as a sentence."""
     broken = []
     if quality.kl.mean > MAX_KL:
-        broken.append(f"KL {quality.kl.mean:.3f} is over {MAX_KL:.3f} nats per token")
+        broken.append(f"KL {quality.kl.mean:.4f} is over {MAX_KL} nats per token")
     if quality.top1_agreement.mean < MIN_TOP1_AGREEMENT:
-        broken.append(f"top-1 agreement {quality.top1_agreement.mean:.3f} is under {MIN_TOP1_AGREEMENT:.3f}")
+        broken.append(f"top-1 agreement {quality.top1_agreement.mean:.4f} is under {MIN_TOP1_AGREEMENT:.2f}")
     if broken:
         return False, f"over the quality budget: {' and '.join(broken)}"
     budget = f"KL at most {MAX_KL} nats per token, top-1 agreement at least {MIN_TOP1_AGREEMENT:.2f}"

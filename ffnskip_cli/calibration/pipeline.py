@@ -21,10 +21,11 @@ from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.calibration.threshold.goals import CURVE_POINTS, HeldOut, MeasureStage, SolveStage
 from ffnskip_cli.measure.quality import ROWS as QUALITY_ROWS
 from ffnskip_cli.measure.quality import check_size
-from ffnskip_cli.text.corpus import Corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from ffnskip_cli.text.corpus import Corpus
 
 
 class Pipeline:

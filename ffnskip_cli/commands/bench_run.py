@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from ffnskip.decoder import Decoder
 from ffnskip.errors import FfnskipError
+from ffnskip.fast.step import MAX_BATCH
 from ffnskip.model.packed import pack_weights
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
+from ffnskip_cli.bench.suite import PARTS, Plan, run_suite
+from ffnskip_cli.bench.tables import sweep, warm_ups, worst_case
+from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.bench import Options
-from ffnskip_cli.commands.options import Format, Weights
+from ffnskip_cli.commands.options import Weights
 from ffnskip_cli.measure.speed import pair_ratios
-from ffnskip_cli.measure.suite import PARTS, Plan, run_suite
-from ffnskip_cli.report.tables import Column, print_json, render, turned
+from ffnskip_cli.opponents import OPPONENTS
+from ffnskip_cli.report.bench import page, print_bench, print_breakdown
+from ffnskip_cli.report.plot import refuse_without_matplotlib
+from ffnskip_cli.report.tables import print_json
 from ffnskip_cli.sources.models import LoadedModel
 from ffnskip_cli.text.corpus import Corpus
 from ffnskip_cli.text.named import check_names, dataset_names, evaluation_text, text_names
@@ -29,9 +35,11 @@ NOISY = 0.25  # of the median; beyond it a difference of a few per cent between 
 
 
 def run(options: Options) -> None:
-    """Measure the profile in one process and print a row for each way to run the model."""
-    parts, prompt_tokens, new_tokens = _parse_parts(options.measure), options.prompt_tokens, options.new_tokens
-    weights, offline = options.model_options.weights, options.model_options.offline
+    """Measure the profile in one process and print a row for each way to run the model, or the tables asked for."""
+    plan = _plan(options)
+    if common.is_page(options.output):
+        refuse_without_matplotlib()
+    offline = options.model_options.offline
     loaded, profile, profile_name = common.load_pair(
         options.model,
         options.profile,
@@ -41,43 +49,98 @@ def run(options: Options) -> None:
         refuse=lambda profile: check_names(_text_names(options, profile), offline),
     )
     names = _text_names(options, profile)
-    measured, original = _packed(loaded.model, weights)
-    decoder = Decoder(measured, profile, other_weights=True)  # checks path and profile before the long part
+    model, original = _packed(loaded.model, options.model_options.weights)
+    decoder = Decoder(model, profile, other_weights=True)  # checks path and profile before the long part
     common.say_path(decoder)
-    length = _sequence_length(profile, prompt_tokens)
-    decoded = prompt_tokens + new_tokens if parts & {"speed", "worst-case"} else 0
-    common.refuse_longer(loaded.model, max(length, decoded), "lower --prompt-tokens and --new-tokens")
+    length = _sequence_length(profile, options.prompt_tokens)
+    longest = max(length, options.prompt_tokens + max(_decoded(options, plan), default=0))
+    common.refuse_longer(loaded.model, longest, "lower the numbers of tokens")
     text = _text(loaded, profile, names, options, length, options.eval_tokens)
-    common.say_expected_cost(profile, options.move)
+    if not options.savings:
+        common.say_expected_cost(profile, options.move)
     _warn_if_text_changed(profile, text, options)
-    timed_text = _timed_text(loaded, profile, names, options, text) if "speed" in parts else None
-    plan = Plan(parts, prompt_tokens, new_tokens, options.repetitions, options.prompts)
-    document: dict[str, Any] = {
+    has_speed = "speed" in plan.parts and (options.savings or not options.has_tables)
+    timed_text = _timed_text(loaded, profile, names, options, text) if has_speed else None
+    document = _head(options, loaded, profile_name, profile, decoder, names, text)
+    lab, tokens = Lab(model, console.track), text.tokens
+    if options.savings:
+        document["sweep"] = sweep(lab, profile, tokens, options.savings, plan, timed_text=timed_text, original=original)
+    if options.lengths:
+        prompts = tokens[: min(options.prompts, MAX_BATCH), : options.prompt_tokens]
+        document["worst_case"] = worst_case(lab, profile, tokens, prompts, options.lengths)
+    if options.warm_ups:
+        document["warm_up"] = warm_ups(lab, profile, tokens, options.warm_ups)
+    if not options.has_tables:
+        document["rows"] = run_suite(
+            model, decoder, tokens, plan, console.track, timed_text=timed_text, original=original
+        )
+    _finish(document, options)
+
+
+def _finish(document: dict[str, Any], options: Options) -> None:
+    """Write, print and warn."""
+    if options.output is not None:
+        common.write_result(document, options.output, lambda: page(document))
+    rows = document.get("rows", [row for point in document.get("sweep", []) for row in point["rows"]])
+    if options.format == "json":
+        print_json(document)
+    else:
+        print_bench(document, options.format)
+        if options.breakdown and not print_breakdown(rows, options.format):
+            console.warn("Where the time goes is known of the fused path on a CPU alone, and when speed is measured.")
+    _warn_if_noisy(rows)
+    if "rows" in document:
+        _warn_if_slower(rows, options.timed_on)
+
+
+def _plan(options: Options) -> Plan:
+    usual = "quality,speed" if options.savings else ",".join(part for part in PARTS if part != "layers")
+    parts = frozenset(part.strip() for part in (usual if options.measure is None else options.measure).split(","))
+    if unknown := parts - set(PARTS):
+        raise FfnskipError(f"--measure cannot measure {sorted(unknown)[0]!r}: choose from {', '.join(PARTS)}.")
+    if (alone := parts & {"opponents", "layers"}) and "quality" not in parts:
+        raise FfnskipError(f"--measure {sorted(alone)[0]} needs the part quality as well, to be held against it.")
+    given = tuple(OPPONENTS) if options.opponents == "all" else tuple(options.opponents.split(","))
+    if strangers := [name for name in given if name not in OPPONENTS]:
+        raise FfnskipError(f"--opponents has no {strangers[0]!r}: choose from {', '.join(OPPONENTS)}.")
+    return Plan(parts, options.prompt_tokens, options.new_tokens, options.repetitions, options.prompts, given)
+
+
+def _decoded(options: Options, plan: Plan) -> list[int]:
+    """How many tokens decodes will have behind their prompts."""
+    decodes = bool(plan.parts & {"speed", "worst-case"}) and (bool(options.savings) or not options.has_tables)
+    return [*options.lengths, *([options.new_tokens] if decodes else [])]
+
+
+def _head(
+    options: Options,
+    loaded: LoadedModel,
+    profile_name: str,
+    profile: Profile,
+    decoder: Decoder,
+    names: list[str],
+    text: Corpus,
+) -> dict[str, Any]:
+    """What the figures of a document are figures of."""
+    return {
         "schema": "ffnskip-bench/v1",
         "model": loaded.id,
         "profile": profile_name,
         "threshold": profile.skip.threshold,
         "device": loaded.placement,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "weights": weights,
+        "weights": options.model_options.weights,
         "path": decoder.path,
         "eval_dataset": " + ".join(names),
         "eval_tokens": text.tokens_used,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "new_tokens_past_warm_up": max(new_tokens - 1 - profile.skip.warm_up, 0),  # nothing follows the last one
+        "prompt_tokens": options.prompt_tokens,
+        "new_tokens": options.new_tokens,
+        # Nothing follows the last one.
+        "new_tokens_past_warm_up": max(options.new_tokens - 1 - profile.skip.warm_up, 0),
         "timed_on": options.timed_on,
         "prompts": min(options.prompts, len(text.tokens)),
         "repetitions": options.repetitions,
-        "rows": run_suite(
-            measured, decoder, text.tokens, plan, console.track, timed_text=timed_text, original=original
-        ),
     }
-    _print(document, options.format)
-    if options.breakdown:
-        _print_breakdown(document["rows"], options.format)
-    _warn_if_noisy(document["rows"])
-    _warn_if_slower(document["rows"], options.timed_on)
 
 
 def _text(
@@ -177,63 +240,7 @@ def _text_names(options: Options, profile: Profile) -> list[str]:
     return text_names(profile.evaluation)
 
 
-def _parse_parts(measure: str) -> frozenset[str]:
-    parts = frozenset(part.strip() for part in measure.split(","))
-    if unknown := parts - set(PARTS):
-        raise FfnskipError(f"--measure cannot measure {sorted(unknown)[0]!r}: choose from {', '.join(PARTS)}.")
-    if "baselines" in parts and "quality" not in parts:
-        raise FfnskipError("--measure baselines needs the part quality as well: they skip as much as the profile does.")
-    return parts
-
-
 def _sequence_length(profile: Profile, prompt_tokens: int) -> int:
     """That of the profile's own measurement, if a prompt fits into it."""
     measured = profile.evaluation.sequence_length if profile.evaluation else 256
     return max(measured, prompt_tokens)
-
-
-def _print(document: dict[str, Any], format: Format) -> None:
-    if format == "json":
-        print_json(document)
-        return
-    rows = [
-        row
-        | {"tokens_per_second": (row["tokens_per_second"] or {}).get("median")}
-        | {"kl_of_99": (row["kl_percentiles"] or {}).get("99")}
-        for row in document["rows"]
-    ]
-    if format == "table":
-        render(*turned(rows, _columns()))
-    else:
-        render(rows, _columns(), format)
-
-
-def _print_breakdown(rows: list[dict[str, Any]], format: Format) -> None:
-    timed = [{"name": row["name"]} | row["breakdown"] for row in rows if row["breakdown"]]
-    if format == "json":  # it is in the document
-        return
-    if not timed:
-        console.warn("Where the time goes is known of the fused path on a CPU alone, and when speed is measured.")
-        return
-    columns = [Column("name", "ms per token"), *(Column(part, part, ".2f") for part in timed[0] if part != "name")]
-    render(timed, columns, format)
-
-
-def _columns() -> list[Column]:
-    return [
-        Column("name", "row"),
-        Column("skip_ratio", "skip ratio", ".3f"),
-        Column("flops_per_token", "FLOPs/token", ".3g"),
-        Column("flops_saved", "FLOPs saved", ".1%"),
-        Column("flops_saved_past_warm_up", "past warm-up", ".1%"),
-        Column("never_skip_fraction", "never skip", ".1%"),
-        Column("tokens_per_second", "tokens/s", ".1f"),
-        Column("decode_skip_ratio", "timed ratio", ".3f"),
-        Column("speedup", "speed-up", ".2f"),
-        Column("ceiling", "ceiling", ".2f"),
-        Column("perplexity", "perplexity", ".2f"),
-        Column("kl", "KL", ".3f"),
-        Column("kl_of_99", "KL, 99 % of tokens", ".3f"),
-        Column("top1_agreement", "top-1 agreement", ".3f"),
-        Column("repetition", "repetition", ".3f"),
-    ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ffnskip.errors import FfnskipError
+from ffnskip.files import replacing
 from ffnskip.model.parts import refuse_without_parts
 from ffnskip.model.types import refuse_type
 from ffnskip.profiles.identity import shared_profile
@@ -159,6 +162,19 @@ def warn_of_slower_profile(where: str, figures: str) -> None:
         f"{where} decoding with the profile is slower than dense ({figures}): it skips too little there to pay for "
         "what it adds."
     )
+
+
+def is_page(output: Path | None) -> bool:
+    """Whether a result is to be written as a page, and not as JSON."""
+    return output is not None and output.suffix.lower() == ".html"
+
+
+def write_result(document: Mapping[str, Any], path: Path, page: Callable[[], str]) -> None:
+    """Write a result to a file, whole or not at all, as JSON or as its page, and say so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(page() if is_page(path) else json.dumps(document, indent=2) + "\n")
+    console.talk.print(f"Wrote {path}.", markup=False)
 
 
 def hint_command(*arguments: object) -> None:

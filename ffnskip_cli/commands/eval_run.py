@@ -3,141 +3,165 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ffnskip.cached import cache_dir
 from ffnskip.errors import FfnskipError
 from ffnskip.fast.fused_forward import FusedForward
 from ffnskip.files import replacing
 from ffnskip.hub import reason
-from ffnskip.stats import SkipStats
+from ffnskip.profiles.fingerprint import weights_sha256
+from ffnskip.profiles.identity import config_sha256
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.eval import Options
-from ffnskip_cli.lm_eval import FfnskipLM, sentence  # before lm_eval itself: says so if it is not installed
-from ffnskip_cli.report.tables import Column, print_json, print_sentence, render
-
-if TYPE_CHECKING:
-    from lm_eval.models.huggingface import HFLM
-
-_log = logging.getLogger("lm_eval")
+from ffnskip_cli.evaluation import conversations, documents, figures, writing
+from ffnskip_cli.evaluation.answers import Answers, DenseLM, Remembering, SkippingLM
+from ffnskip_cli.evaluation.figures import Pair
+from ffnskip_cli.evaluation.judge import Judge, contests, is_judged
+from ffnskip_cli.evaluation.lm_tasks import LmTasks, Results, Settings, quiet
+from ffnskip_cli.progress import Journal
+from ffnskip_cli.report.evaluation import page, print_evaluation
+from ffnskip_cli.report.plot import refuse_without_matplotlib
 
 
 def run(options: Options) -> None:
     """Evaluate the dense model, then the same model with the profile, and print a row per metric."""
-    from lm_eval.models.huggingface import HFLM
-
-    tasks = _Tasks(options)
+    is_page = options.output is not None and options.output.suffix.lower() == ".html"
+    if is_page:
+        refuse_without_matplotlib()
+    exam = _Exam(options)
     pair = common.load_pair(
         options.model, options.profile, options.move, options.model_options, other_weights=options.other_weights
     )
     loaded, profile, _ = pair
     common.say_expected_cost(profile, options.move)
+    dense_answers, answers = _answers(options, pair)
     given = {"pretrained": loaded.model, "tokenizer": loaded.tokenizer, "batch_size": options.batch_size}
-    with _quiet():
-        dense_model = HFLM(**given)
+    with quiet():
+        dense_model = DenseLM(**given)
     console.talk.print("Evaluating the dense model …")
     with FusedForward(loaded.model, None).install():  # as it decodes with the profile, too
-        dense = tasks.evaluate(dense_model)
-    with _quiet():
-        skipping_model = FfnskipLM(**given, profile=profile, other_weights=True)  # that was checked
+        dense = exam.take(dense_model, dense_answers)
+    with quiet():
+        skipping_model = SkippingLM(**given, profile=profile, other_weights=True)  # that was checked
     console.talk.print("Evaluating the model with the profile …")
     with skipping_model.applied as applied:
-        skipping = tasks.evaluate(skipping_model)
-        document = _document(options, pair, _rows(dense, skipping), applied.stats)
+        skipping = exam.take(skipping_model, answers)
+        answers.settle()
+    pairs = exam.pairs(dense, skipping)
+
+    def tokenize(text: str) -> list[int]:
+        tokens: list[int] = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    document = {
+        **_about(options, pair),
+        "answers": {"dense": str(dense_answers.path), "ffnskip": str(answers.path)},
+        "skip_ratio": applied.stats.skip_ratio,
+        "never_skip_fraction": applied.stats.never_skip_fraction,
+        "tokens_past_warm_up": applied.stats.tokens,
+        "warm_up_tokens": applied.stats.warm_up_tokens,
+        "rows": [] if dense.results is None else figures.rows(exam.lm_tasks, dense.results, skipping.results or {}),
+        "writing": writing.rows(pairs, tokenize),
+        "agreement": writing.agreement(pairs, tokenize),
+        "judge": _judged(options, pairs, answers.path.parent),
+    }
     if options.output is not None:
-        _write(document, options.output)
-    _print(document, applied.stats, options)
+        _write(page(document, pairs) if is_page else json.dumps(document, indent=2) + "\n", options.output)
+    print_evaluation(document, options.format)
 
 
-class _Tasks:
-    """The tasks that the options name.
+@dataclass(frozen=True)
+class _Sheet:
+    """What one model has answered."""
 
-    Raises:
-        FfnskipError: there is no such task, or its data cannot be had.
-    """
+    results: Results | None
+    talks: Sequence[tuple[str, str]]
+
+
+class _Exam:
+    """All tasks that the options name, with their data."""
 
     def __init__(self, options: Options) -> None:
-        from lm_eval.tasks import TaskManager
+        names, self._most = options.task_names, options.max_new_tokens
+        if options.judge.judge_url is not None and not any(map(is_judged, names)):
+            raise FfnskipError("--judge-url judges mt_bench and cnn_dailymail, and --tasks names neither.")
+        self._questions = _mt_bench(options) if conversations.TASK in names else []
+        settings = Settings(
+            options.num_fewshot, options.batch_size, options.limit, self._most, options.apply_chat_template
+        )
+        of_lm_eval = [name for name in names if name != conversations.TASK]
+        self.lm_tasks = LmTasks(of_lm_eval, options.files, options.include_path, settings)
 
-        self._options = options
-        with console.busy("Looking for tasks"), redirect_stdout(sys.stderr), _quiet():
-            folder = None if options.include_path is None else str(options.include_path)
-            self._manager = TaskManager(include_path=folder)
-            self._names: list[str] = []
-            for name in options.task_names:
-                if not (matches := self._manager.match_tasks([name])):
-                    raise FfnskipError(f"lm-eval has no task {name}: `lm_eval ls tasks` lists them.")
-                self._names += matches
-            try:
-                self._manager.load(self._names)  # before the model is
-            except Exception as error:  # tasks run code of their own, and their data come from anywhere
-                raise FfnskipError(f"The tasks {', '.join(self._names)} cannot be loaded: {reason(error)}.") from error
+    def take(self, model: Remembering, answers: Answers) -> _Sheet:
+        """Ask a model everything that it has not answered yet."""
+        model.keep(answers)
+        talks = conversations.hold(model, self._questions, self._most) if self._questions else []
+        results = self.lm_tasks.evaluate(model) if self.lm_tasks.tasks else None
+        if answers.taken:
+            console.talk.print(f"{answers.taken} of its answers had been given before.", highlight=False)
+        return _Sheet(results, talks)
 
-    def evaluate(self, model: HFLM) -> dict[str, dict[str, Any]]:
-        """Of each task and group, lm-eval's figures by their names."""
-        from lm_eval import simple_evaluate
-
-        options = self._options
-        with redirect_stdout(sys.stderr):
-            results = simple_evaluate(
-                model=model,
-                tasks=self._names,
-                num_fewshot=options.num_fewshot,
-                batch_size=options.batch_size,
-                limit=options.limit,
-                log_samples=False,
-                task_manager=self._manager,
-            )
-        figures: dict[str, dict[str, Any]] = results["results"]
-        return figures
+    def pairs(self, dense: _Sheet, skipping: _Sheet) -> list[Pair]:
+        """What both answered."""
+        made = conversations.pairs(self._questions, dense.talks, skipping.talks)
+        if dense.results is not None and skipping.results is not None:
+            made += figures.pairs(dense.results, skipping.results)
+        return made
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what lm-eval warns of by the way: models that are loaded already, metrics without settings."""
-    level = _log.level
-    _log.setLevel(logging.ERROR)
+def _mt_bench(options: Options) -> list[documents.Document]:
+    """MT-Bench's questions, as many as are asked for."""
+    file = options.files.get(conversations.TASK)
     try:
-        yield
-    finally:
-        _log.setLevel(level)
+        questions = documents.mt_bench(None if file is None else str(file))
+    except FfnskipError:
+        raise
+    except Exception as error:  # whatever the library of the day raises without a network
+        raise FfnskipError(
+            f"The questions of {conversations.TASK} cannot be fetched ({reason(error)}): "
+            f"--data {conversations.TASK}=FILE takes a local copy."
+        ) from error
+    return questions[: options.limit]
 
 
-def _rows(dense: dict[str, dict[str, Any]], skipping: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per task, metric and filter; standard errors are None where lm-eval has none."""
-    rows = []
-    for task, figures in dense.items():
-        for name, value in figures.items():
-            metric, _, filter = name.partition(",")
-            if not filter or metric.endswith("_stderr") or not isinstance(value, int | float):
-                continue
-            error, other = f"{metric}_stderr,{filter}", skipping[task][name]
-            rows.append(
-                {
-                    "task": task,
-                    "metric": metric,
-                    "filter": filter,
-                    "dense": value,
-                    "dense_stderr": _number(figures.get(error)),
-                    "ffnskip": other,
-                    "ffnskip_stderr": _number(skipping[task].get(error)),
-                    "difference": other - value,
-                }
-            )
-    return rows
+def _answers(options: Options, pair: common.Pair) -> tuple[Answers, Answers]:
+    """Where the answers of the dense model are kept, and those of the one with the profile; says so."""
+    loaded, profile, _ = pair
+    subject = {
+        "weights_sha256": weights_sha256(loaded.model),
+        "config_sha256": config_sha256(loaded.model.config),
+        "dtype": _dtype(pair),
+    }
+    output = options.output
+    folder = cache_dir() / "answers" if output is None else output.with_name(f"{output.name}.answers")
+    dense = Answers(folder, "dense", subject | {"profile": None})
+    skipping = Answers(folder, "profile", subject | {"profile": profile.deciding})
+    console.talk.print(f"Answers are kept in {dense.path} and {skipping.path.name}.", markup=False, highlight=False)
+    return dense, skipping
 
 
-def _number(value: object) -> float | None:
-    return value if isinstance(value, float) else None  # lm-eval says N/A where it has none
+def _judged(options: Options, pairs: Sequence[Pair], folder: Path) -> dict[str, Any] | None:
+    """The judge's rows and its failures; None without a judge."""
+    asked = options.judge
+    if asked.judge_url is None or asked.judge_model is None:
+        return None
+    journal = Journal(folder / "verdicts.jsonl", resume=True)
+    judge = Judge(asked.judge_url, asked.judge_model, asked.judge_timeout, journal)
+    rows = judge.compare(contests(pairs), console.track)
+    return {"model": asked.judge_model, "rows": rows, "failures": dict(judge.failures)}
 
 
-def _document(options: Options, pair: common.Pair, rows: list[dict[str, Any]], stats: SkipStats) -> dict[str, Any]:
+def _dtype(pair: common.Pair) -> str:
+    return str(pair.loaded.model.dtype).removeprefix("torch.")
+
+
+def _about(options: Options, pair: common.Pair) -> dict[str, Any]:
     loaded, profile, profile_name = pair
     return {
         "schema": "ffnskip-eval/v1",
@@ -145,41 +169,19 @@ def _document(options: Options, pair: common.Pair, rows: list[dict[str, Any]], s
         "profile": profile_name,
         "threshold": profile.skip.threshold,
         "device": loaded.placement,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "dtype": _dtype(pair),
         "lm_eval": version("lm_eval"),
         "tasks": options.task_names,
         "num_fewshot": options.num_fewshot,
         "limit": options.limit,
+        "max_new_tokens": options.max_new_tokens,
+        "apply_chat_template": options.apply_chat_template,
         "batch_size": options.batch_size,
-        "skip_ratio": stats.skip_ratio,
-        "never_skip_fraction": stats.never_skip_fraction,
-        "tokens_past_warm_up": stats.tokens,
-        "warm_up_tokens": stats.warm_up_tokens,
-        "rows": rows,
     }
 
 
-def _write(document: dict[str, Any], path: Path) -> None:
+def _write(text: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=2) + "\n")
+        temporary.write_text(text, encoding="utf-8")
     console.talk.print(f"Wrote {path}.", markup=False)
-
-
-def _print(document: dict[str, Any], stats: SkipStats, options: Options) -> None:
-    if options.format == "json":
-        print_json(document)
-        return
-    columns = [
-        Column("task", "task"),
-        Column("metric", "metric"),
-        Column("filter", "filter"),
-        Column("dense", "dense", ".4f"),
-        Column("dense_stderr", "±", ".4f"),
-        Column("ffnskip", "ffnskip", ".4f"),
-        Column("ffnskip_stderr", "±", ".4f"),
-        Column("difference", "difference", "+.4f"),
-    ]
-    render(document["rows"], columns, options.format)
-    if options.format != "csv":
-        print_sentence(f"{sentence(stats)}.", options.format)

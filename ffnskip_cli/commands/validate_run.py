@@ -1,14 +1,17 @@
 """What `ffnskip validate` does."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import typer
 
 from ffnskip.errors import FfnskipError
+from ffnskip.files import read_regular
 from ffnskip.profiles.locate import Located, locate, locate_all
 from ffnskip.profiles.profile import load_profile
+from ffnskip.profiles.strict_yaml import MAX_BYTES
 from ffnskip_cli import console
 from ffnskip_cli.commands.validate import Options
 from ffnskip_cli.report.tables import print_json
@@ -34,17 +37,29 @@ def _verdicts(argument: str) -> Iterator[tuple[str, str | None]]:
     """The name of each profile that an argument stands for, and what is wrong with it, if anything."""
     try:
         if os.path.isdir(argument):
-            files = [locate(path) for path in sorted(Path(argument).rglob("*.yaml"))]
+            found = sorted(Path(argument).rglob("*.yaml"))
+            if foreign := [str(path) for path in found if not _names_a_schema(path)]:
+                console.talk.print(f"No profiles, and passed over: {', '.join(foreign)}", highlight=False, markup=False)
+            files = [locate(path) for path in found if str(path) not in foreign]
         else:
             files = locate_all(argument)
     except FfnskipError as error:
         yield argument, str(error)
         return
     if not files:
-        what = "folder holds no .yaml file" if os.path.isdir(argument) else "repository holds no skip profile"
+        what = "folder holds no profile" if os.path.isdir(argument) else "repository holds no skip profile"
         yield argument, f"{argument}: the {what}; name a profile."
     for file in files:
         yield file.name, _mistake(file)
+
+
+def _names_a_schema(path: Path) -> bool:
+    """Whether a line of the file begins as that of a profile must which names its schema; so of what cannot be read."""
+    try:
+        data = read_regular(path, MAX_BYTES)
+    except OSError:
+        return True
+    return data is None or re.search(rb"^[\"']?schema", data, re.MULTILINE) is not None
 
 
 def _mistake(file: Located) -> str | None:

@@ -126,6 +126,26 @@ class ModelCost:
         return dense / (dense - saved / stats.tokens)
 
 
+@dataclass(frozen=True)
+class LayerCost:
+    """Costs of one whole decoder layer for one token.
+
+    Attributes:
+        flops: of the matrices of its FFN and its attention.
+        flops_per_key: of the attention scores and values, per cached position.
+    """
+
+    flops: float
+    flops_per_key: float
+
+
+def layer_costs(model: PreTrainedModel) -> list[LayerCost]:
+    """Of each decoder layer with an FFN; attention over keys is spread evenly where only some layers have any."""
+    config, sites = model.config.get_text_config(), ffn_sites(model)
+    per_key = model_cost(model).flops_per_key / len(sites)
+    return [LayerCost(_weights(site.layer, config).flops, per_key) for site in sites]
+
+
 def mean_keys(prompt_tokens: int, new_tokens: int) -> float:
     """Cached positions that a decode's step attends to, its own among them: the mean over all of its steps.
 

@@ -1,17 +1,14 @@
-"""A profile as a page of tables, with the names that its file uses; as HTML one file that needs nothing else.
-
-No script, no font, no network: the page holds the figure, too.
-"""
+"""A profile as a page of tables, with the names that its file uses; as HTML one file that holds the figure, too."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 from ffnskip.compensation.kinds import compensation_name
+from ffnskip_cli.report import html
+from ffnskip_cli.report.html import Section
 from ffnskip_cli.report.tables import Column, Row
 from ffnskip_cli.report.words import explain, is_chosen, threshold_title
 
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
     from ffnskip.profiles.profile import Profile
     from ffnskip.profiles.schema import Compensation, Skip
 
-_FIELD, _VALUE = Column("field", ""), Column("value", "")
 _CHOSEN = Column("chosen", "")
 _PERCENT = ".2%"
 _FIGURES = {
@@ -40,33 +36,6 @@ _FIGURES = {
     "kl": ".4f",
     "top1_agreement": _PERCENT,
 }
-# The picture has only greys, so inverting it fits a dark page; 92 % turns its white into the page's #141414.
-_CSS = """\
-:root { color-scheme: light dark; --paper: #fff; --ink: #000; --line: #bbb; }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
-figure { margin: 1.5rem 0; }
-figure svg { width: 100%; height: auto; }
-table { border-collapse: collapse; margin-bottom: 1.5rem; }
-caption { text-align: left; padding-bottom: .4rem; }
-th, td { padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left; }
-td, thead th + th { text-align: right; }
-td { font-variant-numeric: tabular-nums; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #141414; --ink: #ebebeb; --line: #555; }
-  figure svg { filter: invert(92%); }
-}"""
-
-
-@dataclass(frozen=True)
-class Section:
-    """One table of the page, and what there is to say below it."""
-
-    title: str
-    rows: list[Row]
-    columns: tuple[Column, ...] = (_FIELD, _VALUE)
-    note: str = ""
 
 
 def sections(profile: Profile) -> Iterator[Section]:
@@ -107,7 +76,7 @@ def _texts(calibration: EvaluationText | None, evaluation: EvaluationText | None
         for field in {**fields["evaluation"], **fields["calibration"]}
     ]
     note = " ".join(_shortfall(name, text) for name, text in texts.items() if text)
-    yield Section("text", rows, (_FIELD, *(Column(name, name) for name in texts)), note.strip())
+    yield Section("text", rows, (html.FIELD, *(Column(name, name) for name in texts)), note.strip())
     for name, text in texts.items():
         if text and text.parts:
             parts: list[Row] = [{field: short(value) for field, value in part} for part in text.parts]
@@ -208,56 +177,12 @@ def _curve(profile: Profile) -> Section:
 
 def page(profile: Profile, svg: str, captions: Sequence[str]) -> str:
     """The page: the profile in words, the picture with its captions, and tables of figures and of what was tried."""
-    title = escape(f"Skip profile of {profile.model.id}")
-    words = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in explain(profile))
+    title = f"Skip profile of {profile.model.id}"
     tables = [figures(profile.measured)] if profile.measured else []
     if profile.search:
         tables += search_tables(profile.search, profile.skip)
     if profile.fit:
         tables += fit_tables(profile.fit, profile.compensation)
-    return f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{_CSS}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<ul>
-{words}
-</ul>
-<figure role="img" aria-label="{title}">
-{svg[svg.index("<svg") :].strip()}
-<figcaption>{"<br>".join(map(escape, captions))}</figcaption>
-</figure>
-{"".join(map(_table, tables))}</body>
-</html>
-"""
-
-
-def _table(table: Section) -> str:
-    head = "".join(f'<th scope="col">{escape(column.header)}</th>' for column in table.columns)
-    return f"""\
-<table>
-<caption>{escape(table.title.capitalize())}</caption>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{_rows(table)}
-</tbody>
-</table>
-"""
-
-
-def _rows(table: Section) -> str:
-    name, *values = table.columns
-    return "\n".join(
-        f'<tr><th scope="row">{escape(name.text(row))}</th>'
-        + "".join(f"<td>{escape(column.text(row))}</td>" for column in values)
-        + "</tr>"
-        for row in table.rows
+    return html.document(
+        title, [html.items(explain(profile)), html.picture(svg, title, captions), *map(html.table, tables)]
     )

@@ -8,14 +8,16 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from ffnskip.errors import FfnskipError
 from ffnskip.profiles.evidence import TextPart
 from ffnskip_cli.text.sources import TextSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Part = Literal["calibration", "held-out", "all"]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 from huggingface_hub import is_offline_mode
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -52,8 +51,6 @@ def open_text(spec: str, *, offline: bool = False, generate: Documents | None = 
     or .parquet file, or `id[:config[:split]]` where id is wikitext, c4, gsm8k or any dataset of the Hugging Face Hub.
     Raises FfnskipError if there is no such text; so does reading the documents if they cannot be read.
     """
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     keyword, _, part = spec.partition(":")
     if keyword == "demo":
         return _open_demo(part, offline)
@@ -154,7 +151,7 @@ def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:
             yield from _json_rows(path)
         else:
             pattern = glob.escape(os.path.abspath(path))
-            yield from datasets.load_dataset("parquet", data_files=pattern, split="train", streaming=True)
+            yield from _streamed("parquet", data_files=pattern, split="train")
     except Exception as error:  # Arrow, JSON and Unicode errors have no base class of their own
         raise FfnskipError(f"{path.name} is no readable {path.suffix} file: {reason(error)}") from error
 
@@ -193,8 +190,18 @@ def _hub_rows(
     dataset: str, config: str, split: str, revision: str | None, offline: bool
 ) -> Iterator[Mapping[str, Any]]:
     with hub_errors("dataset", dataset, offline):
+        yield from _streamed(dataset, config or None, split=split, revision=revision, offline=offline)
+
+
+def _streamed(*names: str | None, offline: bool | None = None, **what: str | None) -> Iterator[Mapping[str, Any]]:
+    """The rows that `datasets.load_dataset` reads, without a word from it."""
+    import datasets  # with pandas and Arrow, a second that commands without such a text need not wait
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if offline is not None:
         datasets.config.HF_HUB_OFFLINE = offline  # else it is set at import only, from the environment
-        yield from datasets.load_dataset(dataset, config or None, split=split, revision=revision, streaming=True)
+    yield from datasets.load_dataset(*names, **what, streaming=True)
 
 
 def _row_documents(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[str]:

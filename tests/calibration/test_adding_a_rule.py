@@ -11,8 +11,8 @@ from ffnskip import rules
 from ffnskip.decoder import Decoder
 from ffnskip.profiles.profile import save_profile
 from ffnskip.rules import Rule, SkipSettings, Turn, register
+from ffnskip_cli.bench.suite import Plan, run_suite
 from ffnskip_cli.calibration.settings import Goal, Settings
-from ffnskip_cli.measure.suite import Plan, run_suite
 from ffnskip_cli.progress import silently
 
 

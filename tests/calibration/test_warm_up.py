@@ -15,7 +15,6 @@ from ffnskip import Profile
 from ffnskip.decode import GeneralPath, generate_tokens
 from ffnskip.profiles.evidence import WarmUpTrial
 from ffnskip_cli.calibration.lab import Lab
-from ffnskip_cli.calibration.recording.record import record_text
 from ffnskip_cli.calibration.rules.base import PROMPTS, WARM_UPS, ablate, lengths, possible_warm_ups, smallest_good
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, PROMPT_TOKENS, Goal
 from ffnskip_cli.measure.quality import repetition
@@ -32,7 +31,7 @@ def rule(**options: Any) -> Profile:
 
 @cache
 def trials() -> list[WarmUpTrial]:
-    return ablate(Lab(MODEL), rule(), record_text(MODEL, TEXT))
+    return ablate(Lab(MODEL), rule(), TEXT, (0, 5, 10))
 
 
 def greedy(prompt: Tensor, new_tokens: int) -> Tensor:

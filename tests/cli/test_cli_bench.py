@@ -20,9 +20,10 @@ QUALITY = {
     *("skip_ratio", "flops_per_token", "flops_saved", "flops_saved_past_warm_up"),
     *("perplexity", "kl", "kl_reverse", "kl_percentiles", "top1_agreement", "standard_error"),
 }
-PARTS_ALONE = {"least_skipped"}  # of rules that leave out parts
+PARTS_ALONE = {"least_skipped"}  # of what leaves out parts
+NOT_ASKED = {"missing", "kl_by_layer"}
 WORST_CASE = {"never_skip_fraction", "repetition"}
-BASELINES = ["random", "non-adaptive", "static", "shortgpt", "skipdecode"]
+OPPONENTS = ["random", "non-adaptive", "shortgpt", "teal"]
 SPEED = {"tokens_per_second", "speedup", "ceiling", "decode_skip_ratio"}
 BREAKDOWN = {"breakdown"} if COMPILES else set()  # where the time goes, on the fused path
 
@@ -30,7 +31,7 @@ BREAKDOWN = {"breakdown"} if COMPILES else set()  # where the time goes, on the 
 def test_json_is_one_document_without_a_gap_in_its_main_rows(
     bench: tuple[object, ...], plateau_profiles: Path, text_file: Path
 ) -> None:
-    document = bench_document(*bench)
+    document = bench_document(*bench, "--opponents", ",".join(OPPONENTS))
     rows = document.pop("rows")
     assert document == {
         "schema": "ffnskip-bench/v1",
@@ -50,15 +51,18 @@ def test_json_is_one_document_without_a_gap_in_its_main_rows(
         "prompts": 2,
         "repetitions": 2,
     }
-    assert [row["name"] for row in rows] == ["dense", "ffnskip", "hf-dense", *BASELINES]
-    dense, ffnskip, hugging_face, *baselines = rows
+    assert [row["name"] for row in rows] == ["dense", "ffnskip", "hf-dense", *OPPONENTS]
+    dense, ffnskip, hugging_face, *opponents = rows
     for row in (dense, ffnskip):
-        assert set(row) == {"name", "breakdown"} | QUALITY | WORST_CASE | SPEED | PARTS_ALONE
-        assert {name for name, value in row.items() if value is None} == PARTS_ALONE | ({"breakdown"} - BREAKDOWN)
-    untimed = {"breakdown"} | PARTS_ALONE
+        assert set(row) == {"name", "breakdown"} | QUALITY | WORST_CASE | SPEED | PARTS_ALONE | NOT_ASKED
+        assert {name for name, value in row.items() if value is None} == NOT_ASKED | PARTS_ALONE | (
+            {"breakdown"} - BREAKDOWN
+        )
+    untimed = {"breakdown"} | PARTS_ALONE | NOT_ASKED
     assert {name for name, value in hugging_face.items() if value is None} == untimed | QUALITY | WORST_CASE
-    for row in baselines:
-        assert {name for name, value in row.items() if value is None} == untimed | WORST_CASE | SPEED
+    for row in opponents:
+        missing = untimed - (PARTS_ALONE if row["name"] == "teal" else set())
+        assert {name for name, value in row.items() if value is None} == missing | WORST_CASE | SPEED
     for row in (dense, ffnskip, hugging_face):
         speed = row["tokens_per_second"]
         assert len(speed["samples"]) == 2
@@ -67,8 +71,9 @@ def test_json_is_one_document_without_a_gap_in_its_main_rows(
     assert (dense["skip_ratio"], dense["flops_saved"], dense["never_skip_fraction"]) == (0.0, 0.0, 1.0)
     assert (dense["speedup"], dense["ceiling"], dense["kl"], dense["top1_agreement"]) == (1.0, 1.0, 0.0, 1.0)
     assert 0.01 < ffnskip["skip_ratio"] < 0.1
-    for row in baselines[1:]:  # random ones hold the ratio on average only
-        assert row["skip_ratio"] == pytest.approx(ffnskip["skip_ratio"], abs=0.005)
+    for row in opponents[1:]:  # random ones hold the saving on average only
+        saved = row["flops_saved_past_warm_up"]
+        assert saved == pytest.approx(ffnskip["flops_saved_past_warm_up"], abs=0.005)
     assert ffnskip["kl"] > 0.0
 
 
@@ -167,10 +172,9 @@ def test_a_table_has_a_column_for_every_row_and_other_formats_a_line(
     assert lines[0].split() == ["row", "dense", "ffnskip"]
     figures = {line[:15].strip(): line[15:].split() for line in lines[2:] if line}
     assert figures["skip ratio"][0] == "0.000"
-    assert figures["tokens/s"] == ["–", "–"]
-    assert len(figures) == 14
-    options = (*bench, "--measure", "quality,baselines", "--format")
-    names = ["dense", "ffnskip", *BASELINES]
+    assert "tokens/s" not in figures
+    options = (*bench, "--measure", "quality,opponents", "--opponents", ",".join(OPPONENTS), "--format")
+    names = ["dense", "ffnskip", *OPPONENTS]
     assert succeed(*options, "table").stdout.splitlines()[0].split() == ["row", *names]
     table = list(csv.DictReader(io.StringIO(succeed(*options, "csv").stdout)))
     assert [row["name"] for row in table] == names
@@ -183,9 +187,16 @@ def test_a_table_has_a_column_for_every_row_and_other_formats_a_line(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--measure", "speed,qualty"], "measure 'qualty': choose from quality, baselines, speed, worst-case."),
-        (["--measure", "baselines,speed"], "--measure baselines needs the part quality as well"),
+        (["--measure", "speed,qualty"], "measure 'qualty': choose from quality, opponents, speed, worst-case"),
+        (["--measure", "opponents,speed"], "--measure opponents needs the part quality as well"),
         (["--measure", ""], "--measure cannot measure ''"),
+        (["--opponents", "random,dense"], "--opponents has no 'dense': choose from random, non-adaptive"),
+        (["--sweep", "0.1,1.5"], "--sweep takes shares of all FLOPs between 0 and 1, not 0.1,1.5."),
+        (["--sweep", "0.1", "--target", "0.05"], "--sweep moves the profile itself"),
+        (["--worst-case", "1"], "--worst-case takes lengths of at least 2 tokens"),
+        (["--worst-case", "600"], "The model takes at most 512 tokens, but this needs 608"),
+        (["--warm-up", "5,many"], "--warm-up takes numbers with commas between them, not 5,many."),
+        (["--warm-up", "2.5"], "--warm-up takes whole numbers"),
         (["--profile", "missing.yaml"], "missing.yaml: cannot be read"),
         (["--threshold", "nan"], "The threshold must be a finite number, not nan."),
         (["--target", "0.9"], "not to 0.9: calibrate for that target instead."),
@@ -227,3 +238,30 @@ def test_packed_weights_are_compared_with_the_model_as_it_was_loaded(bench: tupl
     assert set(dense["standard_error"]) == {"skip_ratio", "perplexity", "kl", "top1_agreement"}
     plain = bench_rows(bench_document(*bench, "--measure", "quality"))
     assert dense["perplexity"] != plain["dense"]["perplexity"]
+
+
+def test_a_sweep_prints_the_rows_of_each_saving_and_what_is_out_of_reach(bench: tuple[object, ...]) -> None:
+    options = (*bench, "--sweep", "0.9,0.02", "--measure", "quality")
+    document = bench_document(*options)
+    assert "rows" not in document
+    assert [point["target"] for point in document["sweep"]] == [0.02, 0.9]
+    _, ffnskip = document["sweep"][0]["rows"]
+    assert ffnskip["flops_saved_past_warm_up"] == pytest.approx(0.02, abs=0.01)
+    table = succeed(*options).stdout
+    assert "A saving of 0.9 is out of reach: the profile saves at most 0." in " ".join(table.split())
+
+
+def test_tables_of_worst_case_and_warm_up_are_printed_and_written(bench: tuple[object, ...], tmp_path: Path) -> None:
+    options = ("--worst-case", "8,16", "--warm-up", "0,4", "-o", tmp_path / "tables.json")
+    document = bench_document(*bench, *options)
+    assert json.loads((tmp_path / "tables.json").read_text()) == document
+    assert [(row["name"], row["length"]) for row in document["worst_case"]] == [
+        ("profile", 8),
+        ("profile", 16),
+        ("paper", 8),
+        ("paper", 16),
+    ]
+    assert [row["warm_up"] for row in document["warm_up"]] == [0, 4]
+    words = succeed(*bench, *options).stdout
+    assert "Table 6" in words
+    assert "Figure 5" in words

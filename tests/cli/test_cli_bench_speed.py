@@ -7,7 +7,7 @@ from support.cli import bench_document, bench_rows, mistake, succeed, talk
 from support.compiler import needs_compiler
 
 from ffnskip import Decoder
-from ffnskip_cli.measure import suite
+from ffnskip_cli.bench import suite
 from ffnskip_cli.measure.speed import Speed
 from ffnskip_cli.sources.models import load_model
 from ffnskip_cli.text.named import evaluation_text

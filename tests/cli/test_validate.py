@@ -37,8 +37,9 @@ def test_a_folder_stands_for_every_profile_below_it(tmp_path: Path) -> None:
     for path in paths:
         save_profile(make_profile(), path)
     (tmp_path / "README.md").write_text("not a profile")
+    (tmp_path / "compose.yaml").write_text("services: {}\n")
     result = run("validate", tmp_path)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (0, f"No profiles, and passed over: {tmp_path / 'compose.yaml'}\n")
     assert result.stdout.splitlines() == [f"ok  {path}" for path in paths]
 
 
@@ -66,7 +67,7 @@ def test_a_weights_file_is_no_profile_and_if_missing_or_altered_a_mistake_of_eac
 def test_a_folder_without_profiles_is_a_mistake(tmp_path: Path) -> None:
     result = run("validate", tmp_path)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"Error: {tmp_path}: the folder holds no .yaml file; name a profile.\n"
+    assert result.stderr == f"Error: {tmp_path}: the folder holds no profile; name a profile.\n"
 
 
 def test_json_is_one_document_with_a_verdict_for_each_file(good: Path, bad: Path) -> None:

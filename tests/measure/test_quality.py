@@ -16,8 +16,8 @@ from ffnskip.general.wrap import Applied
 from ffnskip.profiles.identity import model_info
 from ffnskip.profiles.weights import Weights
 from ffnskip_cli.measure import quality as module
-from ffnskip_cli.measure.baselines import Pattern
 from ffnskip_cli.measure.quality import Estimate, Quality, measure_quality
+from ffnskip_cli.opponents.patterns import Pattern
 from ffnskip_cli.progress import Journal, silently
 
 MODEL = float64_model()

@@ -93,13 +93,13 @@ def test_bench_measures_everything(calibrated: Compiled) -> None:
     path, row, _ = calibrated
     sizes = ("--eval-tokens", 512, "--prompt-tokens", 16, "--new-tokens", WARM_UP + 8, "--prompts", 2, "-r", 1, *FAST)
     document = json.loads(succeed("bench", "demo", "--profile", path, *sizes, "--format", "json").stdout)
-    dense, ffnskip_row, hugging_face, *baselines = document["rows"]
+    dense, ffnskip_row, hugging_face, *opponents = document["rows"]
     assert (document["eval_dataset"], document["dtype"]) == ("demo", "float32")
     unmeasured = {name for row in (dense, ffnskip_row) for name, value in row.items() if value is None}
     assert unmeasured == {"least_skipped"}  # of rules that leave out parts
     assert hugging_face["tokens_per_second"]["median"] > 0
-    assert baselines
-    assert all(baseline["kl"] > 0 for baseline in baselines)
+    assert opponents
+    assert all(opponent["kl"] > 0 for opponent in opponents)
     for figure in ("perplexity", "kl", "top1_agreement", "skip_ratio"):  # on the text that the profile was measured on
         assert ffnskip_row[figure] == pytest.approx(row[figure], rel=1e-3), figure
 

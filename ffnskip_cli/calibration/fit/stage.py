@@ -42,10 +42,11 @@ from ffnskip_cli.calibration.fit.trial import Seen, trial
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.measure.flops import model_cost, overhead
-from ffnskip_cli.text.corpus import Corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from ffnskip_cli.text.corpus import Corpus
 
 MAX_REFITS = 4
 GAIN = 0.01  # that a refit must bring, or it was the last

@@ -29,10 +29,10 @@ from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics, load_statistics, refuse_difference
 from ffnskip_cli.calibration.recording.record import BLOCK, Record, record_block
 from ffnskip_cli.calibration.settings import GENERATED_TOKENS, On, Settings
-from ffnskip_cli.text.corpus import Corpus
 
 if TYPE_CHECKING:
     from ffnskip_cli.sources.models import LoadedModel
+    from ffnskip_cli.text.corpus import Corpus
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)  # the others wait for the slowest rank, however slow it is

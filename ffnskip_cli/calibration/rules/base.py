@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,9 @@ from ffnskip_cli.calibration.recording.file import Statistics
 from ffnskip_cli.calibration.recording.record import Record
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, GENERATED_TOKENS, PROMPT_TOKENS, Settings
 from ffnskip_cli.measure.quality import Quality, paired_difference, repetition
-from ffnskip_cli.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    from ffnskip_cli.text.corpus import Corpus
 
 WARM_UPS = (0, 5, 10, 20, 25, 30, 50)
 PROMPTS = 16
@@ -90,7 +92,7 @@ class RuleCompiler:
         """The draft, whose threshold gives `ratio`, with the smallest warm-up that does no harm, if that is free."""
         if not self.frees_warm_up(record):
             return draft
-        trials = ablate(lab, draft, record)
+        trials = ablate(lab, draft, record.sequences, possible_warm_ups(record.sequences.shape[1]))
         evidence = assemble.search_evidence(ratio, 0, [], trials)
         return _with_warm_up(draft, smallest_good(trials)).model_copy(update={"search": evidence})
 
@@ -108,21 +110,20 @@ def possible_warm_ups(sequence_length: int) -> tuple[int, ...]:
     return possible if len(possible) > 1 else ()
 
 
-def ablate(lab: Lab, profile: Profile, record: Record) -> list[WarmUpTrial]:
-    """Try every warm-up that the sequences are long enough for.
+def ablate(lab: Lab, profile: Profile, sequences: Tensor, warm_ups: Sequence[int]) -> list[WarmUpTrial]:
+    """Try several warm-ups: the paper's Figure 5.
 
     Args:
         lab: with the dense model.
         profile: the rule to try them with, threshold and all.
-        record: whose sequences begin with the prompts.
+        sequences: ``[n, length]``, which begin with the prompts.
+        warm_ups: to try, at most half of the continuations (`lengths`) each, as all are scored on the other half.
 
     Returns:
-        A trial for each, in ascending order.
+        A trial for each.
     """
-    if not (warm_ups := possible_warm_ups(record.sequences.shape[1])):
-        return []
-    prompt, generated = lengths(record.sequences.shape[1])
-    prompts = record.sequences[:PROMPTS, :prompt].long()
+    prompt, generated = lengths(sequences.shape[1])
+    prompts = sequences[:PROMPTS, :prompt].long()
     written = _continue(lab, None, prompts, generated)
     qualities = lab.quality(
         [_with_warm_up(profile, prompt + warm_up) for warm_up in warm_ups],

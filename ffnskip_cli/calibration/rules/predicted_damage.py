@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from ffnskip.profiles.profile import Profile
@@ -13,7 +15,9 @@ from ffnskip_cli.calibration.recording.record import Record, sample_size
 from ffnskip_cli.calibration.rules.base import RuleCompiler, ablation_cost
 from ffnskip_cli.calibration.settings import Settings
 from ffnskip_cli.calibration.threshold.solve import VERIFY_TOKENS, highest_ratio, solve_threshold
-from ffnskip_cli.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    from ffnskip_cli.text.corpus import Corpus
 
 _HARDLY_EVER = 0.002  # of the tokens: a layer at the end of the region that skips less is left alone
 

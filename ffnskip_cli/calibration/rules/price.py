@@ -29,10 +29,11 @@ from ffnskip_cli.calibration.recording.file import Statistics
 from ffnskip_cli.calibration.recording.record import Record, sample_size
 from ffnskip_cli.calibration.rules.base import RuleCompiler, ablation_cost
 from ffnskip_cli.calibration.threshold.solve import VERIFY_TOKENS, highest_ratio, solve_threshold
-from ffnskip_cli.text.corpus import Corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from ffnskip_cli.text.corpus import Corpus
 
 _FIRST = 16  # position of each sequence from which derivatives count: the first tokens are unlike all others
 PRICE_TOKENS = 8192  # that derivatives are taken of, at most

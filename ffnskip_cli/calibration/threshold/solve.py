@@ -139,13 +139,14 @@ def measure(lab: Lab, profile: Profile, record: Record) -> tuple[float, SkipStat
     settings, total = profile.deciding, SkipStats(profile.model.n_layers)
     for sequence in lab.track(sample.sequences, f"verifying threshold {threshold:g}", len(sample.sequences)):
         key = ["ratio", settings, sequence.tolist()]
-        counts = lab.journal.remember(key, partial(_count, lab.model, profile, sequence))
+        counts = lab.journal.remember(key, partial(count_skips, lab.model, profile, sequence))
         total.add(SkipStats(**counts))
     return total.skip_ratio + rest, total
 
 
 @torch.inference_mode()
-def _count(model: PreTrainedModel, profile: Profile, sequence: Tensor) -> dict[str, Any]:
+def count_skips(model: PreTrainedModel, profile: Profile, sequence: Tensor) -> dict[str, Any]:
+    """The fields of `SkipStats` for one ``sequence [length]``, in score mode."""
     with Applied(model, profile, "score") as applied:
         decoder_body(model)(sequence[None].long().to(input_device(model)), use_cache=False)
     return asdict(applied.stats)

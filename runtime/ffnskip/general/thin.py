@@ -67,7 +67,7 @@ def thin(sites: list[tuple[int, FFNSite]], profile: Profile, walk: Walk) -> list
     rule, weights = profile.skip.by, profile.weights
     assert isinstance(rule, Price), "the rule leaves no parts out"
     assert weights is not None, "the profile came without its weights"
-    found = [(index, place, parts_of(site.layer)) for place, (index, site) in enumerate(sites)]
+    found = [(index, index - profile.skip.cold_s, parts_of(site.layer)) for index, site in sites]
     hooks = []
     for index, place, parts in found:
         for part in parts:

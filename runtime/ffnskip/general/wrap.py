@@ -51,7 +51,8 @@ class Applied:
         stats: what is skipped is added to these; None starts at zero.
         warns: whether a FfnskipWarning is given if no token was allowed to skip, when the profile is taken off or the
             program ends.
-        fused: runs passes over single tokens, in decode mode.
+        fused: runs passes over single tokens, in decode mode; knows no `dense_layers`.
+        dense_layers: of the skip region, those that run in full all the same.
 
     Attributes:
         ffns: what runs in the place of the FFNs of the skip region; empty for a rule that leaves out parts.
@@ -70,13 +71,15 @@ class Applied:
         stats: SkipStats | None = None,
         warns: bool = False,
         fused: FusedForward | None = None,
+        dense_layers: frozenset[int] = frozenset(),
     ) -> None:
         refuse_second_profile(model)
         profile.refuse_missing_weights()
         self.model = model
         self.profile = profile
         self.walk = Walk(profile.skip, mode, stats or SkipStats(profile.model.n_layers), rule)
-        self._sites = list(enumerate(ffn_sites(model)))[profile.skip.cold_s : profile.skip.cold_e]
+        region = list(enumerate(ffn_sites(model)))[profile.skip.cold_s : profile.skip.cold_e]
+        self._sites = [(index, site) for index, site in region if index not in dense_layers]
         self._sequences = Sequences(WeakKeyDictionary())
         self.asleep = False
         self.real: Tensor | None = None

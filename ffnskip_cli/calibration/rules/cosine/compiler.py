@@ -6,6 +6,7 @@ The mean similarity curve proposes the region: cold are the layers at both ends 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,12 +18,20 @@ from ffnskip_cli.calibration import assemble
 from ffnskip_cli.calibration.lab import Lab, Sizes, Step
 from ffnskip_cli.calibration.recording.file import Statistics
 from ffnskip_cli.calibration.recording.record import Record, sample_size
-from ffnskip_cli.calibration.rules.base import RuleCompiler, ablate, ablation_cost, smallest_good
+from ffnskip_cli.calibration.rules.base import (
+    RuleCompiler,
+    ablate,
+    ablation_cost,
+    possible_warm_ups,
+    smallest_good,
+)
 from ffnskip_cli.calibration.rules.cosine.search import CORRECTIONS, SEARCH_TOKENS, Scored, Scorer, search
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Settings
 from ffnskip_cli.calibration.threshold.goals import largest_within, limit_passes
 from ffnskip_cli.calibration.threshold.solve import highest_ratio, refuse_beyond
-from ffnskip_cli.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    from ffnskip_cli.text.corpus import Corpus
 
 STEEP = 2.5  # a layer is steep when it turns the stream this many times as much as the median layer
 MARGIN = 1  # layers beside the steep ends that stay cold too
@@ -95,7 +104,8 @@ class CosineCompiler(RuleCompiler):
         chosen = scored[0].skip if scored else scorer.score([draft.skip])[0].skip
         trials = []
         if ablating:
-            trials = ablate(lab, draft.model_copy(update={"skip": chosen}), record)
+            warm_ups = possible_warm_ups(record.sequences.shape[1])
+            trials = ablate(lab, draft.model_copy(update={"skip": chosen}), record.sequences, warm_ups)
             chosen = chosen.model_copy(update={"warm_up": smallest_good(trials)})
         evidence = assemble.search_evidence(ratio, scorer.tokens, scored, trials)
         return draft.model_copy(update={"skip": chosen, "search": evidence})

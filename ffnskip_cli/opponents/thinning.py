@@ -1,4 +1,4 @@
-"""Leave out channels whose score is under a limit, in one forward pass: what the baselines of parts have in common."""
+"""Leave out channels whose score is under a limit, in one forward pass: what opponents of `parts` share."""
 
 from __future__ import annotations
 

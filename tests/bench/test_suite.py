@@ -11,8 +11,8 @@ from support.pico import float64_model, middle_threshold, pico_profile, pico_tok
 from torch import Tensor
 
 from ffnskip import Decoder, Profile, SkipStats
+from ffnskip_cli.bench.suite import PARTS, Plan, run_suite
 from ffnskip_cli.measure.flops import model_cost, overhead
-from ffnskip_cli.measure.suite import PARTS, Plan, run_suite
 from ffnskip_cli.measure.worst_case import continue_prompts
 from ffnskip_cli.progress import silently
 
@@ -26,13 +26,14 @@ FIELDS = {
     },
     "speed": {"tokens_per_second", "speedup", "ceiling", "decode_skip_ratio"},
     "worst-case": {"never_skip_fraction", "repetition"},
+    "layers": {"kl_by_layer"},
 }
-BASELINES = ["random", "non-adaptive", "static", "shortgpt", "skipdecode"]
+OPPONENTS = ("random", "static", "shortgpt", "teal")
 SOME_PARTS = [
     frozenset(parts)
-    for size in (1, 2, 3, 4)
+    for size in range(1, len(PARTS) + 1)
     for parts in combinations(PARTS, size)
-    if "baselines" not in parts or "quality" in parts
+    if "quality" in parts or not {"opponents", "layers"} & set(parts)
 ]
 
 
@@ -43,7 +44,7 @@ def profile() -> Profile:
 
 @cache
 def rows(parts: frozenset[str], timed_on: str = "generated") -> dict[str, dict[str, Any]]:
-    plan = Plan(parts, PROMPT, NEW, REPETITIONS, PROMPTS)
+    plan = Plan(parts, PROMPT, NEW, REPETITIONS, PROMPTS, OPPONENTS)
     timed_text = TIMED if timed_on == "text" else None
     decoder = Decoder(MODEL, profile())
     return {row["name"]: row for row in run_suite(MODEL, decoder, TEXT, plan, silently, timed_text=timed_text)}
@@ -52,15 +53,17 @@ def rows(parts: frozenset[str], timed_on: str = "generated") -> dict[str, dict[s
 @pytest.mark.parametrize("parts", SOME_PARTS, ids=lambda parts: "+".join(sorted(parts)))
 def test_what_was_not_measured_is_none_and_everything_else_is_there(parts: frozenset[str]) -> None:
     found = rows(parts)
-    others = (["hf-dense"] if "speed" in parts else []) + (BASELINES if "baselines" in parts else [])
+    others = (["hf-dense"] if "speed" in parts else []) + ([*OPPONENTS] if "opponents" in parts else [])
     assert list(found) == ["dense", "ffnskip", *others]
-    measured = set().union(*(FIELDS[part] for part in parts - {"baselines"}))
-    only = {"hf-dense": FIELDS["speed"], **dict.fromkeys(BASELINES, FIELDS["quality"])}
+    measured = set().union(*(FIELDS[part] for part in parts - {"opponents"}))
+    only = {"hf-dense": FIELDS["speed"], **dict.fromkeys(OPPONENTS, FIELDS["quality"])}
+    only["dense"] = measured - FIELDS["layers"]
     for name, row in found.items():
         own = measured & only.get(name, measured)
-        assert {field for field, value in row.items() if value is not None} == {"name", *own}
-        # The general path does not measure a breakdown; cosine leaves out no parts.
-        assert set(row) == {"name", "breakdown", "least_skipped"}.union(*FIELDS.values())
+        found_here = {field for field, value in row.items() if value is not None}
+        assert found_here - {"least_skipped"} == {"name", *own}  # which teal's row has
+        # The general path does not measure a breakdown.
+        assert set(row) == {"name", "missing", "breakdown", "least_skipped"}.union(*FIELDS.values())
     json.dumps(found, allow_nan=False)
 
 
@@ -89,16 +92,29 @@ def test_quality_is_of_the_whole_text() -> None:
     assert sparse["flops_saved"] == pytest.approx(saved_per_token / dense["flops_per_token"])
 
 
-def test_baselines_skip_as_much_as_the_profile_and_pay_for_no_checks() -> None:
-    found = rows(frozenset({"quality", "baselines"}))
-    cost = model_cost(MODEL)
-    for name in BASELINES:
-        row = found[name]
-        skipped = row["skip_ratio"] * 6 * 3 * 14  # layers x sequences x tokens past warm-up
-        if name != "random":  # which holds on average only
-            assert skipped / 252 == pytest.approx(found["ffnskip"]["skip_ratio"], abs=0.005)
-        assert row["flops_saved"] == pytest.approx(skipped * cost.ffn_flops / (3 * cost.dense_flops(0, 16)))
-        assert row["kl"] > 0
+def test_opponents_save_as_many_flops_as_the_profile_net() -> None:
+    found = rows(frozenset({"quality", "opponents"}))
+    own = found["ffnskip"]["flops_saved_past_warm_up"]
+    for name in OPPONENTS:
+        # At random it holds on average only; of 14 positions one more or less shows.
+        assert found[name]["flops_saved_past_warm_up"] == pytest.approx(own, abs=0.04)
+        assert found[name]["kl"] > 0
+
+
+def test_an_opponent_that_cannot_save_so_much_says_so_in_its_row() -> None:
+    plan = Plan(frozenset({"quality", "opponents"}), PROMPT, NEW, 1, PROMPTS, ("cats", "random"))
+    everything = pico_profile(MODEL, threshold=-1.0, warm_up=2, cold_s=0, cold_e=6)
+    *_, cats, random = run_suite(MODEL, Decoder(MODEL, everything), TEXT, plan, silently)
+    assert (cats["name"], cats["kl"], random["missing"]) == ("cats", None, None)
+    assert cats["missing"].startswith("it saves at most 0.")
+
+
+def test_a_layer_adds_what_the_profile_costs_less_without_it() -> None:
+    added = rows(frozenset({"quality", "layers"}))["ffnskip"]["kl_by_layer"]
+    assert [value for layer, value in enumerate(added) if not 1 <= layer < 5] == [0.0, 0.0]
+    alone = profile().with_skip(cold_s=1, cold_e=4)  # the last layer of the region decides nothing for others
+    expected = quality_of(MODEL, profile(), TEXT).kl.mean - quality_of(MODEL, alone, TEXT).kl.mean
+    assert added[4] == pytest.approx(expected)
 
 
 def test_the_worst_case_is_over_as_many_prompts_as_were_asked_for() -> None:

@@ -1,28 +1,13 @@
-"""Other ways to skip as many FFNs: what a profile must be better than to be worth its name.
+"""Whole FFNs by layer and position, never by the token, and nothing in their place: the paper's Table 3, and `static`.
 
-A baseline decides by layer and position alone, never by the token, and adds nothing in place of a skipped FFN. All skip
-between the first two and the last two layers, where it does least harm, or as many of them as the ratio leaves; and all
-leave the warm-up of the profile that they are compared with dense.
-
-==============  ====================================================================================================
-row             what it skips
-==============  ====================================================================================================
-`random`        each FFN independently with one probability
-`non-adaptive`  the same FFNs for every token, evenly spread over the layers
-`static`        the same FFNs for every token, those with the highest mean similarity cos(h, h + f) on a sample
-`shortgpt`      the FFNs of the layers with the lowest Block Influence on that sample: 1 - the mean cosine of a layer's
-                input and output (ShortGPT, Men et al. 2024, which removes these layers)
-`skipdecode`    more FFNs the later the token, linear in its position, from the bottom upwards (SkipDecode, Del Corro
-                et al. 2023)
-==============  ====================================================================================================
-
-Where a ratio asks for a fraction of an FFN per token, one more is skipped for that share of the tokens.
+All skip between the first two and the last two layers, where it does least harm, or as many of them as the saving
+leaves. Where a saving asks for a fraction of an FFN per token, one more is skipped for that share of the tokens.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -36,9 +21,9 @@ from ffnskip.general.wrap import Applied
 from ffnskip.model.forward import forward
 from ffnskip.model.sites import ffn_sites, input_device, watch
 from ffnskip.profiles.profile import Profile
-from ffnskip.profiles.schema import Compensation, Skip
 from ffnskip.rules import Rule, SkipSettings, Turn
 from ffnskip.rules.cosine import similarity
+from ffnskip_cli.opponents.field import Field, Opponent
 from ffnskip_cli.progress import Track
 
 if TYPE_CHECKING:
@@ -57,7 +42,7 @@ class Pattern:
         at_random: skip every FFN of `order` independently, and only the expected number is `first` to `last`.
     """
 
-    order: tuple[int, ...]
+    order: Sequence[int]
     first: float
     last: float
     at_random: bool = False
@@ -126,50 +111,29 @@ class _PatternTurn(Turn):
         return self._pattern[:, layer] & self.allowed
 
 
-def bare_profile(profile: Profile, ratio: float) -> Profile:
-    """The profile that baselines are measured with: the same model and warm-up, their layers, no compensation."""
-    n_layers, skip = profile.model.n_layers, profile.skip
-    cold = min(_COLD, int((1.0 - ratio) * n_layers / 2))
-    region = {"cold_s": cold, "cold_e": n_layers - cold}
-    return Profile(
-        schema="ffnskip/v1",
-        model=profile.model,
-        skip=Skip(rule="cosine", threshold=1.0, warm_up=skip.warm_up, **region),
-        compensation=Compensation(kind="none"),
-        made_with=profile.made_with,
-    )
+def random(field: Field) -> Opponent:
+    """Skips each FFN independently with one probability."""
+    return _opponent(field, lambda layers, count: Pattern(layers, count, count, at_random=True))
 
 
-def random_pattern(profile: Profile, ratio: float) -> Pattern:
-    """The baseline `random` at this skip_ratio; the profile is that of `bare_profile`."""
-    layers = tuple(range(profile.skip.cold_s, profile.skip.cold_e))
-    count = min(ratio * profile.model.n_layers, len(layers))
-    return Pattern(layers, count, count, at_random=True)
+def non_adaptive(field: Field) -> Opponent:
+    """Skips the same FFNs for every token, evenly spread over the layers."""
+    return _opponent(field, lambda layers, count: Pattern(_spread(layers, count), count, count))
 
 
-def baseline_patterns(
-    model: PreTrainedModel, profile: Profile, ratio: float, sample: Tensor, track: Track
-) -> dict[str, Pattern]:
-    """The baselines by row name.
+def static(field: Field) -> Opponent:
+    """Skips the same FFNs for every token, those with the highest mean similarity cos(h, h + f) on the sample."""
+    ffns, _ = layer_similarities(field.model, field.sample, field.first, field.lab.track)
+    return _opponent(field, lambda layers, count: Pattern(_most_similar(layers, ffns), count, count))
 
-    Args:
-        model: the untouched model.
-        profile: from `bare_profile`.
-        ratio: the skip_ratio that all are to have.
-        sample: ``[sequences, length]``, text to rank the layers on.
-        track: shows progress.
-    """
-    layers = tuple(range(profile.skip.cold_s, profile.skip.cold_e))
-    count = min(ratio * profile.model.n_layers, len(layers))
-    late = min(2 * count, len(layers))
-    ffns, blocks = layer_similarities(model, sample, profile.skip.warm_up, track)
-    return {
-        "random": random_pattern(profile, ratio),
-        "non-adaptive": Pattern(_spread(layers, count), count, count),
-        "static": Pattern(_most_similar(layers, ffns), count, count),
-        "shortgpt": Pattern(_most_similar(layers, blocks), count, count),
-        "skipdecode": Pattern(layers, 2 * count - late, late),
-    }
+
+def _opponent(field: Field, pattern: Callable[[Sequence[int], float], Pattern]) -> Opponent:
+    """One that skips as many FFNs per token as the saving takes, of the layers that may be skipped."""
+    n_layers = field.cost.n_layers
+    field.refuse_beyond(most := field.cost.ffn_share(field.first, field.length))
+    count = n_layers * field.saved / most
+    cold = min(_COLD, int((n_layers - count) / 2))
+    return Opponent(field.bare(), pattern(range(cold, n_layers - cold), count))
 
 
 @torch.inference_mode()

@@ -1,33 +1,39 @@
-"""The baselines of parts against their definitions, written out naively on the modules of a pico model."""
+"""Opponents that leave out parts against their definitions, written out naively on the modules of a pico model."""
 
 from collections.abc import Callable
 from functools import cache
 
 import pytest
 import torch
+from support.opponents import field
 from support.pico import float64_model, pico_profile, pico_tokens
 from support.price import price_profile
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ffnskip import Decoder
+from ffnskip_cli.bench.suite import Plan, run_suite
 from ffnskip_cli.measure.flops import NO_OVERHEAD, model_cost
-from ffnskip_cli.measure.part_baselines import Quantiles, between, greedy_paths, part_baselines
 from ffnskip_cli.measure.quality import measure_quality
-from ffnskip_cli.measure.suite import Plan, run_suite
-from ffnskip_cli.measure.thinning import Score, Thinning, places
+from ffnskip_cli.opponents import set_up
+from ffnskip_cli.opponents.parts import Quantiles, between, greedy_paths
+from ffnskip_cli.opponents.thinning import Score, Thinning, places
 from ffnskip_cli.progress import silently
 
 MODEL = float64_model()
 WARM_UP, LENGTH, SAVED = 3, 40, 0.2
 TEXT = pico_tokens(LENGTH, batch=3)
 PROFILE = pico_profile(MODEL, warm_up=WARM_UP)
-NAMES = {"magnitude": "teal", "with weights": "wina", "gate": "cats"}
-SCORES = list(NAMES)
+SCORES: list[Score] = ["magnitude", "with weights", "gate"]
+
+
+PARTS = ["teal", "teal-greedy", "wina", "cats"]
 
 
 @cache
-def ways() -> dict[str, Thinning]:
-    return part_baselines(MODEL, PROFILE, SAVED, TEXT, silently)
+def ways(saved: float = SAVED, model: PreTrainedModel = MODEL) -> dict[str, Thinning]:
+    found, _ = set_up(PARTS, field(model, TEXT, saved, warm_up=WARM_UP))
+    return {name: opponent.way for name, opponent in found.items() if isinstance(opponent.way, Thinning)}
 
 
 def naive_score(score: Score, layer: nn.Module, place: int, x: Tensor) -> Tensor:
@@ -82,7 +88,7 @@ def test_a_limit_is_the_quantile_of_the_score_at_its_place(score: Score) -> None
             assert quantiles.limit(layer, place, sparsity) == pytest.approx(exact, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["teal", "teal-greedy", "wina", "cats"])
+@pytest.mark.parametrize("name", PARTS)
 def test_what_is_under_its_limit_counts_as_zero_past_the_warm_up_and_nothing_else(name: str) -> None:
     way = ways()[name]
 
@@ -103,8 +109,8 @@ def test_what_is_under_its_limit_counts_as_zero_past_the_warm_up_and_nothing_els
     assert not torch.allclose(logits[WARM_UP:], dense[WARM_UP:])
 
 
-@pytest.mark.parametrize("name", ["teal", "teal-greedy", "wina", "cats"])
-def test_every_baseline_saves_what_it_was_asked_for(name: str) -> None:
+@pytest.mark.parametrize("name", PARTS)
+def test_each_saves_what_it_was_asked_for(name: str) -> None:
     (quality,) = measure_quality(MODEL, [PROFILE], TEXT, silently, ways=[ways()[name]])
     saved = model_cost(MODEL).saved_share_past(quality.stats, NO_OVERHEAD, len(TEXT), LENGTH)
     assert saved == pytest.approx(SAVED, abs=0.01)  # what is left out changes what comes later
@@ -160,21 +166,21 @@ def test_the_greedy_search_takes_the_step_of_least_error_until_the_block_is_spar
 @pytest.mark.parametrize(("name", "gated"), [("llama", True), ("phi3", True), ("gemma2", True), ("starcoder2", False)])
 def test_a_gate_is_found_where_there_is_one(name: str, gated: bool) -> None:
     model = float64_model(name)
-    found = part_baselines(model, pico_profile(model, warm_up=WARM_UP), 0.1, TEXT, silently)
-    assert list(found) == ["teal", "teal-greedy", "wina", *(["cats"] if gated else [])]
+    assert list(ways(0.1, model)) == ["teal", "teal-greedy", "wina", *(["cats"] if gated else [])]
     assert len(places(model.model.layers[0], "gate")) == gated
 
 
-def test_what_a_baseline_cannot_save_is_no_row() -> None:
-    assert list(part_baselines(MODEL, PROFILE, 0.45, TEXT, silently)) == ["teal", "teal-greedy", "wina"]
-    assert part_baselines(MODEL, PROFILE, 0.0, TEXT, silently) == {}
+def test_what_an_opponent_cannot_save_is_said() -> None:
+    found, missing = set_up(PARTS, field(MODEL, TEXT, 0.45, warm_up=WARM_UP))
+    assert list(found) == ["teal", "teal-greedy", "wina"]
+    assert missing["cats"].startswith("it saves at most 0.")
 
 
 def test_bench_sets_a_profile_of_parts_beside_them_at_the_same_flops() -> None:
     decoder = Decoder(MODEL, price_profile(MODEL, warm_up=WARM_UP))
-    plan = Plan(frozenset({"quality", "baselines"}), 6, 9, 1, 2)
+    plan = Plan(frozenset({"quality", "opponents"}), 6, 9, 1, 2, ("random", *PARTS))
     dense, own, *rows = run_suite(MODEL, decoder, TEXT, plan, silently)
-    assert [row["name"] for row in rows] == ["teal", "teal-greedy", "wina", "cats", "random"]
+    assert [row["name"] for row in rows] == ["random", *PARTS]
     for row in rows:
         assert row["flops_saved_past_warm_up"] == pytest.approx(own["flops_saved_past_warm_up"], abs=0.02)
         assert row["kl"] > dense["kl"] == 0.0

@@ -1,4 +1,4 @@
-"""Other ways to leave out as many FLOPs in parts: what a profile of the rule `price` must be better than.
+"""Parts of every layer, as the rule `price` leaves them out, by other scores.
 
 All set channels to zero whose score is under a limit. A limit is the quantile of the scores on a sample of text that
 gives the wanted sparsity, the share of channels that is left out. All layers take part, and the warm-up of the profile
@@ -31,16 +31,13 @@ from torch import Tensor, nn
 
 from ffnskip.model.forward import forward
 from ffnskip.model.sites import ffn_sites, input_device
-from ffnskip_cli.measure.flops import model_cost
-from ffnskip_cli.measure.thinning import Place, Score, Thinning, at_places, places
+from ffnskip_cli.opponents.field import Field, Opponent
+from ffnskip_cli.opponents.thinning import Place, Score, Thinning, at_places, places
 from ffnskip_cli.progress import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ffnskip.profiles.profile import Profile
-
-_UNIFORM: dict[str, Score] = {"teal": "magnitude", "wina": "with weights", "cats": "gate"}
 _BINS, _SHIFT = 1 << 15, 16  # of magnitudes: bfloat16 numbers that are not negative
 _STEP = 0.02  # of a block's FLOPs that the greedy search leaves out at a time
 _SEARCHED = 2  # sequences on which it measures errors
@@ -95,34 +92,25 @@ class Quantiles:
         )
 
 
-def part_baselines(
-    model: PreTrainedModel, profile: Profile, saved: float, sample: Tensor, track: Track
-) -> dict[str, Thinning]:
-    """The baselines by row name; one that cannot save so much is left out.
+def uniform(score: Score, field: Field) -> Opponent:
+    """Leaves out the same share of channels everywhere: TEAL (uniform), WINA or CATS, by the score."""
+    quantiles = Quantiles(field.model, score, field.sample, field.first, field.lab.track)
+    return Opponent(field.bare(), Thinning(score, quantiles.uniform(_sparsity(field, quantiles))))
 
-    Args:
-        model: the untouched model.
-        profile: that they are compared with.
-        saved: share of all FLOPs past warm-up that each is to save.
-        sample: ``[sequences, length]``, text to take quantiles on.
-        track: shows progress.
 
-    Raises:
-        UnsupportedModelError: the model is not made of plain matrices.
-    """
-    first, length = profile.skip.warm_up, sample.shape[1]
-    wanted = saved * model_cost(model).dense_flops(first, length) / (length - first)
-    found = {}
-    for name, score in _UNIFORM.items():
-        quantiles = Quantiles(model, score, sample, first, track)
-        sparsity = wanted / max(quantiles.flops(), 1.0)
-        if not 0.0 < sparsity < 1.0:
-            continue
-        found[name] = Thinning(score, quantiles.uniform(sparsity))
-        if name == "teal":
-            paths = greedy_paths(model, quantiles, sparsity, sample[:_SEARCHED], first, track)
-            found["teal-greedy"] = Thinning(score, quantiles.at([between(path, sparsity) for path in paths]))
-    return found
+def teal_greedy(field: Field) -> Opponent:
+    """TEAL with the sparsities that its greedy search finds for each block."""
+    quantiles = Quantiles(field.model, "magnitude", field.sample, field.first, field.lab.track)
+    sparsity = _sparsity(field, quantiles)
+    paths = greedy_paths(field.model, quantiles, sparsity, field.sample[:_SEARCHED], field.first, field.lab.track)
+    limits = quantiles.at([between(path, sparsity) for path in paths])
+    return Opponent(field.bare(), Thinning("magnitude", limits))
+
+
+def _sparsity(field: Field, quantiles: Quantiles) -> float:
+    """The share of all channels that saves as much as is wanted."""
+    field.refuse_beyond(quantiles.flops() / field.flops_per_token)
+    return field.saved * field.flops_per_token / max(quantiles.flops(), 1.0)
 
 
 Path = list[tuple[float, tuple[float, ...]]]

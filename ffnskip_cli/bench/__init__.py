@@ -1,0 +1,1 @@
+"""The tables of `ffnskip bench`: which rows there are, and where each of their figures comes from."""
