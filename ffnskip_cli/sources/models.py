@@ -89,9 +89,9 @@ def load_model(
 
     `dtype` is auto (as stored), float32, bfloat16 or float16; `device` is auto (cuda if there is one, or else cpu) or a
     torch device. `device_map` (auto, balanced or sequential) has accelerate spread the weights over all devices, the
-    CPU and the disk instead. Only safetensors and GGUF weights are read, GGUF as bfloat16, and
-    folders of `ffnskip pack` as they are. `refuse` is shown the
-    configuration before any weights are loaded. Raises FfnskipError for anything that cannot be loaded.
+    CPU and the disk instead. Only safetensors and GGUF weights are read, GGUF as bfloat16, and folders of `ffnskip
+    pack` as they are. `refuse` is shown the configuration before any weights are loaded. Raises FfnskipError for
+    anything that cannot be loaded.
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -136,7 +136,12 @@ def describe_model(name: str, *, revision: str | None, trust_remote_code: bool, 
 
 
 def loadable_name(name: str, offline: bool) -> str:
-    """What transformers itself loads a model by: its name, or for `demo` and GGUF files a folder with its weights."""
+    """What transformers itself loads a model by: its name, or for `demo` and GGUF files a folder with its weights.
+
+    Raises FfnskipError for a packed folder, which transformers cannot load.
+    """
+    if (Path(name) / MANIFEST).exists():
+        raise FfnskipError(f"{name} is packed, and this command loads models by transformers: name the model itself")
     in_gguf = name == "demo" or (name.lower().endswith(".gguf") and os.path.exists(name))
     return str(_locate_local(name, offline).folder) if in_gguf else name
 

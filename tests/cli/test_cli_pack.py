@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from support.cli import bench_document, bench_rows, mistake, succeed, talk
 
+from ffnskip import FfnskipError
 from ffnskip_cli.commands import pack_run
+from ffnskip_cli.sources.models import loadable_name
 
 PROMPT = ("a cab had", "--max-new-tokens", 24)
 
@@ -67,6 +69,11 @@ def test_wrong_arguments(
     places = {"PACKED": packed, "PLATEAU": plateau_folder}
     assert words in mistake(*(places.get(argument, argument) for argument in arguments))
     assert os.listdir(tmp_path) == ["packed"]
+
+
+def test_what_transformers_loads_by_itself_cannot_be_a_packed_folder(packed: Path) -> None:
+    with pytest.raises(FfnskipError, match="is packed, and this command loads models by transformers"):
+        loadable_name(str(packed), offline=True)
 
 
 def test_what_fails_half_way_leaves_nothing(
