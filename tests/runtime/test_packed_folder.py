@@ -51,6 +51,15 @@ def test_what_loads_is_what_was_saved(name: str, tied: bool, format: str, tmp_pa
     assert not tied or embedding.data.data_ptr() == head.data.data_ptr()
 
 
+def test_a_parameter_that_is_kept_in_float32_is_loaded_so(tmp_path: Path) -> None:
+    model = packed_model().to(torch.bfloat16)
+    norm = model.model.norm.to(torch.float32)
+    save_packed(model, tmp_path, id="pico")
+    loaded = load_packed(tmp_path)
+    assert (loaded.model.norm.weight.dtype, loaded.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(loaded.model.norm.weight, norm.weight)
+
+
 def test_no_matrix_is_held_unpacked(folder: Path) -> None:
     loaded = load_packed(folder)
     matrices = [module for module in loaded.modules() if isinstance(module, PackedLinear)]
@@ -84,7 +93,7 @@ def with_tensors(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, T
     (folder / MANIFEST).write_text(json.dumps(manifest | {"sha256": sha256_file(folder / TENSORS)}))
 
 
-DATA = "model.layers.0.mlp.gate_proj.data"
+DATA, SCALE = "model.layers.0.mlp.gate_proj.data", "model.layers.0.mlp.gate_proj.scale"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +103,7 @@ DATA = "model.layers.0.mlp.gate_proj.data"
         (lambda t: t | {"more": torch.zeros(1)}, "the tensor more is none of the model's"),
         (lambda t: t | {DATA: t[DATA][:-1]}, f"the tensor {DATA} has another type or shape"),
         (lambda t: t | {DATA: t[DATA].view(torch.int8)}, f"the tensor {DATA} has another type or shape"),
+        (lambda t: t | {SCALE: t[SCALE].float()}, f"the tensor {SCALE} has another type or shape"),
         (lambda t: t | {"more": torch.zeros(2**23)}, "larger than its tensors can be"),
     ],
 )
