@@ -31,7 +31,7 @@ def completion(text: str) -> tuple[int, str]:
 @contextmanager
 def judge_server(answer: Callable[[str], tuple[int, str]]) -> Iterator[JudgeServer]:
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802 - the library's name
+        def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             question = request["messages"][-1]["content"]
             served.asked.append(question)
