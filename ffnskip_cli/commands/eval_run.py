@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from ffnskip.cached import cache_dir
 from ffnskip.errors import FfnskipError
 from ffnskip.fast.fused_forward import FusedForward
@@ -89,6 +91,8 @@ class _Exam:
 
     def __init__(self, options: Options) -> None:
         names, self._most = options.task_names, options.max_new_tokens
+        if options.model_options.offline:
+            datasets.config.HF_HUB_OFFLINE = True  # which is else read from the environment, at import only
         if options.judge.judge_url is not None and not any(map(is_judged, names)):
             raise FfnskipError("--judge-url judges mt_bench and cnn_dailymail, and --tasks names neither.")
         self._questions = _mt_bench(options) if conversations.TASK in names else []
