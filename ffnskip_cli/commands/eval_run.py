@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,6 +28,7 @@ from ffnskip_cli.evaluation.lm_tasks import LmTasks, Results, Settings, quiet
 from ffnskip_cli.progress import Journal
 from ffnskip_cli.report.evaluation import page, print_evaluation
 from ffnskip_cli.report.plot import refuse_without_matplotlib
+from ffnskip_cli.report.tables import json_text
 
 
 def run(options: Options) -> None:
@@ -74,7 +74,7 @@ def run(options: Options) -> None:
         "judge": _judged(options, pairs, answers.path.parent),
     }
     if options.output is not None:
-        _write(page(document, pairs) if is_page else json.dumps(document, indent=2) + "\n", options.output)
+        _write(page(document, pairs) if is_page else json_text(document) + "\n", options.output)
     print_evaluation(document, options.format)
 
 

@@ -170,7 +170,8 @@ def _joined(talk: Sequence[Pair], side: str) -> str:
 
 def _row(task: str, outcomes: Sequence[float | None]) -> dict[str, Any]:
     judged = [outcome for outcome in outcomes if outcome is not None]
-    score = errors.mean(judged) if judged else errors.Figure(float("nan"), None)
     counts = {name: judged.count(value) for name, value in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0))}
     failed = len(outcomes) - len(judged)
-    return {"task": task, **counts, "failed": failed, "score": score.value, "score_stderr": score.stderr}
+    score = errors.mean(judged) if judged else None
+    figures = {"score": score and score.value, "score_stderr": score and score.stderr}
+    return {"task": task, **counts, "failed": failed, **figures}

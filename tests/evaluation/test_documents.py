@@ -57,6 +57,8 @@ def test_summaries_are_scored_by_rouge_and_stories_sorted_by_their_words(tmp_pat
     sorts = (documents.small_stories, documents.medium_stories, documents.large_stories)
     lengths = [[len(story["article"].split()) for story in sort(read)] for sort in sorts]
     assert lengths == [[470], [471, 790], [791]]
+    with pytest.raises(FfnskipError, match="no large stories"):
+        documents.large_stories(documents.small_stories(read))
 
 
 def test_mt_bench_has_two_turns_under_either_name(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from ffnskip_cli.evaluation import writing
 from ffnskip_cli.evaluation.errors import paired
 from ffnskip_cli.evaluation.figures import Pair
 from ffnskip_cli.report.evaluation import page, print_evaluation
+from ffnskip_cli.report.html import Section, compact
 from ffnskip_cli.report.plot import plot_profile
+from ffnskip_cli.report.tables import Column
 
 ATTACK = "</pre><script>fetch('https://example.org')</script><img src=https://example.org/x.png onerror=alert(1)>"
 LONG = "Donaudampfschifffahrt" * 40
@@ -80,6 +82,20 @@ def test_the_page_is_whole_and_fits_a_phone(document: dict[str, Any], pairs: lis
         assert body_width(seen) <= PHONE["width"]
         assert seen.page.locator("figure svg").count() == 2
         assert seen.page.get_by_text(LONG).is_visible()
+
+
+def test_a_compact_table_has_names_in_one_column_and_errors_beside_their_figures() -> None:
+    columns = (
+        Column("task", "task"),
+        Column("metric", "metric"),
+        Column("n", "texts", "d"),
+        Column("dense", "dense", ".2f"),
+        Column("dense_stderr", "±", ".2f"),
+    )
+    rows = [{"task": "a", "metric": "", "n": 3, "dense": 0.5, "dense_stderr": None}]
+    table = compact(Section("title", rows, columns))
+    assert [column.header for column in table.columns] == ["", "texts", "dense"]
+    assert [column.text(table.rows[0]) for column in table.columns] == ["a", "3", "0.50 ±\N{NO-BREAK SPACE}–"]
 
 
 def test_a_profiles_page_fits_a_phone_too(tmp_path: Path) -> None:
