@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import datasets
 
 from ffnskip.cached import cache_dir
 from ffnskip.errors import FfnskipError
@@ -27,6 +28,7 @@ from ffnskip_cli.evaluation.lm_tasks import LmTasks, Results, Settings, quiet
 from ffnskip_cli.progress import Journal
 from ffnskip_cli.report.evaluation import page, print_evaluation
 from ffnskip_cli.report.plot import refuse_without_matplotlib
+from ffnskip_cli.report.tables import json_text
 
 
 def run(options: Options) -> None:
@@ -72,7 +74,7 @@ def run(options: Options) -> None:
         "judge": _judged(options, pairs, answers.path.parent),
     }
     if options.output is not None:
-        _write(page(document, pairs) if is_page else json.dumps(document, indent=2) + "\n", options.output)
+        _write(page(document, pairs) if is_page else json_text(document) + "\n", options.output)
     print_evaluation(document, options.format)
 
 
@@ -89,6 +91,8 @@ class _Exam:
 
     def __init__(self, options: Options) -> None:
         names, self._most = options.task_names, options.max_new_tokens
+        if options.model_options.offline:
+            datasets.config.HF_HUB_OFFLINE = True  # which is else read from the environment, at import only
         if options.judge.judge_url is not None and not any(map(is_judged, names)):
             raise FfnskipError("--judge-url judges mt_bench and cnn_dailymail, and --tasks names neither.")
         self._questions = _mt_bench(options) if conversations.TASK in names else []
