@@ -13,7 +13,6 @@ import datasets
 from ffnskip.cached import cache_dir
 from ffnskip.errors import FfnskipError
 from ffnskip.fast.fused_forward import FusedForward
-from ffnskip.files import replacing
 from ffnskip.hub import reason
 from ffnskip.profiles.fingerprint import weights_sha256
 from ffnskip.profiles.identity import config_sha256
@@ -28,13 +27,11 @@ from ffnskip_cli.evaluation.lm_tasks import LmTasks, Results, Settings, quiet
 from ffnskip_cli.progress import Journal
 from ffnskip_cli.report.evaluation import page, print_evaluation
 from ffnskip_cli.report.plot import refuse_without_matplotlib
-from ffnskip_cli.report.tables import json_text
 
 
 def run(options: Options) -> None:
     """Evaluate the dense model, then the same model with the profile, and print a row per metric."""
-    is_page = options.output is not None and options.output.suffix.lower() == ".html"
-    if is_page:
+    if common.is_page(options.output):
         refuse_without_matplotlib()
     exam = _Exam(options)
     pair = common.load_pair(
@@ -74,7 +71,7 @@ def run(options: Options) -> None:
         "judge": _judged(options, pairs, answers.path.parent),
     }
     if options.output is not None:
-        _write(page(document, pairs) if is_page else json_text(document) + "\n", options.output)
+        common.write_result(document, options.output, lambda: page(document, pairs))
     print_evaluation(document, options.format)
 
 
@@ -182,10 +179,3 @@ def _about(options: Options, pair: common.Pair) -> dict[str, Any]:
         "apply_chat_template": options.apply_chat_template,
         "batch_size": options.batch_size,
     }
-
-
-def _write(text: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    console.talk.print(f"Wrote {path}.", markup=False)
