@@ -23,12 +23,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_it_holds_the_native_sources_the_types_and_the_shared_profiles(wheel: Path) -> None:
+def test_it_holds_the_native_sources_the_types_the_tasks_and_the_shared_profiles(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     native = ROOT / "runtime" / "ffnskip" / "fast" / "cpp"
     shared = ROOT / "profiles" / "smollm2-135m-instruct"
     assert {f"ffnskip/fast/cpp/{file.name}" for file in native.iterdir()} <= held
     assert {f"ffnskip/shared_profiles/{shared.name}/{file.name}" for file in shared.iterdir()} <= held
+    tasks = ROOT / "ffnskip_cli" / "evaluation" / "tasks"
+    assert {f"ffnskip_cli/evaluation/tasks/{file.name}" for file in tasks.glob("*.yaml")} <= held
     assert {"ffnskip/py.typed", "ffnskip_cli/py.typed"} <= held
     assert {name.partition("/")[0].partition("-")[0] for name in held} == {"ffnskip", "ffnskip_cli"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from ffnskip_cli import console
 from ffnskip_cli.budget import MAX_KL
 from ffnskip_cli.commands.identity import check_identity
 from ffnskip_cli.commands.options import ModelOptions, Move
+from ffnskip_cli.report.tables import json_text
 from ffnskip_cli.sources.models import LoadedModel, load_model
 from ffnskip_cli.sources.profiles import read_profile
 
@@ -173,7 +173,7 @@ def write_result(document: Mapping[str, Any], path: Path, page: Callable[[], str
     """Write a result to a file, whole or not at all, as JSON or as its page, and say so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(page() if is_page(path) else json.dumps(document, indent=2) + "\n")
+        temporary.write_text(page() if is_page(path) else json_text(document) + "\n", encoding="utf-8")
     console.talk.print(f"Wrote {path}.", markup=False)
 
 

@@ -60,7 +60,7 @@ class Options:
     model: ModelName
     profile: Annotated[str, PROFILE]
     tasks: Annotated[
-        str, typer.Option(metavar="TASK[,TASK…]", help="Tasks, groups and tags; * stands for any. See above.")
+        str, typer.Option(metavar="TASK[,TASK…]", help="Tasks and groups by their names; * stands for any.")
     ]
     data: Annotated[
         list[str] | None,

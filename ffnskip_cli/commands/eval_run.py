@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from ffnskip.cached import cache_dir
 from ffnskip.errors import FfnskipError
 from ffnskip.fast.fused_forward import FusedForward
-from ffnskip.files import replacing
 from ffnskip.hub import reason
 from ffnskip.profiles.fingerprint import weights_sha256
 from ffnskip.profiles.identity import config_sha256
@@ -31,8 +31,7 @@ from ffnskip_cli.report.plot import refuse_without_matplotlib
 
 def run(options: Options) -> None:
     """Evaluate the dense model, then the same model with the profile, and print a row per metric."""
-    is_page = options.output is not None and options.output.suffix.lower() == ".html"
-    if is_page:
+    if common.is_page(options.output):
         refuse_without_matplotlib()
     exam = _Exam(options)
     pair = common.load_pair(
@@ -72,7 +71,7 @@ def run(options: Options) -> None:
         "judge": _judged(options, pairs, answers.path.parent),
     }
     if options.output is not None:
-        _write(page(document, pairs) if is_page else json.dumps(document, indent=2) + "\n", options.output)
+        common.write_result(document, options.output, lambda: page(document, pairs))
     print_evaluation(document, options.format)
 
 
@@ -89,6 +88,8 @@ class _Exam:
 
     def __init__(self, options: Options) -> None:
         names, self._most = options.task_names, options.max_new_tokens
+        if options.model_options.offline:
+            datasets.config.HF_HUB_OFFLINE = True  # which is else read from the environment, at import only
         if options.judge.judge_url is not None and not any(map(is_judged, names)):
             raise FfnskipError("--judge-url judges mt_bench and cnn_dailymail, and --tasks names neither.")
         self._questions = _mt_bench(options) if conversations.TASK in names else []
@@ -178,10 +179,3 @@ def _about(options: Options, pair: common.Pair) -> dict[str, Any]:
         "apply_chat_template": options.apply_chat_template,
         "batch_size": options.batch_size,
     }
-
-
-def _write(text: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    console.talk.print(f"Wrote {path}.", markup=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,17 +65,17 @@ def mt_bench(file: str | None = None) -> list[Document]:
 
 def small_stories(stories: Dataset) -> Dataset:
     """Those of at most 470 words."""
-    return stories.filter(lambda story: _words(story) <= _MOST_SMALL)
+    return _stories(stories, "small", lambda words: words <= _MOST_SMALL)
 
 
 def medium_stories(stories: Dataset) -> Dataset:
     """Those of more words, and at most 790."""
-    return stories.filter(lambda story: _MOST_SMALL < _words(story) <= _MOST_MEDIUM)
+    return _stories(stories, "medium", lambda words: _MOST_SMALL < words <= _MOST_MEDIUM)
 
 
 def large_stories(stories: Dataset) -> Dataset:
     """Those of more than 790 words."""
-    return stories.filter(lambda story: _words(story) > _MOST_MEDIUM)
+    return _stories(stories, "large", lambda words: words > _MOST_MEDIUM)
 
 
 def score_factoid(document: Document, results: list[str]) -> dict[str, float]:
@@ -116,8 +116,11 @@ def _normal(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def _words(story: Document) -> int:
-    return len(story["article"].split())
+def _stories(stories: Dataset, name: str, fits: Callable[[int], bool]) -> Dataset:
+    found = stories.filter(lambda story: fits(len(story["article"].split())))
+    if not len(found):
+        raise FfnskipError(f"The data have no {name} stories: leave cnn_dailymail_{name} out of --tasks.")
+    return found
 
 
 def _as_test(rows: Iterable[Document]) -> DatasetDict:

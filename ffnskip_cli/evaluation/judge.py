@@ -27,7 +27,6 @@ Verdict = Literal["A", "B", "tie"]
 _VERDICTS: dict[str, Verdict] = {"A": "A", "B": "B", "C": "tie"}
 _SWAPPED: dict[Verdict, Verdict] = {"A": "B", "B": "A", "tie": "tie"}
 _MOST_IN_A_ROW = 6  # failures, after which nothing is asked any more
-_MOST_TOKENS = 1024  # of a reply
 _JUDGED = ("mt_bench", "cnn_dailymail")  # by which the names of the tasks begin that no rule can score
 _INSTRUCTION = (
     "Two assistants, A and B, have answered the same request. Judge which answer serves the user better: correct, "
@@ -88,7 +87,7 @@ class Judge:
     def _ask(self, request: str, a: str, b: str) -> Verdict | None:
         texts = [f"The request:\n{request}", f"The answer of A:\n{a}", f"The answer of B:\n{b}"]
         question = "\n\n----\n\n".join(texts)
-        key = ["verdict", self.model, _INSTRUCTION, question]
+        key = [self.url, self.model, _INSTRUCTION, question]
         kept: Verdict | None = self.journal.kept(key)
         if kept is not None:
             return kept
@@ -109,9 +108,7 @@ class Judge:
 
         messages: Any = [{"role": "system", "content": _INSTRUCTION}, {"role": "user", "content": question}]
         try:
-            completion = self._client.chat.completions.create(
-                model=self.model, messages=messages, temperature=0, max_tokens=_MOST_TOKENS
-            )
+            completion = self._client.chat.completions.create(model=self.model, messages=messages, temperature=0)
             return verdict(completion.choices[0].message.content)
         except openai.APITimeoutError:
             return _Failure("timeout")
@@ -173,7 +170,8 @@ def _joined(talk: Sequence[Pair], side: str) -> str:
 
 def _row(task: str, outcomes: Sequence[float | None]) -> dict[str, Any]:
     judged = [outcome for outcome in outcomes if outcome is not None]
-    score = errors.mean(judged) if judged else errors.Figure(float("nan"), None)
     counts = {name: judged.count(value) for name, value in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0))}
     failed = len(outcomes) - len(judged)
-    return {"task": task, **counts, "failed": failed, "score": score.value, "score_stderr": score.stderr}
+    score = errors.mean(judged) if judged else None
+    figures = {"score": score and score.value, "score_stderr": score and score.stderr}
+    return {"task": task, **counts, "failed": failed, **figures}

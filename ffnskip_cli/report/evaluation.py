@@ -16,7 +16,7 @@ Format = Literal["table", "json", "md", "csv"]
 Document = Mapping[str, Any]
 
 _SHOWN = 50  # answers of a task on the page; all of them stand in the files
-_LONGEST = 4000  # characters of a prompt there
+_LONGEST = 1500  # characters of a prompt there
 
 
 def _compared(digits: int) -> Iterator[Column]:
@@ -68,7 +68,7 @@ def page(document: Document, pairs: Sequence[Pair]) -> str:
     """The page: sentences, tables, pictures, and the answers side by side."""
     title = f"{document['model']} with a skip profile: {', '.join(document['tasks'])}"
     parts = [html.items([*_sentences(document), *_settings(document)])]
-    parts += [html.table(section) for section in _sections(document)]
+    parts += [html.table(html.compact(section)) for section in _sections(document)]
     parts += evaluation_plot.pictures(document)
     return html.document(title, [*parts, *_side_by_side(document, pairs)])
 

@@ -26,7 +26,8 @@ figure svg { width: 100%; height: auto; }
 .wide { overflow-x: auto; margin-bottom: 1.5rem; }
 table { border-collapse: collapse; overflow-wrap: normal; }
 caption { text-align: left; padding-bottom: .4rem; }
-th, td { padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
+th, td { padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left; }
+td { white-space: nowrap; }
 td, thead th + th { text-align: right; }
 td { font-variant-numeric: tabular-nums; }
 td.text, thead th.text { text-align: left; }
@@ -38,6 +39,10 @@ summary { cursor: pointer; }
 .sides h3 { font-size: .9rem; margin: .6rem 0 .2rem; }
 pre { margin: 0; padding: .5rem; background: var(--shade); white-space: pre-wrap; overflow-wrap: anywhere;
   font: .85rem/1.4 ui-monospace, monospace; }
+@media (max-width: 40rem) {
+  table { font-size: .8rem; }
+  th, td { padding-right: .6rem; white-space: normal; overflow-wrap: normal; }
+}
 @media (prefers-color-scheme: dark) {
   :root { --paper: #141414; --ink: #ebebeb; --line: #555; --shade: #222; }
   figure svg { filter: invert(92%); }
@@ -52,6 +57,30 @@ class Section:
     rows: Sequence[Row]
     columns: tuple[Column, ...] = (FIELD, VALUE)
     note: str = ""
+
+
+def compact(section: Section) -> Section:
+    """The same table for narrow screens: names in one column, and each error, a column named ±, beside its figure."""
+    names = [column for column in section.columns if not column.spec]
+    errors: dict[str, Column] = {}
+    figures: list[Column] = []
+    for column in section.columns:
+        if column.header == "±":
+            errors[figures[-1].key] = column
+        elif column.spec:
+            figures.append(column)
+
+    def cell(figure: Column, row: Row) -> str:
+        error = errors.get(figure.key)
+        return figure.text(row) if error is None else f"{figure.text(row)} ±\N{NO-BREAK SPACE}{error.text(row)}"
+
+    rows = [
+        {"name": ", ".join(filter(None, (name.text(row) for name in names)))}
+        | {figure.key: cell(figure, row) for figure in figures}
+        for row in section.rows
+    ]
+    columns = (Column("name", ""), *(Column(figure.key, figure.header, ">") for figure in figures))
+    return Section(section.title, rows, columns, section.note)
 
 
 def document(title: str, parts: Iterable[str]) -> str:

@@ -76,8 +76,13 @@ def markdown(text: str) -> str:
 
 
 def print_json(document: object) -> None:
-    """Print one JSON document to stdout; NaN and infinity, which JSON does not have, become null."""
-    print(json.dumps(_finite(document), indent=2, allow_nan=False))
+    """Print one JSON document to stdout."""
+    print(json_text(document))
+
+
+def json_text(document: object) -> str:
+    """A JSON document; NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(_finite(document), indent=2, allow_nan=False)
 
 
 def _print_table(rows: Sequence[Row], columns: Sequence[Column], title: str) -> None:

@@ -1,6 +1,7 @@
 """lm-eval with a profile on, and `ffnskip eval`: their figures are those of the model as one would run it oneself."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data.write_text("\n".join(map(json.dumps, documents[name])))
         source = {"dataset_path": "json", "dataset_kwargs": {"data_files": str(data)}, "test_split": "train"}
         (folder / f"{name}.yaml").write_text(json.dumps({"task": name, **source, **settings}))  # JSON is YAML
+    again = {"include": "choose.yaml", "task": "choose_again", "doc_to_target": 1}
+    (folder / "choose_again.yaml").write_text(json.dumps(again))
+    both = {"group": "both", "task": ["choose", "choose_again"], "aggregate_metric_list": [{"metric": "acc"}]}
+    (folder / "both.yaml").write_text(json.dumps(both))
     return folder
 
 
@@ -192,10 +197,23 @@ def test_eval_puts_dense_and_profile_side_by_side(
         assert rows["choose", "acc"][column] == figures["acc,none"]
     for row in rows.values():
         assert row["difference"] == row["ffnskip"] - row["dense"]
+        assert row["difference_stderr"] is not None
+    assert {row["task"] for row in document["writing"]} == {"write"}  # a choice is no text
     assert document["skip_ratio"] > 0.1
     table = succeed(*command, "--limit", 1).stdout
     assert "skip_ratio 0." in table
     assert table.splitlines()[0].split()[:2] == ["task", "metric"]
+
+
+def test_a_groups_row_is_the_mean_of_its_tasks(plateau_folder: Path, profile: Path, tasks: Path) -> None:
+    command = ("eval", plateau_folder, "--profile", profile, "--tasks", "both", "--include-path", tasks)
+    document = json.loads(succeed(*command, "--format", "json").stdout)
+    rows = {row["task"]: row for row in document["rows"]}
+    parts = [rows["choose"], rows["choose_again"]]
+    for column in ("dense", "ffnskip", "difference"):
+        assert rows["both"][column] == pytest.approx(sum(part[column] for part in parts) / 2)
+        errors = [part[f"{column}_stderr"] for part in parts]
+        assert rows["both"][f"{column}_stderr"] == pytest.approx(math.hypot(*errors) / 2)
 
 
 def test_eval_refuses_what_it_cannot_run(plateau_folder: Path, profile: Path, tasks: Path, tmp_path: Path) -> None:

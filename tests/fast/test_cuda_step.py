@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 import ffnskip
-from ffnskip.errors import FfnskipError
+from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.cuda.cuda_step import CudaStep
 from ffnskip.fast.families import FAMILIES, fuse
@@ -37,6 +37,8 @@ TEXT = pico_tokens(PROMPT + NEW, batch=BATCH).to(DEVICE)
 RUNNING = torch.zeros(BATCH, dtype=torch.bool)  # no row has ended
 MASK = torch.ones(BATCH, PROMPT + NEW, dtype=torch.long, device=DEVICE)
 MASK[1, :3] = 0  # the second prompt is shorter
+ON_CPU_ALONE = ("granite", "olmo2")
+ON_GPU = [family for family in FAMILIES if family not in ON_CPU_ALONE]
 RULES = ("cosine", "predicted-damage", "price")
 
 
@@ -118,14 +120,20 @@ def near(logits: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(logits, wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ON_GPU)
 def test_without_a_profile_it_is_the_model(family: str) -> None:
     model = model_of(family)
     near(run(step_of(model, None), model), expected(model, None)[0])
 
 
+@pytest.mark.parametrize("family", ON_CPU_ALONE)
+def test_what_the_kernels_do_not_know_is_refused(family: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="no scaled residuals and no layers without norms"):
+        step_of(model_of(family), None)
+
+
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ON_GPU)
 def test_with_a_profile_it_skips_what_the_runtime_skips(family: str, rule: str) -> None:
     model = model_of(family)
     stats = does_as_the_runtime(model, profile_of(model, rule))

@@ -17,10 +17,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 import ffnskip
 from ffnskip import Profile
+from ffnskip.fast.families import FAMILIES
 from ffnskip.fast.lent_cache import LentCache
 
 pytestmark = needs_compiler
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
 PADDED = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * 9, [0, 1, 1, 1, 1, 1, 1, 1, 1]])
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},

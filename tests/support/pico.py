@@ -43,6 +43,7 @@ SUPPORTED: dict[str, dict[str, Any]] = {
     "olmo2": {},
     "granite": {"residual_multiplier": 0.22, "embedding_multiplier": 12.0, "logits_scaling": 8.0},
     "phi": {},
+    "gemma": {"head_dim": 8},
     "phi3": {},
     "cohere": {},
     "gpt_neox-parallel": {"use_parallel_residual": True},
@@ -55,7 +56,7 @@ SUPPORTED: dict[str, dict[str, Any]] = {
     "falcon-one-norm": {"alibi": False, "new_decoder_architecture": False, "parallel_attn": True},
     "falcon-two-norms": {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
     "glm4": {"head_dim": 8},
-    "smollm3": {},
+    "smollm3": {"no_rope_layers": [1, 1, 0, 1, 0, 1]},
 }
 REFUSED: dict[str, dict[str, Any]] = {"bloom": {}}
 PARALLEL = ("phi", "cohere", "gpt_neox-parallel", "stablelm-parallel", "falcon-one-norm", "falcon-two-norms")

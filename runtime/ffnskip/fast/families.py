@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ffnskip.errors import UnsupportedModelError
-from ffnskip.fast.fused_model import Activation, FusedLayer, FusedModel
+from ffnskip.fast.fused_model import NO_ROPE, Activation, FusedLayer, FusedModel
 from ffnskip.fast.layout import input_stretch, lay_out
 from ffnskip.model.matrix import Matrix, plain
 from ffnskip.model.packed import PackedEmbedding, PackedLinear
@@ -21,7 +21,11 @@ from ffnskip.model.sites import decoder_body
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
+FAMILIES = (
+    *("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "phi3"),
+    *("gemma", "gemma2", "gemma3_text"),
+)
+_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -54,12 +58,13 @@ def fuse(model: PreTrainedModel, *, by_input: bool = False) -> FusedModel:
     activation = _ACTIVATIONS.get(getattr(config, "hidden_activation", None) or config.hidden_act)
     if activation is None:
         raise UnsupportedModelError("The FFN's activation function has no fused decode step.")
-    rope_types = tuple(dict.fromkeys(_rope_type(config, index) for index in range(config.num_hidden_layers)))
     eager = getattr(config, "_attn_implementation", None) == "eager"
     embedding = model.get_input_embeddings()
     norm = _norm(body.norm)
     assert norm is not None
     layers: Any = body.layers
+    ropes = [_rope_type(layer.self_attn, config, index) for index, layer in enumerate(layers)]
+    rope_types = tuple(dict.fromkeys(ropes))
     _matrix(model.get_output_embeddings())  # this and the following raise before anything has been moved
     hidden = _embedding(embedding).columns
     for layer in layers:
@@ -67,9 +72,7 @@ def fuse(model: PreTrainedModel, *, by_input: bool = False) -> FusedModel:
     lay_out([group for layer in layers for group in _groups(layer)], by_input=by_input)
     lay_out([[model.get_output_embeddings()]])  # by itself: it stays where it is when the layers are laid out anew
     return FusedModel(
-        layers=[
-            _layer(layer, config, rope_types.index(_rope_type(config, index))) for index, layer in enumerate(layers)
-        ],
+        layers=[_layer(layer, config, rope_types.index(rope)) for layer, rope in zip(layers, ropes, strict=True)],
         embedding=_embedding(embedding),
         norm=norm,
         head=_matrix(model.get_output_embeddings()),
@@ -82,7 +85,10 @@ def fuse(model: PreTrainedModel, *, by_input: bool = False) -> FusedModel:
         if eager
         else None,  # else HF leaves it out
         logit_cap=getattr(config, "final_logit_softcapping", None),
-        embedding_scale=_embedding_scale(embedding),
+        embedding_scale=_embedding_scale(embedding) * getattr(config, "embedding_multiplier", 1.0),
+        residual_scale=getattr(config, "residual_multiplier", 1.0),
+        logit_scale=1.0 / getattr(config, "logits_scaling", 1.0),
+        norm_across_heads=_norm_across_heads(layers[0].self_attn),
         activation=activation,
         max_length=_max_length(config),
         rope_types=rope_types,
@@ -105,11 +111,11 @@ def _check_shapes(layer: Any, config: Any, hidden: int) -> None:
     qkv, out, gate_up, down = ([_matrix(linear) for linear in group] for group in _groups(layer))
     shapes = [
         *((sum(m.rows for m in group), {m.columns for m in group}) for group in (qkv, out, gate_up, down)),
-        *((norm.numel(), {1}) for norm in (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)),
+        *((norm.weight.numel(), {1}) for name in _NORMS if (norm := getattr(layer, name, None)) is not None),
     ]
     n = config.intermediate_size
     expected = [(of_heads + of_kv_heads, {hidden}), (hidden, {of_heads}), (2 * n, {hidden}), (hidden, {n})]
-    if shapes != [*expected, (hidden, {1}), (hidden, {1})]:
+    if shapes != [*expected, *[(hidden, {1})] * (len(shapes) - len(expected))]:
         raise UnsupportedModelError("A layer is of another shape than the model's configuration says.")
 
 
@@ -127,7 +133,9 @@ def _groups(layer: Any) -> list[list[nn.Module]]:
 
 def _layer(layer: Any, config: Any, rope: int) -> FusedLayer:
     attention, ffn = layer.self_attn, layer.mlp
-    sandwich = hasattr(layer, "pre_feedforward_layernorm")
+    # Of the norms that a layer may have, the one behind attention is named as what is in front of the FFN where it has
+    # no others around the FFN.
+    behind = hasattr(layer, "post_feedforward_layernorm")
     of_heads = config.num_attention_heads * attention.head_dim
     of_kv_heads = config.num_key_value_heads * attention.head_dim
     if hasattr(attention, "qkv_proj"):  # Phi-3
@@ -136,11 +144,7 @@ def _layer(layer: Any, config: Any, rope: int) -> FusedLayer:
     else:
         q, k, v = map(_matrix, (attention.q_proj, attention.k_proj, attention.v_proj))
         gate, up = map(_matrix, (ffn.gate_proj, ffn.up_proj))
-    norm_ffn = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
-    norm_attention = _norm(layer.input_layernorm)
-    before_ffn = _norm(norm_ffn)
-    assert norm_attention is not None
-    assert before_ffn is not None
+    norms = {name: _norm(getattr(layer, name, None)) for name in _NORMS}
     return FusedLayer(
         q=q,
         k=k,
@@ -149,10 +153,10 @@ def _layer(layer: Any, config: Any, rope: int) -> FusedLayer:
         gate=gate,
         up=up,
         down=_matrix(ffn.down_proj),
-        norm_attention=norm_attention,
-        norm_ffn=before_ffn,
-        after_attention=_norm(layer.post_attention_layernorm) if sandwich else None,
-        after_ffn=_norm(layer.post_feedforward_layernorm) if sandwich else None,
+        norm_attention=norms["input_layernorm"],
+        norm_ffn=norms["pre_feedforward_layernorm" if behind else "post_attention_layernorm"],
+        after_attention=norms["post_attention_layernorm"] if behind else None,
+        after_ffn=norms["post_feedforward_layernorm"],
         q_norm=_norm(getattr(attention, "q_norm", None)),
         k_norm=_norm(getattr(attention, "k_norm", None)),
         window=getattr(attention, "sliding_window", _window_of_all(config)),
@@ -165,9 +169,17 @@ def _window_of_all(config: Any) -> int | None:
     return config.sliding_window if config.model_type in ("mistral", "phi3") else None
 
 
-def _rope_type(config: Any, layer: int) -> str | None:
-    """Gemma 3 has a rotary table per type of layer, the others have one."""
+def _rope_type(attention: Any, config: Any, layer: int) -> str | None:
+    """Gemma 3 has a rotary table per type of layer, SmolLM3 none in some layers, and the others one for all."""
+    if not getattr(attention, "use_rope", True):
+        return NO_ROPE
     return str(config.layer_types[layer]) if config.model_type == "gemma3_text" else None
+
+
+def _norm_across_heads(attention: Any) -> bool:
+    """Whether the norm of the queries is one across all heads."""
+    norm = getattr(attention, "q_norm", None)
+    return norm is not None and norm.weight.numel() != attention.head_dim
 
 
 def _max_length(config: Any) -> int:

@@ -5,8 +5,9 @@ One description fits them all. A layer computes, for the residual stream ``h``,
     h = h + norm(attention(norm(h)))
     h = h + norm(down(act(gate(norm(h))) * up(norm(h))))
 
-where the norms behind the blocks exist in Gemma only. The families differ in numbers (scales, caps, windows, tables of
-rotary positions) and in what is absent (`ffnskip.fast.families`).
+where each norm may be absent: Gemma 2 and 3 have all four, OLMo 2 those behind the blocks, others those in front. The
+families differ in numbers (scales, caps, windows, tables of rotary positions) and in what is absent
+(`ffnskip.fast.families`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from torch import Tensor, nn
 from ffnskip.model.matrix import Matrix, stack
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+NO_ROPE = "no rope"  # a table that turns nothing, for layers without positions (SmolLM3)
 
 
 @dataclass(frozen=True, eq=False)
 class FusedLayer:
-    """One decoder layer. Norm weights are ``[hidden]`` float32 (``q_norm``, ``k_norm``: ``[head_dim]``), or None.
+    """One decoder layer. Norm weights are ``[hidden]`` float32; for those of heads see `FusedModel.norm_across_heads`.
 
     Attributes:
         q: query projection, ``[heads * head_dim, hidden]``.
@@ -46,8 +48,8 @@ class FusedLayer:
     gate: Matrix
     up: Matrix
     down: Matrix
-    norm_attention: Tensor
-    norm_ffn: Tensor
+    norm_attention: Tensor | None
+    norm_ffn: Tensor | None
     after_attention: Tensor | None
     after_ffn: Tensor | None
     q_norm: Tensor | None
@@ -78,10 +80,14 @@ class FusedModel:
         heads, kv_heads, head_dim: of attention.
         eps: of all norms.
         attention_scale: what query times key is multiplied with.
+        residual_scale: what a block adds is multiplied with.
+        logit_scale: what the logits are multiplied with.
+        norm_across_heads: `q_norm` is one norm across all heads, ``[heads * head_dim]``, as is `k_norm`; else it is of
+            each head, ``[head_dim]``.
         attention_cap, logit_cap: ``cap * tanh(x / cap)`` bounds scores and logits; None where they are not.
         activation: of the gate.
         max_length: the longest sequence that the rotary tables hold for.
-        rope_types: one name per rotary table, as the model's rotary embedding knows them.
+        rope_types: one name per rotary table, as the model's rotary embedding knows them, or `NO_ROPE`.
     """
 
     layers: list[FusedLayer]
@@ -96,6 +102,9 @@ class FusedModel:
     attention_cap: float | None
     logit_cap: float | None
     embedding_scale: float
+    residual_scale: float
+    logit_scale: float
+    norm_across_heads: bool
     activation: Activation
     max_length: int
     rope_types: tuple[str | None, ...]
@@ -126,8 +135,13 @@ class FusedModel:
         """Cosines and sines of positions 0 to `length` - 1, ``[tables, length, rotary_dim]`` float32 each."""
         positions = torch.arange(length, device=self.device)[None]
         like = torch.zeros(1, dtype=torch.float32, device=self.device)
+
+        def table(kind: str | None, of: Tensor) -> Tensor:
+            cos, sin = self.rotary(like, of, *([] if kind in (None, NO_ROPE) else [kind]))
+            turns = torch.stack([cos[0], sin[0]])
+            return torch.stack([torch.ones_like(cos[0]), torch.zeros_like(sin[0])]) if kind == NO_ROPE else turns
+
         for kind in self.rope_types:  # frequencies that have grown with what was read are the original ones again
-            self.rotary(like, positions[:, :1], *([kind] if kind else []))
-        tables = [self.rotary(like, positions, *([kind] if kind else [])) for kind in self.rope_types]
-        cos, sin = (torch.stack([table[i][0] for table in tables]).contiguous() for i in (0, 1))
-        return cos, sin
+            table(kind, positions[:, :1])
+        cos, sin = torch.stack([table(kind, positions) for kind in self.rope_types], dim=1)
+        return cos.contiguous(), sin.contiguous()

@@ -46,11 +46,17 @@ class Parts(Structure):
 
 _SIZES = ("n_layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "rotary")
 
+_FACTORS = (
+    *("eps", "attention_scale", "attention_cap", "logit_cap"),
+    *("embedding_scale", "residual_scale", "logit_scale"),
+)
+
 
 class Model(Structure):
     _fields_ = (
         *((name, c_int64) for name in _SIZES),
-        *((name, c_float) for name in ("eps", "attention_scale", "attention_cap", "logit_cap", "embedding_scale")),
+        *((name, c_float) for name in _FACTORS),
+        ("norm_across_heads", c_int32),
         ("activation", c_int32),
         ("layers", c_void_p),
         ("embedding", Matrix),

@@ -41,9 +41,9 @@ inline void Worker::head_of_attention(const Layer& layer, int64_t index, int b, 
     const int64_t offset = (((index * batch_ + b) * m_.kv_heads) + kv) * c_.capacity * size;
     Number *keys = static_cast<Number*>(c_.keys) + offset, *values = static_cast<Number*>(c_.values) + offset;
     if (first_of_mine || head % group == 0) {
-        std::copy_n(&s_.k[(b * m_.kv_heads + kv) * size], size, mine_.key.data());
+        norm_head(&s_.k[b * m_.kv_heads * size], kv, m_.kv_heads, size, layer.k_norm, m_.norm_across_heads, m_.eps,
+                  mine_.key.data());
         std::copy_n(&s_.v[(b * m_.kv_heads + kv) * size], size, mine_.value.data());
-        if (layer.k_norm) rms_norm(mine_.key.data(), layer.k_norm, m_.eps, size, mine_.key.data());
         rotate(mine_.key.data(), cos, sin, m_.rotary);
     }
     if (head % group == 0)
@@ -51,8 +51,8 @@ inline void Worker::head_of_attention(const Layer& layer, int64_t index, int b, 
             put(keys + in_.slot * size + i, mine_.key[i]);
             put(values + in_.slot * size + i, mine_.value[i]);
         }
-    float* q = &s_.q[(b * m_.heads + head) * size];
-    if (layer.q_norm) rms_norm(q, layer.q_norm, m_.eps, size, q);
+    float* q = mine_.query.data();  // apart from what other threads read for norms across heads
+    norm_head(&s_.q[b * m_.heads * size], head, m_.heads, size, layer.q_norm, m_.norm_across_heads, m_.eps, q);
     rotate(q, cos, sin, m_.rotary);
     int64_t from = c_.starts[b];
     if (layer.window > 0) from = std::max(from, in_.slot - layer.window + 1);

@@ -8,10 +8,22 @@
 
 enum Activation : int32_t { SILU, GELU, GELU_TANH };
 
-// y = x / rms(x) * weight; y may be x.
+// y = x / rms(x) * weight, or x where there is no weight; y may be x.
 static void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {
+    if (!weight) {
+        std::copy_n(x, n, y);
+        return;
+    }
     const float factor = 1.0f / std::sqrt(dot(x, x, n) / n + eps);
     for (int64_t i = 0; i < n; i++) y[i] = x[i] * factor * weight[i];
+}
+
+// The same for one of some heads that lie side by side in `x`; their norm may be one across all of them.
+static void norm_head(const float* x, int64_t head, int64_t heads, int64_t size, const float* weight, bool across,
+                      float eps, float* y) {
+    if (!weight || !across) return rms_norm(x + head * size, weight, eps, size, y);
+    const float factor = 1.0f / std::sqrt(dot(x, x, heads * size) / (heads * size) + eps);
+    for (int64_t i = head * size; i < (head + 1) * size; i++) *y++ = x[i] * factor * weight[i];
 }
 
 // gate = activation(gate) * up

@@ -66,7 +66,7 @@ inline void Worker::observe(const Layer& layer, int64_t index, int b) {
     if (!in_.allowed[b]) return;
     if (id_ == 0) step_.counts.checked[index]++;
     const float *before = h(b), *f = behind(b, s_.added, layer.after_ffn);
-    for (int64_t i = 0; i < m_.hidden; i++) mine_.f[i] = before[i] + f[i];
+    for (int64_t i = 0; i < m_.hidden; i++) mine_.f[i] = before[i] + m_.residual_scale * f[i];
     const float* after = mine_.f.data();
     const float lengths = std::sqrt(dot(before, before, m_.hidden)) * std::sqrt(dot(after, after, m_.hidden));
     if (dot(before, after, m_.hidden) / lengths >= m_.threshold) remaining_[b] = int32_t(m_.reach);

@@ -47,9 +47,9 @@ struct Shared {
 struct Scratch {
     Scratch(const Model& m, const Cache& c)
         : h(c.batch * m.hidden), x(c.batch * m.hidden), added(c.batch * m.hidden), f(m.hidden), scores(c.capacity + 1),
-          key(m.head_dim), value(m.head_dim), sums{std::vector<float>(c.batch * most_sums(m)),
+          key(m.head_dim), value(m.head_dim), query(m.head_dim), sums{std::vector<float>(c.batch * most_sums(m)),
                                                    std::vector<float>(c.batch * most_sums(m))} {}
-    std::vector<float> h, x, added, f, scores, key, value;
+    std::vector<float> h, x, added, f, scores, key, value, query;
     std::vector<float> sums[2];  // in turns: while others still read the one, the next product goes into the other
     Kept kept;
 };

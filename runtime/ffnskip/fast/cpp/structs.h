@@ -34,7 +34,8 @@ enum Rule : int32_t { NEVER, COSINE, PREDICTED_DAMAGE, PRICE };
 
 struct Model {
     int64_t n_layers, hidden, intermediate, heads, kv_heads, head_dim, rotary;
-    float eps, attention_scale, attention_cap, logit_cap, embedding_scale;
+    float eps, attention_scale, attention_cap, logit_cap, embedding_scale, residual_scale, logit_scale;
+    int32_t norm_across_heads;  // q_norm and k_norm are of all heads together, as OLMo 2 has them
     Activation activation;
     const Layer* layers;
     Matrix embedding, head;

@@ -88,19 +88,19 @@ class Worker {
     void add(int b, const std::vector<float>& outputs, const float* norm) {
         const float* added = behind(b, outputs, norm);
         float* to = h(b);
-        for (int64_t i = 0; i < m_.hidden; i++) to[i] += added[i];
+        for (int64_t i = 0; i < m_.hidden; i++) to[i] += m_.residual_scale * added[i];
     }
 
     void head() {
         for (int b = 0; b < batch_; b++) rms_norm(h(b), m_.norm, m_.eps, m_.hidden, x(b));
         product(m_.head, every_row(), mine_.x.data(), m_.hidden, in_.logits, m_.head.rows);
         const auto [begin, end] = share(m_.head.rows, id_, count_, 4);
-        if (m_.logit_cap > 0)
-            for (int b = 0; b < batch_; b++)
-                for (int64_t i = begin; i < end; i++) {
-                    float& logit = in_.logits[b * m_.head.rows + i];
-                    logit = m_.logit_cap * std::tanh(logit / m_.logit_cap);
-                }
+        for (int b = 0; b < batch_; b++)
+            for (int64_t i = begin; i < end; i++) {
+                float& logit = in_.logits[b * m_.head.rows + i];
+                logit *= m_.logit_scale;
+                if (m_.logit_cap > 0) logit = m_.logit_cap * std::tanh(logit / m_.logit_cap);
+            }
         lap(HEAD);
     }
 

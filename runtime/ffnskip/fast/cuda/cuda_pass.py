@@ -76,6 +76,7 @@ class CudaPass:
         self._h.zero_()
         self._remaining.zero_()
         first_norm = model.layers[0].norm_attention
+        assert first_norm is not None  # `CudaStep` has refused the others
         kernels_stream.leave_ffn(self._h, self._y, self._x, after=None, norm=first_norm, eps=model.eps)
         for index, layer in enumerate(model.layers):
             self._launch_attention(index, layer)

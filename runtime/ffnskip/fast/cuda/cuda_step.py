@@ -44,6 +44,8 @@ class CudaStep:
             raise UnsupportedModelError("The decode step on a GPU needs Triton: pip install triton.") from error
         if model.device.type != "cuda" and not INTERPRETED:
             raise UnsupportedModelError("The decode step of Triton kernels needs a CUDA device.")
+        if model.residual_scale != 1 or model.logit_scale != 1 or model.layers[0].norm_attention is None:
+            raise UnsupportedModelError("The kernels for GPUs know no scaled residuals and no layers without norms.")
         if cache.batch > MAX_BATCH:
             raise FfnskipError(f"The decode step on a GPU takes at most {MAX_BATCH} sequences at once.")
         self.cache = cache
