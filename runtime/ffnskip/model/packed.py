@@ -103,8 +103,14 @@ def pack_weights(model: PreTrainedModel, format: PackedFormat) -> None:
     """
     places = _places(model, format)
     keep_fingerprint(model, weights_sha256(model))  # profiles belong to what was loaded
-    inputs = iter(mean_squares(model, [_linear(*place) for place in places]) if format == "int4" else ())
+    inputs = iter(_inputs(model, [_linear(*place) for place in places]) if format == "int4" else ())
     _replace(model, places, lambda linear: pack(linear.weight, format, linear.bias, next(inputs, None)))
+
+
+def _inputs(model: PreTrainedModel, linears: list[nn.Linear]) -> list[Tensor]:
+    """How much each layer's columns count; where one is the embedding too, all of them count as that as well."""
+    embedding, inputs = model.get_input_embeddings(), mean_squares(model, linears)
+    return [i + 1 if linear.weight is embedding.weight else i for linear, i in zip(linears, inputs, strict=True)]
 
 
 def pack_shapes(model: PreTrainedModel, format: PackedFormat) -> None:
