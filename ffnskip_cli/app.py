@@ -23,7 +23,7 @@ from ffnskip_cli.commands.signature import command_of
 # In the order of their use. Each is a module of ffnskip_cli.commands with its options, imported when it is asked for,
 # and one beside it, NAME_run, with what runs it.
 COMMANDS = (
-    *("calibrate", "apply", "generate", "bench", "eval", "serve", "exec", "compare-text"),
+    *("calibrate", "apply", "generate", "bench", "eval", "serve", "exec", "compare-text", "pack"),
     *("profiles", "inspect", "card", "validate", "diff"),
 )
 USER_MISTAKE = 2
@@ -32,6 +32,7 @@ _MORE_ROOM = ["--dtype bfloat16", "--device-map auto"]
 _MEMORY_SAVERS = {  # what helps each command that runs a model when memory runs out
     "calibrate": ["a smaller --sequence-length", "fewer --tokens", *_MORE_ROOM],
     "apply": _MORE_ROOM,
+    "pack": ["--dtype bfloat16"],
     "generate": ["a shorter prompt", "a smaller --max-new-tokens", *_MORE_ROOM],
     "eval": ["a smaller --batch-size", *_MORE_ROOM],
     "compare-text": ["a smaller --sequence-length", *_MORE_ROOM],

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ffnskip.cached import build_once, cache_dir
 from ffnskip.errors import FfnskipError, out_of_memory
 from ffnskip.files import sha256_file
 from ffnskip.hub import commit_of, hub_errors, reason
+from ffnskip.model.packed_folder import MANIFEST, load_packed, read_manifest
 from ffnskip.profiles.identity import architecture
 from ffnskip.profiles.schema import MOST_LAYERS, ModelInfo
 from ffnskip.quantizer import FFNSkipQuantizer
@@ -88,8 +89,9 @@ def load_model(
 
     `dtype` is auto (as stored), float32, bfloat16 or float16; `device` is auto (cuda if there is one, or else cpu) or a
     torch device. `device_map` (auto, balanced or sequential) has accelerate spread the weights over all devices, the
-    CPU and the disk instead. Only safetensors and GGUF weights are read, GGUF as bfloat16. `refuse` is shown the
-    configuration before any weights are loaded. Raises FfnskipError for anything that cannot be loaded.
+    CPU and the disk instead. Only safetensors and GGUF weights are read, GGUF as bfloat16, and folders of `ffnskip
+    pack` as they are. `refuse` is shown the configuration before any weights are loaded. Raises FfnskipError for
+    anything that cannot be loaded.
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -103,9 +105,14 @@ def load_model(
     if refuse is not None:
         refuse(config)
     tokenizer = _load_tokenizer(located.folder, name, options)
-    model = _load_weights(
-        located.folder, name, dtype=torch_dtype, device_map=device_map, use_safetensors=True, **options
-    )
+    packed = _packed_as(located.folder)
+    if packed is not None:
+        model = _load_packed(located.folder, name, dtype, device_map)
+        located = replace(located, id=packed.id, revision=packed.revision, gguf_sha256=packed.gguf_sha256)
+    else:
+        model = _load_weights(
+            located.folder, name, dtype=torch_dtype, device_map=device_map, use_safetensors=True, **options
+        )
     if isinstance(getattr(model, "hf_quantizer", None), FFNSkipQuantizer):  # the folder's; commands name their own
         model.hf_quantizer.take_off(model)
     model.config._name_or_path = tokenizer.name_or_path = located.id
@@ -129,7 +136,12 @@ def describe_model(name: str, *, revision: str | None, trust_remote_code: bool, 
 
 
 def loadable_name(name: str, offline: bool) -> str:
-    """What transformers itself loads a model by: its name, or for `demo` and GGUF files a folder with its weights."""
+    """What transformers itself loads a model by: its name, or for `demo` and GGUF files a folder with its weights.
+
+    Raises FfnskipError for a packed folder, which transformers cannot load.
+    """
+    if (Path(name) / MANIFEST).exists():
+        raise FfnskipError(f"{name} is packed, and this command loads models by transformers: name the model itself")
     in_gguf = name == "demo" or (name.lower().endswith(".gguf") and os.path.exists(name))
     return str(_locate_local(name, offline).folder) if in_gguf else name
 
@@ -237,6 +249,19 @@ def _load_tokenizer(folder: Path, name: str, options: dict[str, Any]) -> PreTrai
         raise FfnskipError(f"{name} has no tokenizer: add its tokenizer.json")
     with _one_sentence(f"the tokenizer of {name}"):
         return AutoTokenizer.from_pretrained(folder, **options)
+
+
+def _packed_as(folder: Path) -> ModelInfo | None:
+    """What was packed into the folder; None if it holds no packed model."""
+    return read_manifest(folder).model if (folder / MANIFEST).exists() else None
+
+
+def _load_packed(folder: Path, name: str, dtype: str, device_map: str | None) -> PreTrainedModel:
+    for option, value in (("--dtype", None if dtype == "auto" else dtype), ("--device-map", device_map)):
+        if value is not None:
+            raise FfnskipError(f"{name} is packed, and stays as it is: leave {option} {value} out")
+    with _one_sentence(name):
+        return load_packed(folder)
 
 
 def _load_weights(folder: Path, name: str, **options: Any) -> PreTrainedModel:

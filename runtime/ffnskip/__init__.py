@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ffnskip.general.apply import accelerate, apply
     from ffnskip.general.wrap import Applied
     from ffnskip.model.packed import pack_weights
+    from ffnskip.model.packed_folder import load_packed, save_packed
     from ffnskip.profiles.profile import Profile, load_profile, save_profile
     from ffnskip.quantizer import FFNSkipConfig
     from ffnskip.sampling import Sampling
@@ -39,8 +40,10 @@ __all__ = [
     "UnsupportedModelError",
     "accelerate",
     "apply",
+    "load_packed",
     "load_profile",
     "pack_weights",
+    "save_packed",
     "save_profile",
 ]
 
@@ -57,8 +60,10 @@ _MODULES = {
     "UnsupportedModelError": "errors",
     "accelerate": "general.apply",
     "apply": "general.apply",
+    "load_packed": "model.packed_folder",
     "load_profile": "profiles.profile",
     "pack_weights": "model.packed",
+    "save_packed": "model.packed_folder",
     "save_profile": "profiles.profile",
 }
 

@@ -21,7 +21,7 @@ from ffnskip_cli import console
 from ffnskip_cli.app import Frame
 from ffnskip_cli.calibration.settings import Settings
 
-COMMANDS = ["calibrate", "apply", "generate", "bench", "eval", "serve", "exec", "compare-text"]
+COMMANDS = ["calibrate", "apply", "generate", "bench", "eval", "serve", "exec", "compare-text", "pack"]
 COMMANDS += ["profiles", "inspect", "card", "validate", "diff"]
 
 

@@ -116,7 +116,7 @@ def test_a_packed_model_cannot_be_packed_again_or_saved(tmp_path: Path) -> None:
     pack_weights(model, "int8")
     with pytest.raises(FfnskipError, match="is packed or quantized already"):
         pack_weights(model, "int8")
-    with pytest.raises(FfnskipError, match="save the model before they are packed"):
+    with pytest.raises(FfnskipError, match=r"saved by ffnskip\.save_packed"):
         model.save_pretrained(tmp_path)
 
 
@@ -141,3 +141,15 @@ def test_a_model_that_was_laid_out_in_inference_mode_can_be_trained() -> None:
         fuse(model)
     model(TEXT, labels=TEXT).loss.backward()
     assert model.model.layers[0].mlp.gate_proj.weight.grad is not None
+
+
+def test_packing_to_int4_looks_at_the_inputs_of_each_matrix() -> None:
+    model = pico_model(intermediate_size=64)
+    linear, name = model.model.layers[0].mlp.gate_proj, "model.layers.0.mlp.gate_proj"
+    weight, norm = linear.weight.detach().clone(), model.model.layers[0].post_attention_layernorm.weight
+    with torch.no_grad():
+        norm.copy_(torch.where(torch.arange(len(norm)) < 8, 100.0, 0.01))
+    pack_weights(model, "int4")
+    error = (model.get_submodule(name).weight - weight).square().mean(dim=0)
+    assert error[:8].mean() < 0.7 * error[8:].mean()
+    assert not any(module._forward_pre_hooks for module in model.modules())

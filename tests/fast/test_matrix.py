@@ -28,14 +28,32 @@ def test_int8_is_within_half_a_step_of_each_row() -> None:
     assert matrix.nbytes == 6 * 40 + 6 * 4
 
 
-def test_int4_is_within_half_a_step_of_each_group() -> None:
-    weight = random(3, 64) + 2.0  # all of one sign, as an offset must carry
+def nearest_levels(weight: Tensor) -> Tensor:
+    """Each group of 32 on sixteen levels from its least to its largest number."""
+    groups = weight.unflatten(1, (-1, 32))
+    lowest, highest = groups.aminmax(dim=2, keepdim=True)
+    step = (highest - lowest) / 15
+    return (((groups - lowest) / step).round() * step + lowest).flatten(1)
+
+
+def test_int4_comes_closer_than_levels_from_the_least_to_the_largest_number() -> None:
+    weight = random(64, 64) + 2.0  # all of one sign, as an offset must carry
     matrix = pack(weight, "int4")
-    groups = weight.unflatten(1, (2, 32))
-    step = (groups.amax(2) - groups.amin(2)) / 15
-    error = (matrix.unpack(torch.float32) - weight).abs().unflatten(1, (2, 32)).amax(2)
-    assert (error <= step * 0.5 + 0.02 * groups.abs().amax(2)).all()  # factor and offset are in bfloat16
-    assert (matrix.columns, matrix.nbytes) == (64, 3 * (32 + 2 * 2 * 2))
+    error = (matrix.unpack(torch.float32) - weight).square().mean()
+    assert error < 0.9 * (nearest_levels(weight) - weight).square().mean()
+    assert (matrix.columns, matrix.nbytes) == (64, 64 * (32 + 2 * 2 * 2))
+
+
+def test_int4_keeps_what_is_on_sixteen_levels() -> None:
+    weight = nearest_levels(random(16, 64))
+    assert torch.allclose(pack(weight, "int4").unpack(torch.float32), weight, atol=0.02)  # bfloat16 factor and offset
+
+
+def test_int4_keeps_best_what_meets_the_largest_inputs() -> None:
+    weight, inputs = random(64, 64), torch.rand(64, generator=torch.Generator().manual_seed(1)) ** 8
+    errors = [(pack(weight, "int4", inputs=i).unpack(torch.float32) - weight).square() for i in (None, inputs)]
+    alike, weighted = (float((error * inputs).mean()) for error in errors)
+    assert weighted < 0.7 * alike
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0])

@@ -1,5 +1,5 @@
 # ruff: noqa: D101
-"""The structs of cpp/structs.h and cpp/matrix.h as ctypes, field by field, and the functions of the library."""
+"""The structs of cpp/structs.h and cpp/format.h as ctypes, field by field, and the functions of the library."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Weight matrices in the formats that the fast decode loop reads: float32, bfloat16, int8, int4.
 
 Decoding at batch 1 reads every weight once per token, so half the bits are nearly half the time. A product computes
-``x @ W.T`` with the very weights that `Matrix.unpack` returns. ``x`` is float32; beside int8 weights on a CPU it is
-rounded to 16 bits, with a scale per 256 numbers, which is finer than bfloat16.
+``x @ W.T`` with the very weights that `Matrix.unpack` returns. ``x`` is float32; beside int8 and int4 weights on a CPU
+it is rounded to 16 bits, with a scale per 256 numbers, which is finer than bfloat16.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ Format = Literal["float32", "bfloat16", "int8", "int4"]
 PackedFormat = Literal["int8", "int4"]
 
 GROUP = 32  # columns that share a scale in int4, as in the Q4_1 of GGUF
-_ROWS = 4096  # that are rounded at a time, so that no whole matrix is held in float32
+_AT_ONCE = 2**18  # numbers that are converted at a time: they stay in the cache, and no whole matrix is in float32
+_SPANS = (1.0, 0.9)  # of a group's numbers, that sixteen levels are first spread over
+_REFITS = 2
+_LEAST = 1e-30  # factor of a group
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +74,13 @@ class Matrix:
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """The weights that products use, ``[rows, columns]``, without the bias."""
-        if self.format == "int8":
-            assert self.scale is not None
-            return (self.data.float() * self.scale[:, None]).to(dtype)
-        if self.format == "int4":
-            assert self.scale is not None
-            halves = self.data.unflatten(1, (-1, GROUP // 2))
-            numbers = torch.cat([halves & 15, halves >> 4], dim=2).float()
-            factor, offset = self.scale.float().unbind(2)
-            return (numbers * factor[..., None] + offset[..., None]).flatten(1).to(dtype)
-        return self.data.to(dtype)
+        if self.scale is None:
+            return self.data.to(dtype)
+        weights = torch.empty(self.rows, self.columns, dtype=dtype, device=self.data.device)
+        chunks = (tensor.split(max(1, _AT_ONCE // self.columns)) for tensor in (weights, self.data, self.scale))
+        for rows, data, scale in zip(*chunks, strict=True):
+            rows.copy_(data.float().mul_(scale[:, None]) if self.format == "int8" else _from_int4(data, scale))
+        return weights
 
 
 def plain(weight: Tensor, bias: Tensor | None = None) -> Matrix:
@@ -95,13 +95,15 @@ def plain(weight: Tensor, bias: Tensor | None = None) -> Matrix:
     return Matrix("float32" if name == "float32" else "bfloat16", weight.detach(), None, _float(bias))
 
 
-def pack(weight: Tensor, format: PackedFormat, bias: Tensor | None = None) -> Matrix:
+def pack(weight: Tensor, format: PackedFormat, bias: Tensor | None = None, inputs: Tensor | None = None) -> Matrix:
     """Round a matrix to 8 bits with one scale per row, or to 4 bits with a factor and an offset per group of 32.
 
     Args:
         weight: ``[rows, columns]``.
         format: int8 or int4.
         bias: ``[rows]``, kept in float32.
+        inputs: ``[columns]`` mean squares of what the columns are multiplied with; int4 keeps the product's squared
+            error small for these. By default all are alike.
 
     Raises:
         FfnskipError: the format is unknown, or the columns of an int4 matrix are no multiple of 32.
@@ -110,10 +112,22 @@ def pack(weight: Tensor, format: PackedFormat, bias: Tensor | None = None) -> Ma
         raise FfnskipError(f"Weights can be packed to int8 or int4, not {format!r}.")
     if format == "int4" and weight.shape[1] % GROUP:
         raise FfnskipError(f"int4 needs rows of a multiple of {GROUP} numbers, not {weight.shape[1]}: choose int8.")
-    rounded = _to_int8 if format == "int8" else _to_int4
-    parts = [rounded(rows.float()) for rows in weight.detach().split(_ROWS)]
+    weight = weight.detach()
+    importance = torch.ones(weight.shape[1], device=weight.device) if inputs is None else inputs.to(weight.device)
+    chunks = weight.split(max(1, _AT_ONCE // weight.shape[1]))
+    parts = [_to_int8(rows.float()) if format == "int8" else _to_int4(rows.float(), importance) for rows in chunks]
     data, scale = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return Matrix(format, data, scale, _float(bias))
+
+
+def pack_shape(weight: Tensor, format: PackedFormat, bias: Tensor | None = None) -> Matrix:
+    """What `pack` gives for a matrix on the device ``meta``, without numbers: types and shapes.
+
+    Raises:
+        FfnskipError: as `pack`.
+    """
+    row = pack(torch.zeros(1, weight.shape[1]), format)  # on meta each operation would take a hundred times as long
+    return replace(row.map(lambda t: t.to("meta").expand(len(weight), *t.shape[1:])), bias=_float(bias))
 
 
 def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,13 +135,53 @@ def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / scale[:, None]).round().to(torch.int8), scale
 
 
-def _to_int4(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _to_int4(rows: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
     groups = rows.unflatten(1, (-1, GROUP))
-    offset = groups.amin(dim=2).bfloat16()
-    factor = ((groups.amax(dim=2) - offset.float()) / 15).clamp(min=1e-30).bfloat16()
-    numbers = ((groups - offset.float()[..., None]) / factor.float()[..., None]).round().clamp(0, 15).to(torch.uint8)
-    low, high = numbers.chunk(2, dim=2)
-    return (low | high << 4).flatten(1), torch.stack([factor, offset], dim=2)
+    shares = importance.view(-1, GROUP)
+    shares = shares / shares.sum(dim=1, keepdim=True)
+    fits = [_fit(groups, shares, span) for span in _SPANS]
+    best = torch.stack([_error(groups, shares, *fit) for fit in fits]).argmin(dim=0)
+    factor, offset = (torch.stack(tensors).gather(0, best[None])[0] for tensors in zip(*fits, strict=True))
+    low, high = _levels(groups, factor, offset).to(torch.uint8).chunk(2, dim=2)
+    return (low | high << 4).flatten(1), torch.cat([factor, offset], dim=2).bfloat16()
+
+
+def _from_int4(data: Tensor, scale: Tensor) -> Tensor:
+    halves = data.unflatten(1, (-1, GROUP // 2))
+    factor, offset = scale.float()[..., None].unbind(2)
+    return torch.cat([halves & 15, halves >> 4], dim=2).float().mul_(factor).add_(offset).flatten(1)
+
+
+def _fit(groups: Tensor, shares: Tensor, span: float) -> tuple[Tensor, Tensor]:
+    """Factor and offset ``[rows, n, 1]`` of ``groups [rows, n, 32]``, numbers of bfloat16 whose errors are small.
+
+    Least squares given the levels that each number is nearest to, and these given the fit, in turns (Lloyd 1982). A
+    number counts by its share in ``shares [n, 32]``, which sum to one in each group.
+    """
+    lowest, highest = groups.aminmax(dim=2, keepdim=True)
+    factor = ((highest - lowest) * (span / 15)).clamp(min=_LEAST)
+    offset = (highest + lowest) / 2 - 7.5 * factor
+    mean = (shares * groups).sum(dim=2, keepdim=True)
+    for _ in range(_REFITS):
+        levels = _levels(groups, factor, offset)
+        weighted = shares * levels
+        level = weighted.sum(dim=2, keepdim=True)
+        variance = (weighted * levels).sum(dim=2, keepdim=True) - level**2
+        covariance = (weighted * groups).sum(dim=2, keepdim=True) - level * mean
+        factor = torch.where(variance > 1e-4, covariance / variance, factor).clamp(min=_LEAST).bfloat16().float()
+        offset = mean - factor * level
+    return factor, offset.bfloat16().float()
+
+
+def _levels(groups: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """The whole numbers from 0 to 15 by which a group comes closest."""
+    return ((groups - offset) / factor).round_().clamp_(0, 15)
+
+
+def _error(groups: Tensor, shares: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """Mean squared error of each group, ``[rows, n, 1]``."""
+    error = _levels(groups, factor, offset) * factor + offset - groups
+    return (shares * error**2).sum(dim=2, keepdim=True)
 
 
 def stack(matrices: list[Matrix]) -> Matrix:

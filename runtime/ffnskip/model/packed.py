@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ffnskip.errors import FfnskipError
-from ffnskip.model.matrix import GROUP, Matrix, PackedFormat, pack
+from ffnskip.model.inputs import mean_squares
+from ffnskip.model.matrix import GROUP, Matrix, PackedFormat, pack, pack_shape
 from ffnskip.model.sites import decoder_body
-from ffnskip.profiles.fingerprint import keep_fingerprint
+from ffnskip.profiles.fingerprint import keep_fingerprint, weights_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +36,7 @@ class _Packed(nn.Module):
         return Matrix(self.format, self.data, self.scale, self.wide_bias)  # type: ignore[arg-type]
 
     def _save_to_state_dict(self, *args: object, **kwargs: object) -> None:
-        raise FfnskipError("Packed weights cannot be saved: save the model before they are packed.")
+        raise FfnskipError("Packed weights are saved by ffnskip.save_packed, not in the files of transformers.")
 
     @property
     def weight(self) -> Tensor:
@@ -89,7 +91,8 @@ class PackedEmbedding(_Packed):
 def pack_weights(model: PreTrainedModel, format: PackedFormat) -> None:
     """Pack every linear layer of the decoder, and the output head, freeing the matrices they had.
 
-    Norms, biases and the routing of experts are left alone; an embedding is packed where it is the output head too.
+    Norms, biases and the routing of experts are left alone; an embedding is packed where it is the output head too. For
+    int4 a few random tokens are passed through the model, to see which inputs are large.
 
     Args:
         model: a loaded model; it is changed for good.
@@ -98,29 +101,55 @@ def pack_weights(model: PreTrainedModel, format: PackedFormat) -> None:
     Raises:
         FfnskipError: the format is unknown, or its matrices do not fit it.
     """
-    body, head = decoder_body(model), model.get_output_embeddings()
+    places = _places(model, format)
+    keep_fingerprint(model, weights_sha256(model))  # profiles belong to what was loaded
+    inputs = iter(mean_squares(model, [_linear(*place) for place in places]) if format == "int4" else ())
+    _replace(model, places, lambda linear: pack(linear.weight, format, linear.bias, next(inputs, None)))
+
+
+def pack_shapes(model: PreTrainedModel, format: PackedFormat) -> None:
+    """Do with a model without numbers, on the device ``meta``, what `pack_weights` does with one that has them.
+
+    Raises:
+        FfnskipError: as `pack_weights`.
+    """
+    _replace(model, _places(model, format), lambda linear: pack_shape(linear.weight, format, linear.bias))
+
+
+_Place = tuple[nn.Module, str]  # a layer's parent and its name there
+
+
+def _places(model: PreTrainedModel, format: PackedFormat) -> list[_Place]:
+    """Where the layers are that can be packed.
+
+    Raises FfnskipError where there are none, or they do not fit the format.
+    """
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise FfnskipError("A model that is spread over devices cannot be packed: load it on one device.")
-    linears = [
-        (parent, name) for parent in body.modules() for name, m in parent.named_children() if type(m) is nn.Linear
-    ]
+    linears = {module for module in decoder_body(model).modules() if type(module) is nn.Linear}
     if not linears:
         raise FfnskipError(
             "The model has no plain linear layers that could be packed: it is packed or quantized already."
         )
-    columns = [parent.get_submodule(name).in_features for parent, name in linears]
-    if format == "int4" and (wrong := [n for n in columns if n % GROUP]):  # type: ignore[operator]
+    if type(head := model.get_output_embeddings()) is nn.Linear:
+        linears.add(head)
+    if format == "int4" and (wrong := [m.in_features for m in linears if m.in_features % GROUP]):
         raise FfnskipError(f"int4 needs rows of a multiple of {GROUP} numbers, not {wrong[0]}: choose int8.")
-    keep_fingerprint(model)  # profiles belong to what was loaded
-    for parent, name in linears:
-        linear = parent.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        setattr(parent, name, PackedLinear(pack(linear.weight, format, linear.bias), linear.weight.dtype))
-    if type(head) is nn.Linear:
-        packed = PackedLinear(pack(head.weight, format, head.bias), head.weight.dtype)
-        embedding = model.get_input_embeddings()
-        if embedding.weight is head.weight:
+    return [(parent, name) for parent in model.modules() for name, m in parent.named_children() if m in linears]
+
+
+def _linear(parent: nn.Module, name: str) -> nn.Linear:
+    return cast(nn.Linear, parent.get_submodule(name))
+
+
+def _replace(model: PreTrainedModel, places: list[_Place], packed: Callable[[nn.Linear], Matrix]) -> None:
+    """Put packed layers in their places, and an embedding in that of one that shares the head's weights."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    for place in places:
+        linear = _linear(*place)
+        layer = PackedLinear(packed(linear), linear.weight.dtype)
+        if linear is head and embedding.weight is head.weight:
             scale = getattr(embedding, "embed_scale", 1.0)
-            scale = float(scale.to(packed.dtype)) if isinstance(scale, Tensor) else float(scale)
-            model.set_input_embeddings(PackedEmbedding(packed.matrix, packed.dtype, scale))
-        model.set_output_embeddings(packed)
+            scale = float(scale.to(layer.dtype)) if isinstance(scale, Tensor) else float(scale)
+            model.set_input_embeddings(PackedEmbedding(layer.matrix, layer.dtype, scale))
+        setattr(*place, layer)

@@ -65,9 +65,9 @@ def weights_sha256(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def keep_fingerprint(model: PreTrainedModel) -> None:
-    """Have the model keep the fingerprint that it has now, before its weights are packed."""
-    setattr(model, _PACKED, weights_sha256(model))
+def keep_fingerprint(model: PreTrainedModel, sha256: str) -> None:
+    """Have a model whose weights are packed keep the fingerprint of those that it had before."""
+    setattr(model, _PACKED, sha256)
 
 
 def _settings(config: PreTrainedConfig) -> dict[str, Any]:

@@ -16,6 +16,8 @@ constexpr int64_t WIDTH = 8;
 
 typedef float Floats __attribute__((vector_size(WIDTH * 4)));
 typedef int32_t Ints __attribute__((vector_size(WIDTH * 4)));
+typedef int16_t Shorts __attribute__((vector_size(WIDTH * 4)));
+typedef uint16_t Words __attribute__((vector_size(WIDTH * 4)));
 
 INLINE Floats spread(float x) { return x - (Floats){}; }
 
@@ -29,10 +31,17 @@ INLINE Floats load(const float* from) {
 INLINE Ints widen(const uint16_t* from) { return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)); }
 INLINE Ints widen(const uint8_t* from) { return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)); }
 INLINE Ints widen(const int8_t* from) { return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)); }
+INLINE Shorts widen16(const int8_t* from) {
+    return (Shorts)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)from));
+}
 // Sixteen products, added up in pairs.
-INLINE Ints products(const int8_t* a, const int16_t* b) {
-    const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)a));
-    return (Ints)_mm256_madd_epi16(wide, _mm256_loadu_si256((const __m256i*)b));
+INLINE Ints products(Shorts a, const int16_t* b) {
+    return (Ints)_mm256_madd_epi16((__m256i)a, _mm256_loadu_si256((const __m256i*)b));
+}
+// Two pairs of 16 bits: the first in four lanes, the second in the other four.
+INLINE Ints halves(const uint16_t* from) {
+    const __m256i order = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    return (Ints)_mm256_permutevar8x32_epi32(_mm256_castsi128_si256(_mm_loadl_epi64((const __m128i*)from)), order);
 }
 #else
 template <typename Number>
@@ -41,12 +50,30 @@ INLINE Ints widen(const Number* from) {
     for (int64_t i = 0; i < WIDTH; i++) x[i] = from[i];
     return x;
 }
-INLINE Ints products(const int8_t* a, const int16_t* b) {
+INLINE Shorts widen16(const int8_t* from) {
+    Shorts x;
+    for (int64_t i = 0; i < 2 * WIDTH; i++) x[i] = from[i];
+    return x;
+}
+INLINE Ints products(Shorts a, const int16_t* b) {
     Ints x;
     for (int64_t i = 0; i < WIDTH; i++) x[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
     return x;
 }
+INLINE Ints halves(const uint16_t* from) {
+    int32_t pairs[2];
+    memcpy(pairs, from, sizeof(pairs));
+    Ints x;
+    for (int64_t i = 0; i < WIDTH; i++) x[i] = pairs[i / 4];
+    return x;
+}
 #endif
+
+INLINE Words load_words(const uint8_t* from) {
+    Words x;
+    memcpy(&x, from, sizeof(x));
+    return x;
+}
 
 // bfloat16 is the upper half of a float32.
 INLINE Floats load(const uint16_t* from) { return (Floats)(widen(from) << 16); }
