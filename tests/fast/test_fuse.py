@@ -153,3 +153,15 @@ def test_packing_to_int4_looks_at_the_inputs_of_each_matrix() -> None:
     error = (model.get_submodule(name).weight - weight).square().mean(dim=0)
     assert error[:8].mean() < 0.7 * error[8:].mean()
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_head_that_is_the_embedding_too_keeps_columns_that_only_the_embedding_needs() -> None:
+    errors = []
+    for tied in (True, False):
+        model = pico_model(intermediate_size=64, tie_word_embeddings=tied)
+        with torch.no_grad():
+            model.model.norm.weight.copy_(torch.where(torch.arange(32) < 8, 100.0, 0.01))
+        weight = model.lm_head.weight.detach().clone()
+        pack_weights(model, "int4")
+        errors.append(float(((model.lm_head.weight - weight)[:, 8:].square().mean() / weight.square().mean()).sqrt()))
+    assert errors[0] < 0.9 * errors[1]
