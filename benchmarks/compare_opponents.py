@@ -24,8 +24,8 @@ from ffnskip.general.wrap import Applied
 from ffnskip.profiles.profile import load_profile
 from ffnskip_cli import console
 from ffnskip_cli.bench.suite import measured_rows
-from ffnskip_cli.bench.sweep import Mover
 from ffnskip_cli.calibration.lab import Lab
+from ffnskip_cli.calibration.threshold.move import Mover
 from ffnskip_cli.opponents import OPPONENTS, Field, Opponent
 from ffnskip_cli.sources.models import LoadedModel, load_model
 from ffnskip_cli.text.corpus import Ingredient, build_mixture
@@ -53,7 +53,13 @@ def main(
     scored = _text(loaded, text, tokens, ours.evaluation.sequence_length if ours.evaluation else 256)
     answers = {path.stem: list(_answers(loaded, path, limit, new_tokens)) for path in questions or []}
     file = output.with_suffix(".json")
-    points: list[dict[str, Any]] = json.loads(file.read_text())["points"] if file.exists() else []
+    file.parent.mkdir(parents=True, exist_ok=True)
+    head = {"model": ours.model.id, "text": Path(text).name, "tokens": tokens, "warm_up": ours.skip.warm_up}
+    head |= {"questions": list(answers), "limit": limit, "new_tokens": new_tokens, "warm_up_of_answers": warm_up}
+    before = json.loads(file.read_text()) if file.exists() else head | {"points": []}
+    points: list[dict[str, Any]] = before.pop("points")
+    if before != head:
+        raise typer.BadParameter(f"{file} holds the points of other settings: name another --output.")
     mover = Mover(lab, ours, scored[:SOLVED_ON])
     for saved in map(float, savings.split(",")):
         for name in (OURS, *OPPONENTS):
@@ -61,8 +67,7 @@ def main(
                 continue
             field = Field(lab, ours, saved, scored[:SAMPLE])
             points.append({"name": name, "target": saved} | _point(name, field, mover, scored, answers, warm_up))
-            document = {"model": ours.model.id, "text": text, "tokens": tokens, "warm_up": ours.skip.warm_up}
-            file.write_text(json.dumps(document | {"points": points}, indent=1) + "\n")
+            file.write_text(json.dumps(head | {"points": points}, indent=1) + "\n")
     for figure, form in (("kl", ".4f"), *((task, ".3f") for task in answers)):
         _print_table(points, figure, form)
     _draw(points, ours.model.id, output.with_suffix(".svg"))

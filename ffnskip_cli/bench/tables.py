@@ -13,9 +13,9 @@ from ffnskip.model.sites import input_device
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli.bench.never_skip import never_skipping
 from ffnskip_cli.bench.suite import Plan, run_suite
-from ffnskip_cli.bench.sweep import Mover
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.rules.base import ablate, lengths
+from ffnskip_cli.calibration.threshold.move import Mover
 from ffnskip_cli.opponents import Field
 from ffnskip_cli.opponents.similarity import as_printed
 
@@ -45,6 +45,7 @@ def sweep(
         savings: to be reached.
         plan: what to measure at each.
     """
+    plan.refuse_short(profile.skip.warm_up)
     mover = Mover(lab, profile, text[:_SAMPLE])
     points: list[dict[str, Any]] = []
     for saved in savings:
@@ -69,10 +70,11 @@ def worst_case(lab: Lab, profile: Profile, text: Tensor, prompts: Tensor, until:
         prompts: ``[prompts, length]``.
         until: numbers of generated tokens.
     """
-    if profile.skip.rule == "cosine":
-        printed = profile.with_threshold(PAPER_THRESHOLD)
+    field = Field(lab, profile, 0.0, text[:_SAMPLE])
+    if profile.skip.rule == "cosine":  # in the region that was chosen for it
+        printed = field.bare(cold_s=profile.skip.cold_s, cold_e=profile.skip.cold_e, threshold=PAPER_THRESHOLD)
     else:
-        printed = as_printed(Field(lab, profile, 0.0, text[:_SAMPLE]), PAPER_THRESHOLD)
+        printed = as_printed(field, PAPER_THRESHOLD)
     rows = []
     for name, one in (("profile", profile), ("paper", printed)):
         decoder = Decoder(lab.model, one, other_weights=True)

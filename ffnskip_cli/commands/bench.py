@@ -68,7 +68,7 @@ class Options:
         str | None,
         typer.Option(
             metavar="N[,N…]",
-            help="Table 6: tokens that never skip in texts of these lengths, at the profile's threshold, and by the "
+            help="Table 6: of so many new tokens behind each prompt those that never skip, by the profile and by the "
             "paper's rule at 0.9.",
         ),
     ] = None
@@ -94,9 +94,7 @@ class Options:
             "the model itself makes of the prompt, greedily."
         ),
     ] = "text"
-    prompts: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Prompts of the worst case, at most 16 of them at a time.")
-    ] = 16
+    prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts of the worst case.")] = 16
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", metavar="N", min=1, help="Timed runs per row.")] = 5
     seed: Annotated[int | None, seed_option("Order of the text; default: the calibration's.")] = None
     format: PrintFormat = "table"
@@ -118,6 +116,17 @@ class Options:
             refuse_unwritable(self.output, "--output")
         if self.sweep is not None and (self.move.threshold is not None or self.move.target is not None):
             raise FfnskipError("--sweep moves the profile itself: leave --threshold and --target out.")
+        for option, given, numbers in (
+            ("--sweep", self.sweep, self.savings),
+            ("--worst-case", self.worst_case, self.lengths),
+            ("--warm-up", self.warm_up, self.warm_ups),
+        ):
+            if given is not None and not numbers:
+                raise FfnskipError(f"{option} names no number.")
+        if self.has_tables and not self.savings and (self.measure is not None or self.opponents != "all"):
+            raise FfnskipError("--measure and --opponents have a meaning for the usual rows and for --sweep alone.")
+        if self.format == "csv" and sum(map(bool, (self.savings, self.lengths, self.warm_ups))) > 1:
+            raise FfnskipError("--format csv holds one table: ask for one, or for another format.")
         if not all(0 < share < 1 for share in self.savings):
             raise FfnskipError(f"--sweep takes shares of all FLOPs between 0 and 1, not {self.sweep}.")
         if not all(length > 1 for length in self.lengths):

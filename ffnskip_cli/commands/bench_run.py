@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from ffnskip.decoder import Decoder
 from ffnskip.errors import FfnskipError
-from ffnskip.fast.step import MAX_BATCH
 from ffnskip.model.packed import pack_weights
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
@@ -66,7 +65,7 @@ def run(options: Options) -> None:
     if options.savings:
         document["sweep"] = sweep(lab, profile, tokens, options.savings, plan, timed_text=timed_text, original=original)
     if options.lengths:
-        prompts = tokens[: min(options.prompts, MAX_BATCH), : options.prompt_tokens]
+        prompts = tokens[: options.prompts, : options.prompt_tokens]
         document["worst_case"] = worst_case(lab, profile, tokens, prompts, options.lengths)
     if options.warm_ups:
         document["warm_up"] = warm_ups(lab, profile, tokens, options.warm_ups)
@@ -100,7 +99,10 @@ def _plan(options: Options) -> Plan:
         raise FfnskipError(f"--measure cannot measure {sorted(unknown)[0]!r}: choose from {', '.join(PARTS)}.")
     if (alone := parts & {"opponents", "layers"}) and "quality" not in parts:
         raise FfnskipError(f"--measure {sorted(alone)[0]} needs the part quality as well, to be held against it.")
-    given = tuple(OPPONENTS) if options.opponents == "all" else tuple(options.opponents.split(","))
+    if options.opponents != "all" and "opponents" not in parts:
+        raise FfnskipError("--opponents needs the part opponents in --measure.")
+    given = tuple(name.strip() for name in options.opponents.split(","))
+    given = tuple(OPPONENTS) if given == ("all",) else given
     if strangers := [name for name in given if name not in OPPONENTS]:
         raise FfnskipError(f"--opponents has no {strangers[0]!r}: choose from {', '.join(OPPONENTS)}.")
     return Plan(parts, options.prompt_tokens, options.new_tokens, options.repetitions, options.prompts, given)

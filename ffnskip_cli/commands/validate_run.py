@@ -1,7 +1,6 @@
 """What `ffnskip validate` does."""
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def _verdicts(argument: str) -> Iterator[tuple[str, str | None]]:
     try:
         if os.path.isdir(argument):
             found = sorted(Path(argument).rglob("*.yaml"))
-            if foreign := [str(path) for path in found if not _names_a_schema(path)]:
+            if foreign := [str(path) for path in found if not _is_meant(path)]:
                 console.talk.print(f"No profiles, and passed over: {', '.join(foreign)}", highlight=False, markup=False)
             files = [locate(path) for path in found if str(path) not in foreign]
         else:
@@ -53,13 +52,13 @@ def _verdicts(argument: str) -> Iterator[tuple[str, str | None]]:
         yield file.name, _mistake(file)
 
 
-def _names_a_schema(path: Path) -> bool:
-    """Whether a line of the file begins as that of a profile must which names its schema; so of what cannot be read."""
+def _is_meant(path: Path) -> bool:
+    """Whether a file says, in whatever encoding, that it belongs to ffnskip; so of what cannot be read."""
     try:
         data = read_regular(path, MAX_BYTES)
     except OSError:
         return True
-    return data is None or re.search(rb"^[\"']?schema", data, re.MULTILINE) is not None
+    return data is None or b"ffnskip" in data.replace(b"\0", b"")
 
 
 def _mistake(file: Located) -> str | None:

@@ -39,6 +39,7 @@ class Overhead:
 
 
 _WITHOUT_KEYS = ("linear_attention", "conv", "moe")  # of `layer_types`
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")  # what a layer calls it
 NO_OVERHEAD = Overhead(0, 0, 0, 0)
 
 
@@ -140,10 +141,14 @@ class LayerCost:
 
 
 def layer_costs(model: PreTrainedModel) -> list[LayerCost]:
-    """Of each decoder layer with an FFN; attention over keys is spread evenly where only some layers have any."""
-    config, sites = model.config.get_text_config(), ffn_sites(model)
-    per_key = model_cost(model).flops_per_key / len(sites)
-    return [LayerCost(_weights(site.layer, config).flops, per_key) for site in sites]
+    """Of each decoder layer with an FFN; of those with attention, each has an equal share of that over the keys."""
+    config, layers = model.config.get_text_config(), [site.layer for site in ffn_sites(model)]
+    attends = [any(getattr(layer, name, None) is not None for name in _ATTENTION) for layer in layers]
+    per_key = model_cost(model).flops_per_key / max(sum(attends), 1)
+    return [
+        LayerCost(_weights(layer, config).flops, per_key if attending else 0.0)
+        for layer, attending in zip(layers, attends, strict=True)
+    ]
 
 
 def mean_keys(prompt_tokens: int, new_tokens: int) -> float:

@@ -74,6 +74,11 @@ class Way(Protocol):
         """For one pass over a ``sequence [length]``, leaving the warm-up of the profile dense."""
 
 
+def at_work(model: PreTrainedModel, profile: Profile, way: Way | None, sequence: Tensor) -> AtWork:
+    """What skips in one pass over a ``sequence [length]`` in score mode: the way, or else the profile's own rule."""
+    return Applied(model, profile, "score") if way is None else way.applied(model, profile, sequence)
+
+
 @dataclass(frozen=True)
 class Quality:
     """A profile's cost on a text.
@@ -196,11 +201,11 @@ def _score(
     dense = reference(batch, use_cache=False).logits[0]
     scores = []
     for profile, way, first in zip(profiles, ways, firsts, strict=True):
-        at_work = Applied(model, profile, "score") if way is None else way.applied(model, profile, sequence)
-        with at_work:
+        working = at_work(model, profile, way, sequence)
+        with working:
             logits = forward(model, batch, use_cache=False).logits[0]
         figures, kl = _compare(dense, logits, batch[0], first)
-        scores.append((figures, asdict(at_work.stats), kl.tolist() if by_token else []))
+        scores.append((figures, asdict(working.stats), kl.tolist() if by_token else []))
     return scores
 
 

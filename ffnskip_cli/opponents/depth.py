@@ -15,15 +15,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ffnskip.errors import UnsupportedModelError
-from ffnskip.model.sites import ffn_sites
+from ffnskip.errors import FfnskipError, UnsupportedModelError
+from ffnskip.model.forward import forward
+from ffnskip.model.sites import ffn_sites, input_device
 from ffnskip.profiles.profile import Profile
 from ffnskip.stats import SkipStats
 from ffnskip_cli.measure.flops import LayerCost, layer_costs, model_cost
 from ffnskip_cli.opponents.field import Field, Opponent
-from ffnskip_cli.opponents.patterns import layer_similarities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -114,7 +115,7 @@ def shortgpt(field: Field) -> Opponent:
 
     ShortGPT (Men et al. 2024), section 3; measured on the sample.
     """
-    _, blocks = layer_similarities(field.model, field.sample, field.first, field.lab.track)
+    blocks = block_similarities(field)
     order = sorted(range(len(blocks)), key=lambda layer: blocks[layer], reverse=True)
     return _solved(field, Depth(tuple(order), 0.0, grows=False))
 
@@ -128,8 +129,35 @@ def skipdecode(field: Field) -> Opponent:
     return _solved(field, Depth(tuple(range(1, field.cost.n_layers)), 0.0, grows=True))
 
 
+@torch.inference_mode()
+def block_similarities(field: Field) -> list[float]:
+    """How little each layer turns what passes through it: the mean cosine of input and output on the sample.
+
+    Raises:
+        UnsupportedModelError: layers hand on something else than one stream.
+    """
+    layers = [site.layer for site in ffn_sites(field.model)]
+    sums = [0.0] * len(layers)
+
+    def see(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        entered, left = _stream(module, args, kwargs, output)
+        cosine = F.cosine_similarity(entered.float(), left.float(), dim=-1)
+        sums[layer] += float(cosine[:, field.first :].mean())
+
+    hooks = [layer.register_forward_hook(partial(see, i), with_kwargs=True) for i, layer in enumerate(layers)]
+    try:
+        for sequence in field.lab.track(field.sample, "ranking layers", len(field.sample)):
+            forward(field.model, sequence[None].long().to(input_device(field.model)), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [total / len(field.sample) for total in sums]
+
+
 def _solved(field: Field, depth: Depth) -> Opponent:
     """With as many layers left out as the saving takes, by bisection."""
+    if getattr(field.model.config.get_text_config(), "num_kv_shared_layers", None):
+        raise FfnskipError("some layers read keys and values of others, which then cannot be left out")
     costs, first, length = layer_costs(field.model), field.first, field.length
     dense = field.cost.dense_flops(first, length)
 
@@ -155,9 +183,15 @@ def _flops(costs: Sequence[LayerCost], left_out: Tensor, first: int) -> float:
 
 def _pass_by(left_out: Tensor, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """A forward hook of a layer: what entered, ``[1, length, hidden]``, leaves unchanged where it is left out."""
-    entered = args[0] if args else kwargs["hidden_states"]
-    left = output if isinstance(output, Tensor) else output[0]
-    if left.shape != entered.shape:
-        raise UnsupportedModelError(f"Layers of type {type(module).__name__} hand on more than one stream.")
+    entered, left = _stream(module, args, kwargs, output)
     kept = torch.where(left_out.to(left.device)[:, None], entered, left)
     return kept if isinstance(output, Tensor) else (kept, *output[1:])
+
+
+def _stream(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> tuple[Tensor, Tensor]:
+    """What entered a layer and what left it, ``[1, length, hidden]`` on the device of the latter."""
+    entered = args[0] if args else kwargs["hidden_states"]
+    left = output if isinstance(output, Tensor) else output[0]
+    if left.shape != entered.shape or left.dim() != 3:
+        raise UnsupportedModelError(f"layers of type {type(module).__name__} hand on more than one stream")
+    return entered.to(left.device), left

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ffnskip.errors import FfnskipError
+from ffnskip.errors import FfnskipError, UnsupportedModelError
+from ffnskip.model.types import refuse_type
 from ffnskip.profiles.profile import Profile
 from ffnskip.profiles.schema import Compensation, Skip
 from ffnskip_cli.calibration.lab import Lab
@@ -72,6 +73,14 @@ class Field:
     def flops_per_token(self) -> float:
         """Of the dense model, for a mean token past warm-up."""
         return self.cost.dense_flops(self.first, self.length) / (self.length - self.first)
+
+    def refuse_without_stream(self) -> None:
+        """Raise FfnskipError for a model of whose layers an opponent cannot see what an FFN adds to the stream."""
+        try:
+            refuse_type(self.model.config, needs_stream=True)
+        except UnsupportedModelError:
+            kind = self.model.config.get_text_config().model_type
+            raise FfnskipError(f"models of type {kind!r} do more with an FFN's output than to add it") from None
 
     def refuse_beyond(self, most: float) -> None:
         """Raise FfnskipError if an opponent can save no more than `most`, and that is too little."""

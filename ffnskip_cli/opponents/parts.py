@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ffnskip.errors import FfnskipError
 from ffnskip.model.forward import forward
 from ffnskip.model.sites import ffn_sites, input_device
 from ffnskip_cli.opponents.field import Field, Opponent
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _BINS, _SHIFT = 1 << 15, 16  # of magnitudes: bfloat16 numbers that are not negative
 _STEP = 0.02  # of a block's FLOPs that the greedy search leaves out at a time
+_BISECTIONS = 40
 _SEARCHED = 2  # sequences on which it measures errors
 
 
@@ -55,7 +57,7 @@ class Quantiles:
     """
 
     def __init__(self, model: PreTrainedModel, score: Score, sample: Tensor, first: int, track: Track) -> None:
-        self.layers = [places(site.layer, score) for site in ffn_sites(model)]
+        self.layers = [places(site, score) for site in ffn_sites(model)]
         counts = [torch.zeros(len(row), _BINS, dtype=torch.int64) for row in self.layers]
 
         def see(layer: int, index: int, x: Tensor) -> None:
@@ -76,9 +78,13 @@ class Quantiles:
         inside = (min(sparsity, 1.0) - before) / max(float(below[upper]) - before, 1e-12)
         return float(low + inside * (high - low))
 
-    def flops(self) -> float:
-        """Of all channels of all layers, for one token."""
-        return sum(place.width * place.flops for row in self.layers for place in row)
+    def saved(self, sparsity: float) -> float:
+        """FLOPs for one token of what lies under the limits of one sparsity, among it all channels that are zero."""
+        return sum(
+            place.width * place.flops * max(sparsity, float(self._below[layer][index][0]))
+            for layer, row in enumerate(self.layers)
+            for index, place in enumerate(row)
+        )
 
     def uniform(self, sparsity: float) -> tuple[tuple[float, ...], ...]:
         """Limits for one sparsity everywhere."""
@@ -108,9 +114,18 @@ def teal_greedy(field: Field) -> Opponent:
 
 
 def _sparsity(field: Field, quantiles: Quantiles) -> float:
-    """The share of all channels that saves as much as is wanted."""
-    field.refuse_beyond(quantiles.flops() / field.flops_per_token)
-    return field.saved * field.flops_per_token / max(quantiles.flops(), 1.0)
+    """The share of the channels, at every place, that saves as much as is wanted; by bisection.
+
+    Channels that are zero go first, all at once. Behind ReLU they are more than some savings take.
+    """
+    field.refuse_beyond(quantiles.saved(1.0) / field.flops_per_token)
+    if (zeros := quantiles.saved(0.0) / field.flops_per_token) > field.saved:
+        raise FfnskipError(f"leaving out nothing but zeros saves {zeros:.3f} of the FLOPs already")
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if quantiles.saved(middle) < field.saved * field.flops_per_token else (low, middle)
+    return high
 
 
 Path = list[tuple[float, tuple[float, ...]]]

@@ -9,22 +9,20 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ffnskip.general.wrap import Applied
 from ffnskip.model.forward import forward
-from ffnskip.model.sites import ffn_sites, input_device, watch
+from ffnskip.model.sites import input_device, watch
 from ffnskip.profiles.profile import Profile
 from ffnskip.rules import Rule, SkipSettings, Turn
 from ffnskip.rules.cosine import similarity
 from ffnskip_cli.opponents.field import Field, Opponent
-from ffnskip_cli.progress import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,8 +121,8 @@ def non_adaptive(field: Field) -> Opponent:
 
 def static(field: Field) -> Opponent:
     """Skips the same FFNs for every token, those with the highest mean similarity cos(h, h + f) on the sample."""
-    ffns, _ = layer_similarities(field.model, field.sample, field.first, field.lab.track)
-    return _opponent(field, lambda layers, count: Pattern(_most_similar(layers, ffns), count, count))
+    similarities = ffn_similarities(field)
+    return _opponent(field, lambda layers, count: Pattern(_most_similar(layers, similarities), count, count))
 
 
 def _opponent(field: Field, pattern: Callable[[Sequence[int], float], Pattern]) -> Opponent:
@@ -137,41 +135,18 @@ def _opponent(field: Field, pattern: Callable[[Sequence[int], float], Pattern]) 
 
 
 @torch.inference_mode()
-def layer_similarities(
-    model: PreTrainedModel, sample: Tensor, first: int, track: Track
-) -> tuple[list[float], list[float]]:
-    """How little each FFN, and each whole layer, turns what passes through it.
+def ffn_similarities(field: Field) -> list[float]:
+    """How little each FFN turns what passes through it: the mean of cos(h, h + f) on the sample, by layer."""
+    field.refuse_without_stream()
+    sums = [0.0] * field.cost.n_layers
 
-    Args:
-        model: the untouched model.
-        sample: ``[sequences, length]``.
-        first: the first position that counts.
-        track: shows progress.
+    def see(layer: int, h: Tensor, f: Tensor) -> None:
+        sums[layer] += float(similarity(h, f)[:, field.first :].mean())
 
-    Returns:
-        Per layer the means of cos(h, h + f) and of the cosine of the layer's input and output.
-    """
-    sites = ffn_sites(model)
-    sums = torch.zeros(2, len(sites), dtype=torch.float64)
-
-    def see_ffn(layer: int, h: Tensor, f: Tensor) -> None:
-        sums[0, layer] += float(similarity(h, f)[:, first:].mean())
-
-    def see_layer(layer: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-        entered, left = args[0].float(), (output if isinstance(output, Tensor) else output[0]).float()
-        cosine = F.cosine_similarity(entered.to(left.device), left, dim=-1)
-        sums[1, layer] += float(cosine[:, first:].mean())
-
-    hooks = [site.layer.register_forward_hook(partial(see_layer, layer)) for layer, site in enumerate(sites)]
-    try:
-        with watch(model, see_ffn):
-            for sequence in track(sample, "ranking layers", len(sample)):
-                forward(model, sequence[None].long().to(input_device(model)), use_cache=False)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    ffns, blocks = (sums / len(sample)).tolist()
-    return ffns, blocks
+    with watch(field.model, see):
+        for sequence in field.lab.track(field.sample, "ranking FFNs", len(field.sample)):
+            forward(field.model, sequence[None].long().to(input_device(field.model)), use_cache=False)
+    return [total / len(field.sample) for total in sums]
 
 
 def _most_similar(layers: Sequence[int], similarities: Sequence[float]) -> tuple[int, ...]:

@@ -9,10 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from ffnskip.model.parts import FFN_ROLES, parts_of
-from ffnskip.model.sites import ffn_sites
+from ffnskip.model.sites import FFNSite, ffn_sites
 from ffnskip.stats import SkipStats
 from ffnskip_cli.measure.flops import model_cost
 
@@ -51,12 +52,12 @@ class Place:
         return magnitude if self.weight is None else magnitude * self.weight.to(x.device)
 
 
-def places(layer: nn.Module, score: Score) -> list[Place]:
+def places(site: FFNSite, score: Score) -> list[Place]:
     """Where a layer leaves channels out; nowhere for the score `gate` in an FFN without a gate."""
-    parts = parts_of(layer)
+    parts = parts_of(site.layer)
     if score == "gate":
         inputs, neurons = (next(part for part in parts if part.role == role) for role in FFN_ROLES)
-        named = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
+        named = {name.rpartition(".")[2]: module for name, module in site.ffn.named_modules()}
         activation = next((named[name] for name in _ACTIVATIONS if name in named), None)
         outputs = inputs.flops // 2
         if activation is None or outputs != 2 * neurons.width:
@@ -71,7 +72,10 @@ def places(layer: nn.Module, score: Score) -> list[Place]:
 
 def _norms(matrices: Sequence[nn.Module]) -> Tensor:
     """Of the columns of matrices one below the other, ``[in_features]``."""
-    squares = [matrix.weight.detach().float().square().sum(dim=0) for matrix in matrices]  # type: ignore[operator]
+    squares = []
+    for matrix in matrices:
+        with align_module_device(matrix):
+            squares.append(matrix.weight.detach().float().square().sum(dim=0))  # type: ignore[operator]
     return torch.stack(squares).sum(dim=0).sqrt()
 
 
@@ -101,7 +105,7 @@ class Thinned:
 
     def __init__(self, model: PreTrainedModel, thinning: Thinning, first: int) -> None:
         self._model, self._limits, self._first = model, thinning.limits, first
-        self._layers = [places(site.layer, thinning.score) for site in ffn_sites(model)]
+        self._layers = [places(site, thinning.score) for site in ffn_sites(model)]
         self._ffn_flops = model_cost(model).ffn_flops
         self.stats = SkipStats(len(self._layers))
 
@@ -137,12 +141,12 @@ def at_places(layers: list[list[Place]], see: Callable[[int, int, Tensor], Tenso
     """While inside, ``see(layer, place, x)`` what passes each place, ``[1, length, width]``, and may replace it."""
     hooks = []
     for layer, index, place in ((i, j, place) for i, row in enumerate(layers) for j, place in enumerate(row)):
-        once = _Once(partial(see, layer, index), place.modules[-1])
+        once = _Once(partial(see, layer, index), len(place.modules))
         for module in place.modules:
             if place.behind:
-                hooks.append(module.register_forward_hook(lambda module, args, output, once=once: once(module, output)))
+                hooks.append(module.register_forward_hook(lambda module, args, output, once=once: once(output)))
             else:
-                hooks.append(module.register_forward_pre_hook(lambda module, args, once=once: once(module, args[0])))
+                hooks.append(module.register_forward_pre_hook(lambda module, args, once=once: once(args[0])))
     try:
         yield
     finally:
@@ -151,16 +155,18 @@ def at_places(layers: list[list[Place]], see: Callable[[int, int, Tensor], Tenso
 
 
 class _Once:
-    """Asks once for all modules that get the same input."""
+    """Asks once for all modules that get the same input, in whatever order they run."""
 
-    def __init__(self, see: Callable[[Tensor], Tensor | None], last: nn.Module) -> None:
-        self._see, self._last = see, last
+    def __init__(self, see: Callable[[Tensor], Tensor | None], readers: int) -> None:
+        self._see, self._readers = see, readers
         self._latest: tuple[Tensor, Tensor | None] | None = None
+        self._read = 0
 
-    def __call__(self, module: nn.Module, x: Tensor) -> Tensor | None:
+    def __call__(self, x: Tensor) -> Tensor | None:
         if self._latest is None or self._latest[0] is not x:
-            self._latest = x, self._see(x)
+            self._latest, self._read = (x, self._see(x)), 0
         seen = self._latest[1]
-        if module is self._last:  # hold no activations longer than the layer does
+        self._read += 1
+        if self._read == self._readers:  # hold no activations longer than the layer does
             self._latest = None
         return seen

@@ -13,6 +13,7 @@ Format = Literal["table", "md", "csv"]
 Document = Mapping[str, Any]
 
 _NAME = Column("name", "row")
+_POINT = (Column("target", "asked for", ".2f"), Column("threshold", "threshold", ".3g"))
 _FIGURES = (
     Column("skip_ratio", "skip ratio", ".3f"),
     Column("flops_per_token", "FLOPs/token", ".3g"),
@@ -53,8 +54,9 @@ def print_bench(document: Document, format: Format) -> None:
     """Print all tables and sentences; in CSV the figures of the first table alone, all of them."""
     if format == "csv":
         section = next(_sections(document))
-        named = tuple(column for column in section.columns if column not in _FIGURES)
-        render(section.rows, named + _FIGURES if _NAME in named else named, format)
+        of_rows = _NAME in section.columns
+        named = section.columns[: section.columns.index(_NAME) + 1] if of_rows else ()
+        render(section.rows, (*named, *_FIGURES) if of_rows else section.columns, format)
         return
     for section in _sections(document):
         columns: Sequence[Column] = section.columns
@@ -96,14 +98,14 @@ def _sections(document: Document) -> Iterator[Section]:
         if row["kl_by_layer"]:
             added = [{"layer": layer, "kl": kl} for layer, kl in enumerate(row["kl_by_layer"])]
             yield Section("what each layer's skipping adds to the KL", added, _LAYERS)
-    if points := document.get("sweep"):
+    if reached := [point for point in document.get("sweep", ()) if point["rows"]]:
         rows = [
             {"target": point["target"], "threshold": point["threshold"]} | _flat(row)
-            for point in points
+            for point in reached
             for row in point["rows"]
-            if row["missing"] is None and (row["name"] != "dense" or point is points[0])
+            if row["missing"] is None and (row["name"] != "dense" or point is reached[0])
         ]
-        columns = (Column("target", "asked for", ".2f"), _NAME, *_measured(rows))
+        columns = (*_POINT, _NAME, *_measured(rows))
         yield Section("at several savings (Table 4 of FFN-SkipLLM)", rows, columns)
     if "worst_case" in document:
         yield Section("tokens that never skip (its Table 6)", document["worst_case"], _WORST)
@@ -118,7 +120,7 @@ def _sentences(document: Document) -> Iterator[str]:
             yield f"No row {row['name']}: {row['missing']}."
     for point in document.get("sweep", ()):
         if point["missing"]:
-            yield point["missing"]
+            yield f"No rows at {point['target']:g}: {point['missing']}."
         yield from (
             f"No row {row['name']} at {point['target']:g}: {row['missing']}." for row in point["rows"] if row["missing"]
         )

@@ -9,9 +9,9 @@ from ffnskip import Decoder, Profile
 from ffnskip.errors import FfnskipError
 from ffnskip_cli.bench.never_skip import never_skipping
 from ffnskip_cli.bench.suite import Plan
-from ffnskip_cli.bench.sweep import Mover
 from ffnskip_cli.bench.tables import sweep, warm_ups, worst_case
 from ffnskip_cli.calibration.lab import Lab
+from ffnskip_cli.calibration.threshold.move import Mover
 from ffnskip_cli.measure.flops import model_cost, overhead
 from ffnskip_cli.measure.quality import measure_quality
 from ffnskip_cli.progress import silently
@@ -41,7 +41,7 @@ def test_a_sweep_has_the_rows_of_each_saving_and_says_what_is_out_of_reach() -> 
     assert [row["name"] for row in high["rows"]] == ["dense", "ffnskip", "random"]
     assert 0 < low["rows"][1]["kl"] < high["rows"][1]["kl"]
     assert beyond["rows"] == []
-    assert beyond["missing"].startswith("A saving of 0.9 is out of reach: the profile saves at most 0.")
+    assert beyond["missing"].startswith("it saves at most 0.")
 
 
 @pytest.mark.parametrize("path", ["general", "fused"])
@@ -64,11 +64,18 @@ def test_tokens_that_never_skip_are_counted_by_length_and_position(path: str) ->
     assert rows[2]["never_skip_fraction_here"] == pytest.approx(later)
 
 
+def test_more_prompts_than_a_step_takes_are_all_counted() -> None:
+    prompts = pico_tokens(6, batch=20)
+    (row,) = never_skipping(Decoder(MODEL, cosine()), prompts, [8], silently)
+    assert row["tokens"] == 20 * (8 - 1 - 2)  # without the last one, which is not fed back, and the warm-up
+
+
 def test_the_worst_case_has_the_profile_and_the_papers_rule_at_its_threshold() -> None:
     rows = worst_case(Lab(MODEL), price_profile(MODEL, warm_up=3), TEXT, PROMPTS, [10])
     assert [(row["name"], row["rule"]) for row in rows] == [("profile", "price"), ("paper", "cosine")]
     assert rows[1]["threshold"] == 0.9
-    (_, paper) = worst_case(Lab(MODEL), cosine(), TEXT, PROMPTS, [10])
+    windowed = cosine().with_skip(window=1, refresh_every=3)
+    (_, paper) = worst_case(Lab(MODEL), windowed, TEXT, PROMPTS, [10])
     (expected,) = never_skipping(Decoder(MODEL, cosine().with_threshold(0.9)), PROMPTS, [10], silently)
     assert paper | expected == paper
 

@@ -196,6 +196,10 @@ def test_a_table_has_a_column_for_every_row_and_other_formats_a_line(
         (["--worst-case", "1"], "--worst-case takes lengths of at least 2 tokens"),
         (["--worst-case", "600"], "The model takes at most 512 tokens, but this needs 608"),
         (["--warm-up", "5,many"], "--warm-up takes numbers with commas between them, not 5,many."),
+        (["--warm-up", ","], "--warm-up names no number."),
+        (["--warm-up", "2", "--measure", "quality"], "--measure and --opponents have a meaning for the usual rows"),
+        (["--warm-up", "2", "--worst-case", "9", "--format", "csv"], "--format csv holds one table"),
+        (["--opponents", "teal", "--measure", "quality"], "--opponents needs the part opponents in --measure."),
         (["--warm-up", "2.5"], "--warm-up takes whole numbers"),
         (["--profile", "missing.yaml"], "missing.yaml: cannot be read"),
         (["--threshold", "nan"], "The threshold must be a finite number, not nan."),
@@ -248,7 +252,7 @@ def test_a_sweep_prints_the_rows_of_each_saving_and_what_is_out_of_reach(bench: 
     _, ffnskip = document["sweep"][0]["rows"]
     assert ffnskip["flops_saved_past_warm_up"] == pytest.approx(0.02, abs=0.01)
     table = succeed(*options).stdout
-    assert "A saving of 0.9 is out of reach: the profile saves at most 0." in " ".join(table.split())
+    assert "No rows at 0.9: it saves at most 0." in " ".join(table.split())
 
 
 def test_tables_of_worst_case_and_warm_up_are_printed_and_written(bench: tuple[object, ...], tmp_path: Path) -> None:
@@ -265,3 +269,11 @@ def test_tables_of_worst_case_and_warm_up_are_printed_and_written(bench: tuple[o
     words = succeed(*bench, *options).stdout
     assert "Table 6" in words
     assert "Figure 5" in words
+
+
+@pytest.mark.parametrize(("option", "columns"), [("--warm-up", "warm_up,kl"), ("--worst-case", "name,threshold")])
+def test_a_table_in_csv_has_all_of_its_columns(bench: tuple[object, ...], option: str, columns: str) -> None:
+    header, *rows = succeed(*bench, option, "4,8", "--format", "csv").stdout.splitlines()
+    assert header.startswith(columns)
+    assert len(rows) == (2 if option == "--warm-up" else 4)
+    assert "skip_ratio" in header or "repetition" in header

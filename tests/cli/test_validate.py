@@ -64,6 +64,13 @@ def test_a_weights_file_is_no_profile_and_if_missing_or_altered_a_mistake_of_eac
         weights.unlink(missing_ok=True)
 
 
+def test_a_profile_without_its_schema_line_is_judged_and_not_passed_over(good: Path, tmp_path: Path) -> None:
+    good.write_text(good.read_text().replace("schema: ffnskip/v1\n", ""))
+    result = run("validate", tmp_path)
+    assert result.exit_code == 2
+    assert "schema" in result.stderr
+
+
 def test_a_folder_without_profiles_is_a_mistake(tmp_path: Path) -> None:
     result = run("validate", tmp_path)
     assert (result.exit_code, result.stdout) == (2, "")

@@ -15,8 +15,7 @@ from ffnskip.errors import FfnskipError
 from ffnskip_cli.measure.flops import NO_OVERHEAD, layer_costs, model_cost
 from ffnskip_cli.measure.quality import measure_quality
 from ffnskip_cli.opponents import OPPONENTS
-from ffnskip_cli.opponents.depth import Depth
-from ffnskip_cli.opponents.patterns import layer_similarities
+from ffnskip_cli.opponents.depth import Depth, block_similarities
 from ffnskip_cli.progress import silently
 
 MODEL = float64_model()
@@ -53,7 +52,7 @@ def test_shortgpt_is_the_model_without_the_layers_of_the_lowest_block_influence(
     for entered, left in pairwise(states[:-1]):
         a, b = entered[:, WARM_UP:], left[:, WARM_UP:]
         influence.append(1 - float(((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).mean()))
-    _, blocks = layer_similarities(MODEL, TEXT, WARM_UP, silently)
+    blocks = block_similarities(field(MODEL, TEXT, SAVED, warm_up=WARM_UP))
     assert blocks[:-1] == pytest.approx([1 - value for value in influence])
     order = depth("shortgpt").order
     assert list(order) == sorted(range(N_LAYERS), key=lambda layer: -blocks[layer])

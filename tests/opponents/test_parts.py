@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import torch
+from support.model_types import tiny_model
 from support.opponents import field
 from support.pico import float64_model, pico_profile, pico_tokens
 from support.price import price_profile
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ffnskip import Decoder
+from ffnskip.model.sites import ffn_sites
 from ffnskip_cli.bench.suite import Plan, run_suite
 from ffnskip_cli.measure.flops import NO_OVERHEAD, model_cost
 from ffnskip_cli.measure.quality import measure_quality
@@ -167,13 +169,34 @@ def test_the_greedy_search_takes_the_step_of_least_error_until_the_block_is_spar
 def test_a_gate_is_found_where_there_is_one(name: str, gated: bool) -> None:
     model = float64_model(name)
     assert list(ways(0.1, model)) == ["teal", "teal-greedy", "wina", *(["cats"] if gated else [])]
-    assert len(places(model.model.layers[0], "gate")) == gated
+    assert len(places(ffn_sites(model)[0], "gate")) == gated
 
 
 def test_what_an_opponent_cannot_save_is_said() -> None:
     found, missing = set_up(PARTS, field(MODEL, TEXT, 0.45, warm_up=WARM_UP))
     assert list(found) == ["teal", "teal-greedy", "wina"]
     assert missing["cats"].startswith("it saves at most 0.")
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("falcon_h1", 0.05), ("nemotron", 0.2)])
+def test_inputs_are_counted_once_in_whatever_order_they_are_read_and_zeros_count_as_saved(
+    name: str, wanted: float
+) -> None:
+    model = tiny_model(name)
+    text = pico_tokens(LENGTH, batch=2)
+    profile = pico_profile(model, rule="predicted-damage", threshold=1.0, cold_s=1, cold_e=2, warm_up=WARM_UP)
+    found, _ = set_up(["teal"], field(model, text, wanted, profile=profile))
+    (quality,) = measure_quality(model, [profile], text, silently, ways=[found["teal"].way])
+    saved = model_cost(model).saved_share_past(quality.stats, NO_OVERHEAD, *text.shape)
+    assert saved == pytest.approx(wanted, abs=0.01)
+
+
+def test_what_zeros_alone_save_is_the_least() -> None:
+    model = tiny_model("nemotron")
+    profile = pico_profile(model, rule="predicted-damage", threshold=1.0, cold_s=1, cold_e=2, warm_up=WARM_UP)
+    found, missing = set_up(["teal"], field(model, pico_tokens(LENGTH, batch=2), 0.02, profile=profile))
+    assert not found
+    assert missing["teal"].startswith("leaving out nothing but zeros saves 0.")
 
 
 def test_bench_sets_a_profile_of_parts_beside_them_at_the_same_flops() -> None:

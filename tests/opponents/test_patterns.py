@@ -13,8 +13,7 @@ from ffnskip.general.wrap import Applied
 from ffnskip.profiles.identity import model_info
 from ffnskip_cli.measure.flops import model_cost
 from ffnskip_cli.opponents import Opponent
-from ffnskip_cli.opponents.patterns import Pattern, layer_similarities
-from ffnskip_cli.progress import silently
+from ffnskip_cli.opponents.patterns import Pattern, ffn_similarities
 
 MODEL = float64_model()
 WARM_UP, LENGTH = 3, 100
@@ -85,8 +84,7 @@ def test_non_adaptive_sets_are_evenly_spread() -> None:
 
 def test_static_skips_where_the_ffn_turns_the_stream_least() -> None:
     means = dense_similarities(MODEL, TEXT).view(4, LENGTH, N_LAYERS)[:, WARM_UP:].mean((0, 1))
-    ffns, _ = layer_similarities(MODEL, TEXT, WARM_UP, silently)
-    assert ffns == pytest.approx(means.tolist())
+    assert ffn_similarities(field(MODEL, TEXT, 0.1, warm_up=WARM_UP)) == pytest.approx(means.tolist())
     assert list(pattern("static").order) == sorted(range(1, 5), key=lambda layer: -means[layer])
 
 

@@ -167,7 +167,7 @@ def _reach(lab: Lab, record: Record, goal: Goal, held_out: HeldOut) -> Verified:
     if goal.kind == "target_ratio":
         return verify(lab, draft, record, goal.value)
     if goal.kind == "target_flops":
-        return verify(lab, draft, record, goal.value, flops_saved(lab, draft, record))
+        return verify(lab, draft, record, goal.value, _flops_saved(lab, draft, record))
     allowed, best = goal.value, None
     for _ in range(ADJUSTMENTS):
         solution = largest_within(lab, draft, record, goal, allowed)
@@ -183,7 +183,7 @@ def _reach(lab: Lab, record: Record, goal: Goal, held_out: HeldOut) -> Verified:
     return best
 
 
-def flops_saved(lab: Lab, draft: Profile, record: Record) -> Figure:
+def _flops_saved(lab: Lab, draft: Profile, record: Record) -> Figure:
     """The share of all FLOPs past warm-up that is saved, all overhead charged."""
     cost, added = model_cost(lab.model), overhead(draft, lab.model)
     first, length = record.prompt_tokens + draft.skip.warm_up, record.sequences.shape[1]

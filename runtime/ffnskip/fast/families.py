@@ -115,7 +115,14 @@ def _check_shapes(layer: Any, config: Any, hidden: int) -> None:
     ]
     n = config.intermediate_size
     expected = [(of_heads + of_kv_heads, {hidden}), (hidden, {of_heads}), (2 * n, {hidden}), (hidden, {n})]
-    if shapes != [*expected, *[(hidden, {1})] * (len(shapes) - len(expected))]:
+    of_norms = [(hidden, {1})] * (len(shapes) - len(expected))
+    across, norms = _norm_across_heads(layer.self_attn), {"q_norm": of_heads, "k_norm": of_kv_heads // 2}
+    heads_fit = all(
+        norm.weight.numel() == (whole if across else size)
+        for name, whole in norms.items()
+        if (norm := getattr(layer.self_attn, name, None)) is not None
+    )
+    if shapes != [*expected, *of_norms] or not heads_fit:
         raise UnsupportedModelError("A layer is of another shape than the model's configuration says.")
 
 

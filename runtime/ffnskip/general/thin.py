@@ -36,13 +36,13 @@ class ThinnedInput:
         if not self._walk.active:
             return None
         scratch = self._walk.scratch
-        latest, thinned = scratch.get(self, (None, None))
+        latest, thinned, readers = scratch.get(self, (None, None, 0))
         if latest is not x:
-            thinned = self._thinned(x)
-            scratch[self] = x, thinned
+            thinned, readers = self._thinned(x), 0
         assert thinned is not None
-        if module is self._part.matrices[-1]:  # hold no activations longer than the layer does
-            scratch.pop(self, None)
+        scratch[self] = x, thinned, readers + 1
+        if readers + 1 == len(self._part.matrices):  # hold no activations longer than the layer does
+            scratch.pop(self)
         return (thinned, *others)
 
     def _thinned(self, x: Tensor) -> Tensor:

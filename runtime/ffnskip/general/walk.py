@@ -57,6 +57,7 @@ class Walk:
         rule: decides in place of the settings' own.
 
     Attributes:
+        dense_layers: those whose FFN runs, whatever the rule decides; it still sees what they do.
         prompt_tokens: tokens so far that were prompt.
         generated_tokens: those that were generated, or were scored as if they had been.
         allowed_tokens: those of them that the rule applied to.
@@ -67,6 +68,7 @@ class Walk:
         self.rule = rule or skip.by
         self.mode: Mode = mode
         self.stats = stats
+        self.dense_layers: frozenset[int] = frozenset()
         self.prompt_tokens = self.generated_tokens = self.allowed_tokens = 0
         self._looked_at = self.rule.looks_at(skip.cold_s, skip.cold_e)
         self._lock = Lock()
@@ -171,6 +173,8 @@ class Walk:
                 f"The FFN of layer {layer} sees {len(x)} tokens where the model was given {len(now.allowed)}."
             )
         skipping = now.turn.skipping(layer, value)
+        if layer in self.dense_layers:
+            skipping = torch.zeros_like(skipping)
         if self.rule.reads == "input" and layer in self._looked_at:
             now.stats.checked[layer] += now.n_allowed
         n_skipping = int(skipping.sum())

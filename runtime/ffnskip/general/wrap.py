@@ -78,8 +78,8 @@ class Applied:
         self.model = model
         self.profile = profile
         self.walk = Walk(profile.skip, mode, stats or SkipStats(profile.model.n_layers), rule)
-        region = list(enumerate(ffn_sites(model)))[profile.skip.cold_s : profile.skip.cold_e]
-        self._sites = [(index, site) for index, site in region if index not in dense_layers]
+        self.walk.dense_layers = dense_layers
+        self._sites = list(enumerate(ffn_sites(model)))[profile.skip.cold_s : profile.skip.cold_e]
         self._sequences = Sequences(WeakKeyDictionary())
         self.asleep = False
         self.real: Tensor | None = None
@@ -147,7 +147,8 @@ class Applied:
 
     def _install(self) -> None:
         if self.walk.rule.leaves_out_parts:
-            self._hooks += thin(self._sites, self.profile, self.walk)
+            thinned = [(index, site) for index, site in self._sites if index not in self.walk.dense_layers]
+            self._hooks += thin(thinned, self.profile, self.walk)
         else:
             self._wrap_ffns()
         self._own_generate = self.model.generate

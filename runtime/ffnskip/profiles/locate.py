@@ -57,7 +57,7 @@ class Located(os.PathLike[str]):
 
 def is_auto(profile: object) -> bool:
     """Whether this asks for the profile that comes with ffnskip, and is no file of that name."""
-    return profile == AUTO and not os.path.exists(AUTO)
+    return profile == AUTO and not os.path.isfile(AUTO)
 
 
 def shared_profiles() -> Path:

@@ -1,4 +1,4 @@
-"""One profile at several savings: the paper's Table 4. Nothing is calibrated anew, only the threshold moves."""
+"""Move a profile to savings in the running model: nothing is calibrated anew, only the threshold moves."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.threshold.solve import count_skips
 from ffnskip_cli.measure.flops import model_cost, overhead
 
-_GOOD_ENOUGH = 0.002  # of all FLOPs past warm-up: where looking stops
-_PROMISED = 0.01
+_GOOD_ENOUGH = 0.01  # of the saving: where looking stops
+_NOT_LESS_THAN = 0.0005  # of all FLOPs past warm-up
+_PROMISED = 0.01  # of all FLOPs past warm-up: how far off a saving may be
 
 
 class Mover:
@@ -33,22 +34,25 @@ class Mover:
         """The profile with the threshold that saves this share of all FLOPs past warm-up.
 
         Raises:
-            FfnskipError: no threshold does, within 0.01.
+            FfnskipError: no threshold does, within 0.01; a clause whose subject is the profile.
         """
         rule = self._profile.skip.by
         loose, strict = rule.steps[0], rule.steps[-1]
-        if (most := self._saved(loose)) < saved:
-            raise FfnskipError(f"A saving of {saved:g} is out of reach: the profile saves at most {most:.3f}.")
+        if (most := self._saved(loose)) + _PROMISED < saved:
+            raise FfnskipError(f"it saves at most {most:.3f} of the FLOPs")
         loose = max((step for step, value in self._known.items() if value >= saved), default=loose)
         strict = min((step for step, value in self._known.items() if value < saved), default=strict)
-        best = loose
-        while strict - loose > 1 and abs(self._saved(best) - saved) > _GOOD_ENOUGH:
+        good_enough = max(_NOT_LESS_THAN, _GOOD_ENOUGH * saved)
+        while strict - loose > 1 and abs(self._known[self._nearest(saved)] - saved) > good_enough:
             middle = (loose + strict) // 2
             loose, strict = (middle, strict) if self._saved(middle) >= saved else (loose, middle)
-            best = min(self._known, key=lambda step: abs(self._known[step] - saved))
-        if abs(self._saved(best) - saved) > _PROMISED:
-            raise FfnskipError(f"A saving of {saved:g} is out of reach: the nearest is {self._saved(best):.3f}.")
+        best = self._nearest(saved)
+        if abs(self._known[best] - saved) > _PROMISED:
+            raise FfnskipError(f"the nearest that it can save is {self._known[best]:.3f}")
         return self._profile.with_threshold(rule.threshold_at(best))
+
+    def _nearest(self, saved: float) -> int:
+        return min(self._known, key=lambda step: abs(self._known[step] - saved))
 
     def _saved(self, step: int) -> float:
         if step not in self._known:
