@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 import torch
 from support.factories import make_profile
+from support.model_types import tiny_model
 from support.pico import HIDDEN, N_LAYERS, pico_model, pico_profile, pico_tokens
 from support.price import price_profile
 from torch import Tensor
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 import ffnskip
 from ffnskip import FfnskipError, Profile, ProfileError, UnsupportedModelError
+from ffnskip.general.wrap import Applied
 from ffnskip.model.packed import pack_weights
 from ffnskip.model.parts import ROLES, parts_of
 from ffnskip.model.sites import ffn_sites
@@ -149,3 +151,11 @@ def test_missing_constants_are_refused() -> None:
     profile = pico_profile(llama(), rule="price", threshold=1e-3, parts=WIDTHS)
     with pytest.raises(ProfileError, match=r"^The profile came without its weights: [^\n]+\.$"):
         ffnskip.apply(llama(), profile)
+
+
+@torch.inference_mode()
+def test_inputs_are_left_out_and_counted_once_when_the_gate_reads_them_last() -> None:
+    model, text = tiny_model("falcon_h1"), pico_tokens(12)
+    with Applied(model, price_profile(model, cold_s=0, cold_e=4, warm_up=2), "score") as applied:
+        model(text, use_cache=False)
+    assert applied.stats.checked == [10] * 4
