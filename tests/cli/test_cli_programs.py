@@ -112,8 +112,8 @@ def server(folder: Path, profile: Path, *command: str) -> Iterator[openai.OpenAI
             time.sleep(0.1)
         yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
         process.send_signal(signal.SIGINT)
-        # transformers' own command gives 1 when it is interrupted, and exec what its program gives
-        assert process.wait(60) == (0 if command[0] == "serve" else 1), log.read_text()
+        # exec gives what its program gives, and transformers' command, interrupted, gives one or the other
+        assert process.wait(60) in ((0,) if command[0] == "serve" else (0, 1)), log.read_text()
         assert "over " in log.read_text(), log.read_text()
         assert "Traceback" not in log.read_text()
     finally:

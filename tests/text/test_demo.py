@@ -92,11 +92,12 @@ def test_generate_writes_english_and_skips(calibrated: Compiled) -> None:
 def test_bench_measures_everything(calibrated: Compiled) -> None:
     path, row, _ = calibrated
     sizes = ("--eval-tokens", 512, "--prompt-tokens", 16, "--new-tokens", WARM_UP + 8, "--prompts", 2, "-r", 1, *FAST)
-    document = json.loads(succeed("bench", "demo", "--profile", path, *sizes, "--format", "json").stdout)
+    options = (*sizes, "--opponents", "random,shortgpt,teal", "--format", "json")
+    document = json.loads(succeed("bench", "demo", "--profile", path, *options).stdout)
     dense, ffnskip_row, hugging_face, *opponents = document["rows"]
     assert (document["eval_dataset"], document["dtype"]) == ("demo", "float32")
     unmeasured = {name for row in (dense, ffnskip_row) for name, value in row.items() if value is None}
-    assert unmeasured == {"least_skipped"}  # of rules that leave out parts
+    assert unmeasured == {"missing", "least_skipped", "kl_by_layer"}  # of rules that leave out parts, and not asked for
     assert hugging_face["tokens_per_second"]["median"] > 0
     assert opponents
     assert all(opponent["kl"] > 0 for opponent in opponents)

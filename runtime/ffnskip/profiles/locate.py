@@ -85,7 +85,7 @@ def locate(profile: str | os.PathLike[str], *, offline: bool = False) -> Located
     repo, file, revision = _on_hub(profile)
     if repo is None:
         if os.path.isdir(name):
-            raise ProfileError(f"{name} is a folder: name a profile in it.")
+            raise ProfileError(f"{name} cannot be read: it is a folder, so name a profile in it.")
         return Located(Path(name), name)
     if file is None:
         found = _in_repository(repo, revision, offline)
