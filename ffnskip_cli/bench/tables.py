@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -35,7 +35,7 @@ def sweep(
     *,
     timed_text: Tensor | None = None,
     original: PreTrainedModel | None = None,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Table 4: at each share of the FLOPs saved past warm-up, the threshold and the rows of `run_suite`, or why none.
 
     Args:
@@ -47,17 +47,15 @@ def sweep(
     """
     plan.refuse_short(profile.skip.warm_up)
     mover = Mover(lab, profile, text[:_SAMPLE])
-    points: list[dict[str, Any]] = []
     for saved in savings:
         try:
             moved = mover.saving(saved)
         except FfnskipError as error:
-            points.append({"target": saved, "threshold": None, "missing": str(error), "rows": []})
+            yield {"target": saved, "threshold": None, "missing": str(error), "rows": []}
             continue
         decoder = Decoder(lab.model, moved, other_weights=True)
         rows = run_suite(lab.model, decoder, text, plan, lab.track, timed_text=timed_text, original=original)
-        points.append({"target": saved, "threshold": moved.skip.threshold, "missing": None, "rows": rows})
-    return points
+        yield {"target": saved, "threshold": moved.skip.threshold, "missing": None, "rows": rows}
 
 
 def worst_case(lab: Lab, profile: Profile, text: Tensor, prompts: Tensor, until: Sequence[int]) -> list[dict[str, Any]]:

@@ -63,7 +63,10 @@ def run(options: Options) -> None:
     document = _head(options, loaded, profile_name, profile, decoder, names, text)
     lab, tokens = Lab(model, console.track), text.tokens
     if options.savings:
-        document["sweep"] = sweep(lab, profile, tokens, options.savings, plan, timed_text=timed_text, original=original)
+        document["sweep"] = []
+        for point in sweep(lab, profile, tokens, options.savings, plan, timed_text=timed_text, original=original):
+            document["sweep"].append(point)
+            _write(document, options)  # a kill costs the point at work alone
     if options.lengths:
         prompts = tokens[: options.prompts, : options.prompt_tokens]
         document["worst_case"] = worst_case(lab, profile, tokens, prompts, options.lengths)
@@ -78,8 +81,7 @@ def run(options: Options) -> None:
 
 def _finish(document: dict[str, Any], options: Options) -> None:
     """Write, print and warn."""
-    if options.output is not None:
-        common.write_result(document, options.output, lambda: page(document))
+    _write(document, options)
     rows = document.get("rows", [row for point in document.get("sweep", []) for row in point["rows"]])
     if options.format == "json":
         print_json(document)
@@ -90,6 +92,11 @@ def _finish(document: dict[str, Any], options: Options) -> None:
     _warn_if_noisy(rows)
     if "rows" in document:
         _warn_if_slower(rows, options.timed_on)
+
+
+def _write(document: dict[str, Any], options: Options) -> None:
+    if options.output is not None:
+        common.write_result(document, options.output, lambda: page(document))
 
 
 def _plan(options: Options) -> Plan:
