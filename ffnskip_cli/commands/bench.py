@@ -123,8 +123,9 @@ class Options:
         ):
             if given is not None and not numbers:
                 raise FfnskipError(f"{option} names no number.")
-        if self.has_tables and not self.savings and (self.measure is not None or self.opponents != "all"):
-            raise FfnskipError("--measure and --opponents have a meaning for the usual rows and for --sweep alone.")
+        of_rows = self.measure is not None or self.opponents != "all" or self.breakdown
+        if self.has_tables and not self.savings and of_rows:
+            raise FfnskipError("--measure, --opponents and --breakdown are of the usual rows and of --sweep alone.")
         if self.format == "csv" and sum(map(bool, (self.savings, self.lengths, self.warm_ups))) > 1:
             raise FfnskipError("--format csv holds one table: ask for one, or for another format.")
         if not all(0 < share < 1 for share in self.savings):

@@ -197,7 +197,7 @@ def test_a_table_has_a_column_for_every_row_and_other_formats_a_line(
         (["--worst-case", "600"], "The model takes at most 512 tokens, but this needs 608"),
         (["--warm-up", "5,many"], "--warm-up takes numbers with commas between them, not 5,many."),
         (["--warm-up", ","], "--warm-up names no number."),
-        (["--warm-up", "2", "--measure", "quality"], "--measure and --opponents have a meaning for the usual rows"),
+        (["--warm-up", "2", "--measure", "quality"], "--measure, --opponents and --breakdown are of the usual rows"),
         (["--warm-up", "2", "--worst-case", "9", "--format", "csv"], "--format csv holds one table"),
         (["--opponents", "teal", "--measure", "quality"], "--opponents needs the part opponents in --measure."),
         (["--warm-up", "2.5"], "--warm-up takes whole numbers"),
