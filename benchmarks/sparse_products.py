@@ -75,7 +75,7 @@ extern "C" void products(const Matrix* matrices, int count, const float* x, cons
 
 
 def main(
-    dtype: Annotated[str, typer.Option(help="bfloat16, float32 or int8.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float32, int8 or int4.")] = "bfloat16",
     threads: Annotated[int, typer.Option(help="Threads.")] = 2,
     rounds: Annotated[int, typer.Option(help="Times that each is measured.")] = 9,
 ) -> None:
@@ -96,11 +96,12 @@ def _measure(
 ) -> tuple[float, list[float]]:
     """GB/s of the dense product, and the ratio for each of `KEPT`."""
     weight = torch.randn(rows, columns) / columns**0.5
-    one = pack(weight, "int8") if dtype == "int8" else plain(weight.to(getattr(torch, dtype)))
+    packed = dtype in ("int8", "int4")
+    one = pack(weight, dtype) if packed else plain(weight.to(getattr(torch, dtype)))  # type: ignore[arg-type]
     count = max(2, int(_HELD / one.nbytes))
     copies = [matrix for matrix in together([one] * count) if matrix is not None]
-    by_input = [matrix for matrix in together([one.map(_turned)] * count) if matrix is not None]
-    turned = [m.map(lambda t: t.T if t.dim() == 2 else t) for m in by_input]
+    by_input = one.turned(by_input=True).map(lambda tensor: _turned(tensor).contiguous())
+    turned = [matrix.map(_turned) for matrix in together([by_input] * count) if matrix is not None]
     dense, sparse = _structs(copies), _structs(turned)
     x = torch.rand(columns)
     seconds = {share: torch.empty(rounds, count, dtype=torch.float64) for share in (None, *KEPT)}
@@ -114,7 +115,7 @@ def _measure(
 
 
 def _turned(tensor: Tensor) -> Tensor:
-    return tensor.T.contiguous() if tensor.dim() == 2 else tensor
+    return tensor.transpose(0, 1) if tensor.dim() > 1 else tensor
 
 
 def _structs(matrices: list[Matrix]) -> ctypes.Array[Struct]:
@@ -126,7 +127,7 @@ def _structs(matrices: list[Matrix]) -> ctypes.Array[Struct]:
                 None,
                 m.rows,
                 m.columns,
-                input_stretch(m.data),
+                input_stretch(m.data) * (2 if m.by_input else 1),
                 FORMATS[m.format],
             )
             for m in matrices

@@ -49,6 +49,17 @@ def test_int4_keeps_what_is_on_sixteen_levels() -> None:
     assert torch.allclose(pack(weight, "int4").unpack(torch.float32), weight, atol=0.02)  # bfloat16 factor and offset
 
 
+def test_int4_by_input_is_the_same_numbers() -> None:
+    matrix = pack(random(192, 96), "int4")
+    turned = matrix.turned(by_input=True)
+    assert (turned.rows, turned.columns, turned.nbytes) == (192, 96, matrix.nbytes)
+    assert torch.equal(turned.unpack(torch.float32), matrix.unpack(torch.float32))
+    assert torch.equal(turned[64:192].unpack(torch.float32), matrix[64:192].unpack(torch.float32))
+    assert torch.equal(turned.turned(by_input=False).data, matrix.data)
+    with pytest.raises(FfnskipError, match="in multiples of 64, not 96"):
+        pack(random(96, 96), "int4").turned(by_input=True)
+
+
 def test_int4_keeps_best_what_meets_the_largest_inputs() -> None:
     weight, inputs = random(64, 64), torch.rand(64, generator=torch.Generator().manual_seed(1)) ** 8
     errors = [(pack(weight, "int4", inputs=i).unpack(torch.float32) - weight).square() for i in (None, inputs)]

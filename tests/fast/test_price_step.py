@@ -21,6 +21,7 @@ pytestmark = needs_compiler
 TEXT = pico_tokens(10, batch=3)
 PADDED = torch.ones_like(TEXT)
 PADDED[1, :4] = 0
+ROUND = {"hidden_size": 64, "intermediate_size": 192, "num_key_value_heads": 4, "head_dim": 16}  # sizes for int4
 
 
 def decode(decoder: Decoder, prompts: Tensor, **options: object) -> list[list[int]]:
@@ -77,23 +78,42 @@ def test_threads_that_share_out_the_inputs_decide_as_one_does(threads: int) -> N
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("format", ["bfloat16", "int8"])
-def test_narrower_weights_give_the_logits_of_the_model_and_leave_out_as_much(format: str) -> None:
-    wide, model = pico_model(), pico_model(dtype=torch.bfloat16 if format == "bfloat16" else torch.float32)
-    if format == "int8":
-        pack_weights(model, "int8")
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("format", ["bfloat16", "int8", "int4"])
+def test_narrower_weights_give_the_logits_of_the_model_and_leave_out_as_much(format: str, batch: int) -> None:
+    wide, model = pico_model(**ROUND), pico_model(**ROUND)
+    if format == "bfloat16":
+        model.bfloat16()
+    else:
+        pack_weights(model, format)  # type: ignore[arg-type]
     ratios = []
     for each in (wide, model):
         decoder = Decoder(each, price_profile(each), path="fused")  # whose check compares dense steps with the model
-        decode(decoder, TEXT)
+        decode(decoder, TEXT[:batch])
         ratios.append(decoder.stats.skip_ratio)
     assert ratios[0] == pytest.approx(ratios[1], abs=0.05)
 
 
-def test_int4_takes_the_general_path_and_says_why() -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", ["qwen2", "phi3", "gemma2"])
+def test_int4_gives_the_logits_of_the_model_and_leaves_out_what_the_general_path_does(name: str, threads: int) -> None:
+    model, before = pico_model(name, **ROUND), torch.get_num_threads()
+    pack_weights(model, "int4")
+    torch.set_num_threads(threads)
+    try:
+        general, fused = (Decoder(model, price_profile(model), path=path) for path in ("general", "fused"))
+        for decoder in (general, fused):
+            decode(decoder, TEXT)
+    finally:
+        torch.set_num_threads(before)
+    assert fused.stats.skip_ratio == pytest.approx(general.stats.skip_ratio, abs=0.005)
+    assert fused.stats.attention_flops == pytest.approx(general.stats.attention_flops, rel=0.02)
+
+
+def test_int4_matrices_of_odd_sizes_take_the_general_path() -> None:
     model = pico_model(intermediate_size=64)
     pack_weights(model, "int4")
-    why = "The rule price has no fused decode step for int4 weights: two inputs share a byte of them."
+    why = "The rule price has a fused decode step for int4 matrices of a multiple of 64 rows, not 32."
     assert Decoder(model, price_profile(model)).why_general == why
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ffnskip import Decoder, FfnskipError, load_packed, pack_weights, save_packed
+from ffnskip.fast.families import fuse
 from ffnskip.files import sha256_file
 from ffnskip.model.packed import PackedEmbedding, PackedLinear
 from ffnskip.model.packed_folder import MANIFEST, TENSORS
@@ -49,6 +50,17 @@ def test_what_loads_is_what_was_saved(name: str, tied: bool, format: str, tmp_pa
     embedding, head = loaded.get_input_embeddings(), loaded.get_output_embeddings()
     assert isinstance(embedding, PackedEmbedding) == tied
     assert not tied or embedding.data.data_ptr() == head.data.data_ptr()
+
+
+@needs_compiler
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_a_model_is_saved_the_same_however_its_matrices_lie(format: str, tmp_path: Path) -> None:
+    model = pico_model(hidden_size=64, intermediate_size=64, num_key_value_heads=4, head_dim=16)
+    pack_weights(model, format)  # type: ignore[arg-type]
+    save_packed(model, tmp_path / "rows", id="pico")
+    fuse(model, by_input=True)
+    save_packed(model, tmp_path / "inputs", id="pico")
+    assert (tmp_path / "rows" / TENSORS).read_bytes() == (tmp_path / "inputs" / TENSORS).read_bytes()
 
 
 def test_a_parameter_that_is_kept_in_float32_is_loaded_so(tmp_path: Path) -> None:

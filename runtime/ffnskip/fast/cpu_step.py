@@ -158,11 +158,15 @@ class CpuStep:
     def _matrix(self, matrix: Matrix | None) -> structs.Matrix:
         if matrix is None:
             return structs.Matrix()
-        stretch = input_stretch(matrix.data)
-        self._referenced.append(matrix.data)
-        data = _pointer(matrix.data) if stretch else self._vector(matrix.data)
-        scale, bias = self._vector(matrix.scale), self._vector(matrix.bias)
-        return structs.Matrix(data, scale, bias, matrix.rows, matrix.columns, stretch, FORMATS[matrix.format])
+        stretch = input_stretch(matrix.data) * (2 if matrix.by_input else 1)
+        self._referenced += [matrix.data, matrix.scale]
+        data, scale = (
+            _pointer(tensor) if stretch and tensor is not None else self._vector(tensor)
+            for tensor in (matrix.data, matrix.scale)
+        )
+        return structs.Matrix(
+            data, scale, self._vector(matrix.bias), matrix.rows, matrix.columns, stretch, FORMATS[matrix.format]
+        )
 
     def _vector(self, tensor: Tensor | None) -> int | None:
         if tensor is None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ffnskip.errors import UnsupportedModelError
 from ffnskip.fast.fused_model import NO_ROPE, Activation, FusedLayer, FusedModel
 from ffnskip.fast.layout import input_stretch, lay_out
+from ffnskip.model.int4 import ROWS
 from ffnskip.model.matrix import Matrix, plain
 from ffnskip.model.packed import PackedEmbedding, PackedLinear
 from ffnskip.model.sites import decoder_body
@@ -230,5 +231,7 @@ def _plain(weight: Tensor, bias: Tensor | None) -> Matrix:
 
 
 def _slices(matrix: Matrix, sizes: list[int]) -> list[Matrix]:
+    if matrix.by_input and any(size % ROWS for size in sizes):
+        raise UnsupportedModelError(f"The rule price has no fused decode step for int4 matrices of {sizes} rows.")
     ends = list(accumulate(sizes))
     return [matrix[end - size : end] for size, end in zip(sizes, ends, strict=True)]

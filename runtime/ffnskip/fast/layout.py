@@ -41,6 +41,8 @@ def lay_out(groups: Sequence[Sequence[nn.Module]], *, by_input: bool = False) ->
         groups: layers of one model on one device, `nn.Linear` or `PackedLinear`, in the order in which they are read.
         by_input: which of the two.
     """
+    for packed in (linear for group in groups for linear in group if isinstance(linear, PackedLinear)):
+        packed.turn(by_input)
     stretches = [stretch for group in groups for stretch in _stretches(group)]
     device = stretches[0][0].device
     moving = [stretch for stretch in stretches if not _lies(stretch, by_input)]
@@ -57,7 +59,7 @@ def lay_out(groups: Sequence[Sequence[nn.Module]], *, by_input: bool = False) ->
         old = [tensor.data for tensor in stretch]
         nbytes = sum(tensor.nbytes for tensor in old)
         memory = arena.take(nbytes) if arena else torch.empty(nbytes, dtype=torch.uint8, device=device)
-        copies = _copies(old, memory.view(old[0].dtype), by_input and old[0].dim() == 2)
+        copies = _copies(old, memory.view(old[0].dtype), by_input and old[0].dim() > 1)
         for tensor, before, copy in zip(stretch, old, copies, strict=True):
             tensor.data = copy
             _addresses[tensor] = copy.data_ptr()
@@ -70,7 +72,7 @@ def _whole(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: o
 
 
 def input_stretch(weight: Tensor) -> int:
-    """Numbers from one input of a matrix ``[rows, columns]`` to the next where it lies input by input; else 0."""
+    """Numbers from one column of a tensor ``[n, columns]`` to the next where it lies column by column; else 0."""
     return 0 if weight.is_contiguous() or weight.dim() != 2 or weight.stride(0) != 1 else weight.stride(1)
 
 
@@ -92,7 +94,8 @@ def _stretches(group: Sequence[nn.Module]) -> list[list[Tensor]]:
 def _copies(tensors: Sequence[Tensor], memory: Tensor, by_input: bool) -> list[Tensor]:
     """Copies that fill some memory: one behind the other, or side by side in stretches, one for each column."""
     if by_input:
-        copies = list(memory.view(tensors[0].shape[1], -1).T.split([len(tensor) for tensor in tensors]))
+        whole = memory.view(tensors[0].shape[1], -1, *tensors[0].shape[2:]).transpose(0, 1)
+        copies = list(whole.split([len(tensor) for tensor in tensors]))
     else:
         parts = memory.split([tensor.numel() for tensor in tensors])
         copies = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ffnskip.errors import UnsupportedModelError
 from ffnskip.fast.fused_model import FusedModel
+from ffnskip.model.int4 import ROWS
 from ffnskip.model.packed import PackedLinear
 from ffnskip.model.parts import FFN_ROLES, ROLES
+from ffnskip.model.sites import decoder_body
 from ffnskip.rules.price import Price, tensor_name
 from ffnskip.stats import SkipStats
 
@@ -27,9 +29,12 @@ def leaves_out_parts(profile: Profile | None) -> bool:
 
 def refuse_parts(model: PreTrainedModel) -> None:
     """Raise UnsupportedModelError where no step leaves out parts, before anything of the model is moved."""
-    if any(isinstance(module, PackedLinear) and module.format == "int4" for module in model.modules()):
+    packed = [m for m in decoder_body(model).modules() if isinstance(m, PackedLinear) and m.format == "int4"]
+    if packed and model.device.type != "cpu":
+        raise UnsupportedModelError("The rule price has no fused decode step for int4 weights on a GPU.")
+    if odd := [linear.out_features for linear in packed if linear.out_features % ROWS]:
         raise UnsupportedModelError(
-            "The rule price has no fused decode step for int4 weights: two inputs share a byte of them."
+            f"The rule price has a fused decode step for int4 matrices of a multiple of {ROWS} rows, not {odd[0]}."
         )
 
 

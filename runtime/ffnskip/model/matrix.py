@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from ffnskip.errors import FfnskipError
+from ffnskip.model import int4
+from ffnskip.model.int4 import GROUP
 
 Format = Literal["float32", "bfloat16", "int8", "int4"]
 PackedFormat = Literal["int8", "int4"]
 
-GROUP = 32  # columns that share a scale in int4, as in the Q4_1 of GGUF
 _AT_ONCE = 2**18  # numbers that are converted at a time: they stay in the cache, and no whole matrix is in float32
-_SPANS = (1.0, 0.9)  # of a group's numbers, that sixteen levels are first spread over
-_REFITS = 2
-_LEAST = 1e-30  # factor of a group
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,26 +30,28 @@ class Matrix:
 
     Attributes:
         format: how the numbers are stored.
-        data: ``[rows, columns]`` in float32, bfloat16 or int8; in int4 ``[rows, columns / 2]`` uint8, where byte k of a
-            group of 32 holds number k in its low half and number 16 + k in its high half.
+        data: ``[rows, columns]`` in float32, bfloat16 or int8; uint8 in int4, two numbers to a byte as
+            `ffnskip.model.int4.join` has them.
         scale: in int8 ``[rows]`` float32; in int4 ``[rows, columns / 32, 2]`` bfloat16, factor and offset of a group.
         bias: ``[rows]`` float32, or None.
+        by_input: of int4, whether the numbers that share a byte are of two rows, and not of two columns.
     """
 
     format: Format
     data: Tensor
     scale: Tensor | None = None
     bias: Tensor | None = None
+    by_input: bool = False
 
     @property
     def rows(self) -> int:
         """How many numbers a product gives."""
-        return self.data.shape[0]
+        return self.data.shape[0] * (2 if self.by_input else 1)
 
     @property
     def columns(self) -> int:
         """How many numbers the vectors have that it multiplies."""
-        return self.data.shape[1] * (2 if self.format == "int4" else 1)
+        return self.data.shape[1] * (2 if self.format == "int4" and not self.by_input else 1)
 
     @property
     def nbytes(self) -> int:
@@ -66,6 +66,8 @@ class Matrix:
     def __getitem__(self, rows: slice) -> Matrix:
         """Some of the rows, sharing memory."""
         part = self.map(lambda tensor: tensor[rows])
+        if self.by_input:
+            part = replace(part, data=self.data[rows.start // 2 : rows.stop // 2])
         return replace(part, bias=None if self.bias is None else self.bias[rows])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Matrix:
@@ -77,10 +79,24 @@ class Matrix:
         if self.scale is None:
             return self.data.to(dtype)
         weights = torch.empty(self.rows, self.columns, dtype=dtype, device=self.data.device)
-        chunks = (tensor.split(max(1, _AT_ONCE // self.columns)) for tensor in (weights, self.data, self.scale))
+        n = max(1, _AT_ONCE // self.columns // int4.ROWS) * int4.ROWS
+        chunks = weights.split(n), self.data.split(n // 2 if self.by_input else n), self.scale.split(n)
         for rows, data, scale in zip(*chunks, strict=True):
-            rows.copy_(data.float().mul_(scale[:, None]) if self.format == "int8" else _from_int4(data, scale))
+            wide = data.float().mul_(scale[:, None]) if self.format == "int8" else int4.wide(data, scale, self.by_input)
+            rows.copy_(wide)
         return weights
+
+    def turned(self, by_input: bool) -> Matrix:
+        """The same numbers, with those of two rows or those of two columns sharing a byte, where any do.
+
+        Raises:
+            FfnskipError: rows of int4 are to share bytes, and are no multiple of 64.
+        """
+        if self.format != "int4" or by_input == self.by_input:
+            return self
+        if by_input and self.rows % int4.ROWS:
+            raise FfnskipError(f"Rows of an int4 matrix share bytes in multiples of {int4.ROWS}, not {self.rows}.")
+        return replace(self, data=int4.join(int4.split(self.data, self.by_input), by_input), by_input=by_input)
 
 
 def plain(weight: Tensor, bias: Tensor | None = None) -> Matrix:
@@ -115,7 +131,7 @@ def pack(weight: Tensor, format: PackedFormat, bias: Tensor | None = None, input
     weight = weight.detach()
     importance = torch.ones(weight.shape[1], device=weight.device) if inputs is None else inputs.to(weight.device)
     chunks = weight.split(max(1, _AT_ONCE // weight.shape[1]))
-    parts = [_to_int8(rows.float()) if format == "int8" else _to_int4(rows.float(), importance) for rows in chunks]
+    parts = [_to_int8(rows.float()) if format == "int8" else int4.narrow(rows.float(), importance) for rows in chunks]
     data, scale = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return Matrix(format, data, scale, _float(bias))
 
@@ -135,55 +151,6 @@ def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / scale[:, None]).round().to(torch.int8), scale
 
 
-def _to_int4(rows: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
-    groups = rows.unflatten(1, (-1, GROUP))
-    shares = importance.view(-1, GROUP)
-    shares = shares / shares.sum(dim=1, keepdim=True)
-    fits = [_fit(groups, shares, span) for span in _SPANS]
-    best = torch.stack([_error(groups, shares, *fit) for fit in fits]).argmin(dim=0)
-    factor, offset = (torch.stack(tensors).gather(0, best[None])[0] for tensors in zip(*fits, strict=True))
-    low, high = _levels(groups, factor, offset).to(torch.uint8).chunk(2, dim=2)
-    return (low | high << 4).flatten(1), torch.cat([factor, offset], dim=2).bfloat16()
-
-
-def _from_int4(data: Tensor, scale: Tensor) -> Tensor:
-    halves = data.unflatten(1, (-1, GROUP // 2))
-    factor, offset = scale.float()[..., None].unbind(2)
-    return torch.cat([halves & 15, halves >> 4], dim=2).float().mul_(factor).add_(offset).flatten(1)
-
-
-def _fit(groups: Tensor, shares: Tensor, span: float) -> tuple[Tensor, Tensor]:
-    """Factor and offset ``[rows, n, 1]`` of ``groups [rows, n, 32]``, numbers of bfloat16 whose errors are small.
-
-    Least squares given the levels that each number is nearest to, and these given the fit, in turns (Lloyd 1982). A
-    number counts by its share in ``shares [n, 32]``, which sum to one in each group.
-    """
-    lowest, highest = groups.aminmax(dim=2, keepdim=True)
-    factor = ((highest - lowest) * (span / 15)).clamp(min=_LEAST)
-    offset = (highest + lowest) / 2 - 7.5 * factor
-    mean = (shares * groups).sum(dim=2, keepdim=True)
-    for _ in range(_REFITS):
-        levels = _levels(groups, factor, offset)
-        weighted = shares * levels
-        level = weighted.sum(dim=2, keepdim=True)
-        variance = (weighted * levels).sum(dim=2, keepdim=True) - level**2
-        covariance = (weighted * groups).sum(dim=2, keepdim=True) - level * mean
-        factor = torch.where(variance > 1e-4, covariance / variance, factor).clamp(min=_LEAST).bfloat16().float()
-        offset = mean - factor * level
-    return factor, offset.bfloat16().float()
-
-
-def _levels(groups: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    """The whole numbers from 0 to 15 by which a group comes closest."""
-    return ((groups - offset) / factor).round_().clamp_(0, 15)
-
-
-def _error(groups: Tensor, shares: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    """Mean squared error of each group, ``[rows, n, 1]``."""
-    error = _levels(groups, factor, offset) * factor + offset - groups
-    return (shares * error**2).sum(dim=2, keepdim=True)
-
-
 def stack(matrices: list[Matrix]) -> Matrix:
     """One matrix above the other, as one: where they lie so in memory already, without a copy."""
     first = matrices[0]
@@ -193,7 +160,7 @@ def stack(matrices: list[Matrix]) -> Matrix:
         zeros = [torch.zeros(m.rows, device=m.data.device) for m in matrices]
         bias = torch.cat([zero if b is None else b for b, zero in zip(biases, zeros, strict=True)])
     scales = [matrix.scale for matrix in matrices if matrix.scale is not None]
-    return Matrix(first.format, _joined([m.data for m in matrices]), _joined(scales) if scales else None, bias)
+    return replace(first, data=_joined([m.data for m in matrices]), scale=_joined(scales) if scales else None, bias=bias)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -26,6 +26,7 @@ class _Packed(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.format = matrix.format
+        self.by_input = matrix.by_input
         self.register_buffer("data", matrix.data)
         self.register_buffer("scale", matrix.scale)
         self.register_buffer("wide_bias", matrix.bias)
@@ -33,10 +34,15 @@ class _Packed(nn.Module):
     @property
     def matrix(self) -> Matrix:
         """What is held."""
-        return Matrix(self.format, self.data, self.scale, self.wide_bias)  # type: ignore[arg-type]
+        return Matrix(self.format, self.data, self.scale, self.wide_bias, self.by_input)  # type: ignore[arg-type]
 
     def _save_to_state_dict(self, *args: object, **kwargs: object) -> None:
         raise FfnskipError("Packed weights are saved by ffnskip.save_packed, not in the files of transformers.")
+
+    def turn(self, by_input: bool) -> None:
+        """Let rows or columns share bytes, see `Matrix.turned`."""
+        turned = self.matrix.turned(by_input)
+        self.data.data, self.by_input = turned.data, turned.by_input
 
     @property
     def weight(self) -> Tensor:

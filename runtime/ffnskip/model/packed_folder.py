@@ -79,6 +79,9 @@ def save_packed(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in _tensors(model)}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear) and module.by_input:
+            tensors[f"{name}.data"] = module.matrix.turned(by_input=False).data.contiguous()
     save_file(tensors, folder / TENSORS, {"format": "pt"})
     manifest = Manifest(
         weights=formats.pop(),  # type: ignore[arg-type]

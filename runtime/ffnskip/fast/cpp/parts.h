@@ -42,7 +42,7 @@ inline void Worker::add_up(const Matrix& w, const Rows& which, int64_t n) {
 // that were summed up.
 inline void Worker::collect(const Matrix& w, const Rows& which, int64_t begin, int64_t end, int64_t first, int64_t n,
                             float* y) {
-    const float* scale = static_cast<const float*>(w.scale);
+    const float* scale = w.format == INT8 ? static_cast<const float*>(w.scale) : nullptr;
     for (int i = 0; i < which.n; i++) {
         float* to = y + which.of[i] * w.rows;
         std::fill(to + begin, to + end, 0.0f);

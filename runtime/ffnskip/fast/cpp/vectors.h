@@ -69,6 +69,14 @@ INLINE Ints halves(const uint16_t* from) {
 }
 #endif
 
+// The first or the last eight of sixteen numbers.
+INLINE Ints half_of(Shorts x, int half) {
+    typedef int16_t Eight __attribute__((vector_size(WIDTH * 2)));
+    Eight eight;
+    memcpy(&eight, (const char*)&x + half * sizeof(eight), sizeof(eight));
+    return __builtin_convertvector(eight, Ints);
+}
+
 INLINE Words load_words(const uint8_t* from) {
     Words x;
     memcpy(&x, from, sizeof(x));
