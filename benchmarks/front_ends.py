@@ -4,7 +4,8 @@
 
 prints a table as Markdown. Prompts are the beginnings of documents of a text, decoded in float32 one after the other
 (`batched`: all at once, with continuous batching). `same` counts the prompts whose continuation is that of
-`Decoder`, the first row. Prompts are part of the time; loading is not. Front ends run one after the other, so speeds of
+`Decoder`, the first row; with `--nothing-skipped` it says how much of what differs is the rounding of other kernels.
+Prompts are part of the time; loading is not. Front ends run one after the other, so speeds of
 a machine that others use as well are to be taken with care.
 """
 
@@ -33,6 +34,7 @@ from transformers import pipeline
 
 import ffnskip
 from ffnskip import Decoder, SkipStats
+from ffnskip.profiles.profile import save_profile
 from ffnskip_cli.sources.models import LoadedModel, load_model, loadable_name
 from ffnskip_cli.text.sources import open_text
 
@@ -47,9 +49,14 @@ def main(
     prompts: Annotated[int, typer.Option(help="How many.")] = 64,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each.")] = 32,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
+    nothing_skipped: Annotated[bool, typer.Option(help="Move the threshold to where nothing is skipped.")] = False,
     vllm_python: Annotated[Path | None, typer.Option(help="Python of an environment with vLLM and ffnskip.")] = None,
 ) -> None:
     """Measure and print."""
+    if nothing_skipped:
+        folder = tempfile.TemporaryDirectory()
+        save_profile(ffnskip.load_profile(profile).never, never := Path(folder.name) / "never.yaml")
+        profile = never
     loaded = load_model(model, dtype="float32", device="cpu")
     documents = (document for document in open_text(text).documents() if len(document) > _SHORTEST)
     cut = [loaded.tokenizer(document)["input_ids"][:prompt_tokens] for document in islice(documents, prompts)]

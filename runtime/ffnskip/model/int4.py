@@ -32,29 +32,27 @@ def narrow(rows: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
 def wide(data: Tensor, scale: Tensor, by_input: bool = False) -> Tensor:
     """The numbers ``[rows, columns]`` in float32."""
     factor, offset = scale.float()[..., None].unbind(2)
-    return split(data, by_input).unflatten(1, (-1, GROUP)).float().mul_(factor).add_(offset).flatten(1)
+    groups: Tensor = split(data, by_input).unflatten(1, (-1, GROUP)).float()
+    return groups.mul_(factor).add_(offset).flatten(1)
 
 
 def join(levels: Tensor, by_input: bool = False) -> Tensor:
     """Levels ``[rows, columns]`` two to a byte: ``[rows, columns / 2]``, or ``[rows / 2, columns]`` by input.
 
-    Byte k of a group of 32 columns holds numbers k and k + 16, the first in its low half. By input it is words of 16
-    bits, the low byte first, that hold numbers j, j + 16, j + 32 and j + 48 of 64 rows.
+    Byte k of 32 columns holds numbers k and k + 16, the first in its low half; by input, byte k of 64 rows holds
+    numbers k and k + 32.
     """
-    if not by_input:
-        low, high = levels.unflatten(1, (-1, GROUP)).chunk(2, dim=2)
-        return (low | high << 4).flatten(1)
-    low, high = levels.unflatten(0, (-1, 2, 2, ROWS // 4)).unbind(2)  # each [n, byte, j, columns]
-    return (low | high << 4).transpose(1, 2).flatten(0, 2)
+    dim, size = (0, ROWS) if by_input else (1, GROUP)
+    halves: Tensor = levels.unflatten(dim, (-1, 2, size // 2))
+    low, high = halves.unbind(dim + 1)
+    return (low | high << 4).flatten(dim, dim + 1)
 
 
 def split(data: Tensor, by_input: bool = False) -> Tensor:
     """What `join` has joined."""
-    if not by_input:
-        halves = data.unflatten(1, (-1, GROUP // 2))
-        return torch.cat([halves & 15, halves >> 4], dim=2).flatten(1)
-    halves = data.unflatten(0, (-1, ROWS // 4, 2)).transpose(1, 2)
-    return torch.stack([halves & 15, halves >> 4], dim=2).flatten(0, 3)
+    dim, size = (0, ROWS) if by_input else (1, GROUP)
+    halves: Tensor = data.unflatten(dim, (-1, size // 2))
+    return torch.stack([halves & 15, halves >> 4], dim=dim + 1).flatten(dim, dim + 2)
 
 
 def _fit(groups: Tensor, shares: Tensor, span: float) -> tuple[Tensor, Tensor]:

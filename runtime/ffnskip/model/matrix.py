@@ -160,7 +160,9 @@ def stack(matrices: list[Matrix]) -> Matrix:
         zeros = [torch.zeros(m.rows, device=m.data.device) for m in matrices]
         bias = torch.cat([zero if b is None else b for b, zero in zip(biases, zeros, strict=True)])
     scales = [matrix.scale for matrix in matrices if matrix.scale is not None]
-    return replace(first, data=_joined([m.data for m in matrices]), scale=_joined(scales) if scales else None, bias=bias)
+    return replace(
+        first, data=_joined([m.data for m in matrices]), scale=_joined(scales) if scales else None, bias=bias
+    )
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

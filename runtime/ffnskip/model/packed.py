@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ffnskip.errors import FfnskipError
 from ffnskip.model.inputs import mean_squares
-from ffnskip.model.matrix import GROUP, Matrix, PackedFormat, pack, pack_shape
+from ffnskip.model.int4 import GROUP
+from ffnskip.model.matrix import Matrix, PackedFormat, pack, pack_shape
 from ffnskip.model.sites import decoder_body
 from ffnskip.profiles.fingerprint import keep_fingerprint, weights_sha256
 

@@ -6,27 +6,34 @@
 
 #include "kept.h"
 
-constexpr int64_t ROWS = 64;  // outputs whose numbers share words: of 16 words, each has one of every sixteen outputs
-constexpr int RUN = 16;       // inputs whose products 16 bits can add up
+constexpr int64_t ROWS = 64;  // outputs whose numbers lie in 32 bytes: outputs j and j + 32 share byte j
 
-// The numbers of a vector that meet a run of inputs: unit * (high + low / 128), with high of 8 and low of 7 bits.
+// The numbers of a vector that meet a run of inputs, in pairs: unit * (high + low / 128). They are small enough for 16
+// bits to hold the sum of a whole group's products with numbers of 4 bits.
 struct Numbers {
-    int16_t high[RUN], low[RUN];
+    static constexpr float LARGEST = 68;
+    int8_t high[GROUP], low[GROUP];
     float unit, sum;
 
     void round(const float* x, int n) {
-        float largest = 1e-30f;
-        sum = 0;
-        for (int k = 0; k < n; k++) {
-            largest = std::max(largest, std::fabs(x[k]));
-            sum += x[k];
+        float padded[GROUP] = {};
+        memcpy(padded, x, n * sizeof(float));
+        Floats largest = spread(1e-30f), sums = {};
+        for (int k = 0; k < n; k += WIDTH) {
+            const Floats size = magnitude(load(padded + k));
+            largest = size > largest ? size : largest;
+            sums += load(padded + k);
         }
+        float most = largest[0];
+        for (int i = 1; i < WIDTH; i++) most = std::max(most, largest[i]);
+        sum = ::sum(sums);
         const bool finite = std::fabs(sum) <= 3e38f;
-        unit = finite ? largest / 127 : NAN;  // the product is not a number either, whatever the integers are
-        for (int k = 0; k < n; k++) {
-            const float exact = finite ? x[k] * (127 / largest) : 0, rounded = std::nearbyint(exact);
-            high[k] = int16_t(rounded);
-            low[k] = int16_t(std::nearbyint((exact - rounded) * 128));
+        unit = finite ? most / LARGEST : NAN;  // the product is not a number either, whatever the integers are
+        const float factor = finite ? LARGEST / most : 0;
+        for (int k = 0; k < n; k += WIDTH) {
+            const Floats exact = load(padded + k) * factor, whole = rounded_to_whole(exact);
+            to_bytes(whole, high + k);
+            to_bytes(rounded_to_whole((exact - whole) * 128.0f), low + k);
         }
     }
 };
@@ -35,43 +42,50 @@ struct Numbers {
 struct Run {
     int n = 0;
     int64_t first = 0;  // of the kept inputs
-    const uint8_t* data[RUN];
+    const uint8_t* data[GROUP];
     const uint16_t* scale;
 
     // From kept input `at` on; gives the one behind.
     int64_t list(const Matrix& w, const Kept& kept, int64_t at, int64_t end) {
         first = at;
-        for (n = 0; at < end && n < RUN && kept.index[at] / GROUP == kept.index[first] / GROUP; at++, n++)
+        const int32_t group = at < end ? kept.index[at] / GROUP : 0;
+        for (n = 0; at < end && n < GROUP && kept.index[at] / GROUP == group; at++, n++)
             data[n] = static_cast<const uint8_t*>(w.data) + kept.index[at] * w.stretch / 2;
-        if (n) scale = static_cast<const uint16_t*>(w.scale) + kept.index[first] / GROUP * w.stretch * 2;
+        if (n % 2) data[n] = data[n - 1];
+        scale = static_cast<const uint16_t*>(w.scale) + group * w.stretch * 2;
         return at;
     }
 };
 
-INLINE void add_sums(const Shorts& high, const Shorts& low, const uint16_t* scale, const Numbers& x, float* y) {
-    for (int half = 0; half < 2; half++, y += WIDTH, scale += 2 * WIDTH) {
-        Ints both;
-        memcpy(&both, scale, sizeof(both));
-        const Floats factor = (Floats)(both << 16), offset = (Floats)(both & int32_t(0xffff0000));
-        const Ints sums = half_of(high, half) * 128 + half_of(low, half);
-        store(y, load(y) + factor * __builtin_convertvector(sums, Floats) * (x.unit / 128) + offset * x.sum);
-    }
+// y += what eight sums of products stand for.
+INLINE void add_sums(Ints high, Ints low, const uint16_t* scale, const Numbers& x, float* y) {
+    Ints both;
+    memcpy(&both, scale, sizeof(both));
+    const Floats factor = (Floats)(both << 16), offset = (Floats)(both & int32_t(0xffff0000));
+    const Floats sums = __builtin_convertvector(high * 128 + low, Floats);
+    store(y, load(y) + factor * sums * (x.unit / 128) + offset * x.sum);
 }
 
 // y += W x for the inputs of a run and 64 outputs from `row` on; meanwhile `fetched` is brought near.
 INLINE void add_rows(const Run& run, const Numbers& x, int64_t row, const uint8_t* const* fetched, int n_fetched,
                      int64_t at, float* y) {
-    Shorts high[4] = {}, low[4] = {};
+    Shorts high[4] = {}, low[4] = {};  // of both halves of the bytes, and of these half of the bytes each
     for (int k = 0; k < n_fetched; k++) __builtin_prefetch(fetched[k] + at, 0, 2);
-    for (int k = 0; k < run.n; k++) {
-        const Words four = load_words(run.data[k] + row / 2);
-        for (int q = 0; q < 4; q++) {
-            const Shorts one = (Shorts)(four >> (4 * q) & 15);
-            high[q] += one * x.high[k];
-            low[q] += one * x.low[k];
-        }
+    for (int k = 0; k < run.n; k += 2) {
+        const Bytes a = load_bytes(run.data[k] + row / 2), b = load_bytes(run.data[k + 1] + row / 2);
+        const Bytes four[2][2] = {{a & 15, b & 15}, {high_halves(a), high_halves(b)}};
+        for (int half = 0; half < 2; half++)
+            for (int part = 0; part < 2; part++) {
+                const Bytes pairs = interleaved(four[half][0], four[half][1], part);
+                high[2 * half + part] += pair_products(pairs, &x.high[k]);
+                low[2 * half + part] += pair_products(pairs, &x.low[k]);
+            }
     }
-    for (int q = 0; q < 4; q++) add_sums(high[q], low[q], run.scale + 2 * (row + 16 * q), x, y + row + 16 * q);
+    for (int i = 0; i < 4; i++)
+        for (int half = 0; half < 2; half++) {  // interleaved bytes 0 to 7 and 16 to 23 of one part, the others of the other
+            const int64_t r = row + i / 2 * 32 + i % 2 * 8 + half * 16;
+            add_sums(half_of(high[i], half), half_of(low[i], half), run.scale + 2 * r, x, y + r);
+        }
 }
 
 // As `sum_inputs` does for other formats: y[t * n ..] = the sum over kept inputs [begin, end).

@@ -18,6 +18,7 @@ typedef float Floats __attribute__((vector_size(WIDTH * 4)));
 typedef int32_t Ints __attribute__((vector_size(WIDTH * 4)));
 typedef int16_t Shorts __attribute__((vector_size(WIDTH * 4)));
 typedef uint16_t Words __attribute__((vector_size(WIDTH * 4)));
+typedef uint8_t Bytes __attribute__((vector_size(WIDTH * 4)));
 
 INLINE Floats spread(float x) { return x - (Floats){}; }
 
@@ -43,6 +44,16 @@ INLINE Ints halves(const uint16_t* from) {
     const __m256i order = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
     return (Ints)_mm256_permutevar8x32_epi32(_mm256_castsi128_si256(_mm_loadl_epi64((const __m128i*)from)), order);
 }
+// a[0] b[0] a[1] b[1] ... of the first (part 0) or last (part 1) eight bytes of each sixteen.
+INLINE Bytes interleaved(Bytes a, Bytes b, int part) {
+    return (Bytes)(part ? _mm256_unpackhi_epi8((__m256i)a, (__m256i)b) : _mm256_unpacklo_epi8((__m256i)a, (__m256i)b));
+}
+// Sixteen sums of two products with the same two numbers.
+INLINE Shorts pair_products(Bytes a, const int8_t* two) {
+    int16_t both;
+    memcpy(&both, two, sizeof(both));
+    return (Shorts)_mm256_maddubs_epi16((__m256i)a, _mm256_set1_epi16(both));
+}
 #else
 template <typename Number>
 INLINE Ints widen(const Number* from) {
@@ -58,6 +69,16 @@ INLINE Shorts widen16(const int8_t* from) {
 INLINE Ints products(Shorts a, const int16_t* b) {
     Ints x;
     for (int64_t i = 0; i < WIDTH; i++) x[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+    return x;
+}
+INLINE Bytes interleaved(Bytes a, Bytes b, int part) {
+    Bytes x;
+    for (int64_t i = 0; i < 4 * WIDTH; i++) x[i] = (i % 2 ? b : a)[i / 16 * 16 + part * 8 + i % 16 / 2];
+    return x;
+}
+INLINE Shorts pair_products(Bytes a, const int8_t* two) {
+    Shorts x;
+    for (int64_t i = 0; i < 2 * WIDTH; i++) x[i] = int16_t(a[2 * i] * two[0] + a[2 * i + 1] * two[1]);
     return x;
 }
 INLINE Ints halves(const uint16_t* from) {
@@ -82,6 +103,10 @@ INLINE Words load_words(const uint8_t* from) {
     memcpy(&x, from, sizeof(x));
     return x;
 }
+
+INLINE Bytes load_bytes(const uint8_t* from) { return (Bytes)load_words(from); }
+
+INLINE Bytes high_halves(Bytes x) { return (Bytes)((Words)x >> 4) & 15; }
 
 // bfloat16 is the upper half of a float32.
 INLINE Floats load(const uint16_t* from) { return (Floats)(widen(from) << 16); }
@@ -118,6 +143,19 @@ INLINE float sum(Floats x) {
 #endif
 }
 
+// The nearest whole numbers, of numbers below 2^22.
+INLINE Floats rounded_to_whole(Floats x) {
+    const Floats magic = spread(12582912.0f);  // 1.5 * 2^23: adding it leaves no bits behind the point
+    return (x + magic) - magic;
+}
+
+// Whole numbers that fit.
+INLINE void to_bytes(Floats x, int8_t* to) {
+    typedef int8_t Eight __attribute__((vector_size(WIDTH)));
+    const Eight bytes = __builtin_convertvector(__builtin_convertvector(x, Ints), Eight);
+    memcpy(to, &bytes, sizeof(bytes));
+}
+
 // exp by 2^n * 2^f with |f| <= 1/2; relative error below 1e-7. Written out, as vector functions of libm are not
 // everywhere.
 INLINE Floats exponential(Floats x) {
@@ -125,8 +163,7 @@ INLINE Floats exponential(Floats x) {
     x = x < low ? low : x;
     x = x > high ? high : x;
     const Floats scaled = x * 1.44269504f;
-    const Floats magic = spread(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-    const Floats whole = (scaled + magic) - magic;
+    const Floats whole = rounded_to_whole(scaled);
     const Floats f = (x - whole * 0.693145752f) - whole * 1.42860677e-6f;
     Floats p = spread(1.0f / 5040);
     p = p * f + 1.0f / 720;

@@ -17,7 +17,8 @@ from torch import Tensor
 from ffnskip.fast.fused_model import Activation
 from ffnskip.fast.skipping import FusedCompensation
 from ffnskip.fast.step import MAX_BATCH
-from ffnskip.model.matrix import GROUP, Matrix
+from ffnskip.model.int4 import GROUP
+from ffnskip.model.matrix import Matrix
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 # The interpreter multiplies the bits of bfloat16 as if they were integers.
