@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ _FIELDS = [
     "speedup",
     "ceiling",
     "decode_skip_ratio",
+    "first_token_seconds",
     "breakdown",
     "perplexity",
     "kl",
@@ -94,6 +96,7 @@ def of_speed(speed: Speed, dense: Speed, cost: ModelCost, added: Overhead, keys:
         "speedup": speed.speedup_over(dense),
         "ceiling": cost.ceiling(stats, added, keys),
         "decode_skip_ratio": stats.skip_ratio,
+        "first_token_seconds": median(speed.first_tokens),
         "breakdown": speed.breakdown,
     }
 

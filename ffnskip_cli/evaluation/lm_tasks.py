@@ -62,15 +62,32 @@ class LmTasks:
             return
         with console.busy("Looking for tasks"), redirect_stdout(sys.stderr), quiet():
             folders = [OWN] if include_path is None else [OWN, include_path]
-            self._manager = TaskManager(include_path=folders)
-            for name in names:
-                if not (matches := self._manager.match_tasks([name])):
-                    raise FfnskipError(
-                        f"There is no task {name}: `lm_eval ls tasks` lists those of lm-eval, and docs/evaluating.md "
-                        "those of ffnskip."
-                    )
-                for match in matches:
-                    self._load(match, data.get(match, data.get(name)))
+            self._manager = TaskManager(include_path=folders, include_defaults=False)
+            if not self._found(names, data, include_path):  # there; looking through all of lm-eval's takes ten seconds
+                self._manager = TaskManager(include_path=folders)
+                self._load_all(names, data)
+
+    def _found(self, names: Sequence[str], data: Mapping[str, Path], include_path: Path | None) -> bool:
+        if any(name not in self._manager.task_index for name in names):
+            return False
+        try:
+            self._load_all(names, data)
+        except FfnskipError:
+            if include_path is None:
+                raise
+            return False  # a task of others may build on lm-eval's
+        return True
+
+    def _load_all(self, names: Sequence[str], data: Mapping[str, Path]) -> None:
+        self._loaded, self.tasks, self.groups = [], {}, {}
+        for name in names:
+            if not (matches := self._manager.match_tasks([name])):
+                raise FfnskipError(
+                    f"There is no task {name}: `lm_eval ls tasks` lists those of lm-eval, and docs/evaluating.md "
+                    "those of ffnskip."
+                )
+            for match in matches:
+                self._load(match, data.get(match, data.get(name)))
 
     def evaluate(self, model: HFLM) -> Results:
         """What lm-eval's `simple_evaluate` finds, with its samples."""

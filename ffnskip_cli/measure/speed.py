@@ -7,8 +7,8 @@ A way decodes along a text, whose tokens are fed one by one whatever it would ch
 own continuation of the prompt. The two are different clocks: greedy continuations repeat themselves, and where they do
 a profile skips several times as much as along text.
 
-Only decoding past the profile's warm-up is timed: reading the prompt costs all ways the same, and in its warm-up a
-profile runs dense.
+Tokens per second are those past the profile's warm-up, in which it runs dense; the time to the first token, which is
+that of reading the prompt, is taken apart.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ class Run:
 
     Attributes:
         times: when the token before the first timed one came, and then each timed one, in seconds.
+        first_token: seconds that the prompt and the first token behind it took.
         stats: what was skipped; None for a way that does not count.
         parts: seconds that each part of a step took, over all timed tokens; None where that is not known.
     """
 
     times: list[float]
+    first_token: float
     stats: SkipStats | None = None
     parts: dict[str, float] | None = None
 
@@ -71,12 +73,14 @@ class Speed:
     """The runs of one way to decode."""
 
     samples: list[float] = field(default_factory=list)
+    first_tokens: list[float] = field(default_factory=list)
     stats: list[SkipStats] = field(default_factory=list)
     breakdowns: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, run: Run) -> None:
         """Count one more run."""
         self.samples.append(run.tokens_per_second)
+        self.first_tokens.append(run.first_token)
         if run.stats is not None:
             self.stats.append(run.stats)
         if run.breakdown is not None:
@@ -119,13 +123,14 @@ def decoder_way(decoder: Decoder, warm_up: int = 0) -> Way:
 
     def way(prompt: Tensor, new_tokens: int, forced: Tensor | None = None) -> Run:
         decoder.reset_stats()
+        start = time.perf_counter()
         tokens = decoder.decode(prompt, max_new_tokens=new_tokens, forced=forced)
-        times = _times(itertools.islice(tokens, warm_up + 1))[-1:]  # the first of them comes from the prompt
+        untimed = _times(itertools.islice(tokens, warm_up + 1))  # the first of them comes from the prompt
         before = decoder.seconds()
-        times += _times(tokens)
+        times = [untimed[-1], *_times(tokens)]
         after = decoder.seconds()
         parts = {name: after[name] - before[name] for name in after} if before and after else None
-        return Run(times, None if decoder.profile is None else decoder.stats, parts)
+        return Run(times, untimed[0] - start, None if decoder.profile is None else decoder.stats, parts)
 
     return way
 
@@ -134,7 +139,7 @@ def hugging_face_way(model: PreTrainedModel, warm_up: int = 0) -> Way:
     """What users have without ffnskip: greedy `model.generate`; along a text by a logits processor that forces it."""
 
     def way(prompt: Tensor, new_tokens: int, forced: Tensor | None = None) -> Run:
-        clock = _Clock()
+        clock, start = _Clock(), time.perf_counter()
         along = [] if forced is None else [_Forced(forced.to(prompt.device), prompt.shape[1])]
         model.generate(
             prompt,
@@ -146,7 +151,7 @@ def hugging_face_way(model: PreTrainedModel, warm_up: int = 0) -> Way:
             pad_token_id=0,
             logits_processor=LogitsProcessorList(along),
         )
-        return Run(clock.times[warm_up:])
+        return Run(clock.times[warm_up:], clock.times[0] - start)
 
     return way
 

@@ -24,6 +24,7 @@ _FIGURES = (
     Column("decode_skip_ratio", "timed ratio", ".3f"),
     Column("speedup", "speed-up", ".2f"),
     Column("ceiling", "ceiling", ".2f"),
+    Column("first_token_seconds", "first token, s", ".3f"),
     Column("perplexity", "perplexity", ".2f"),
     Column("kl", "KL", ".4f"),
     Column("kl_error", "± KL", ".4f"),

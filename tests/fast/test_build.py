@@ -12,11 +12,13 @@ from ffnskip import UnsupportedModelError
 from ffnskip.fast import structs
 from ffnskip.fast.build import _load, step_library
 
-COMPILER = shutil.which("c++") or shutil.which("g++") or "c++"
+# Without optimisation, which takes most of the ten seconds.
+COMPILE = f"""set -- $(echo "$@" | sed s/-O3/-O0/); exec {shutil.which("c++") or shutil.which("g++") or "c++"} "$@\""""
 
 
 @pytest.fixture(autouse=True)
-def afresh(own_cache: Path) -> Iterator[None]:
+def afresh(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CXX", compiler(tmp_path / "quick", COMPILE))
     _load.cache_clear()
     yield
     _load.cache_clear()
@@ -31,7 +33,7 @@ def compiler(path: Path, commands: str) -> str:
 @needs_compiler
 def test_it_is_compiled_once_and_kept(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
-    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'echo "$*" >> {log}; exec {COMPILER} "$@"'))
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'echo "$*" >> {log}; {COMPILE}'))
     for _ in range(2):
         _load.cache_clear()
         assert step_library().ffnskip_step
@@ -58,7 +60,7 @@ def test_a_compiler_without_openmp_builds_a_step_for_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse = 'case "$*" in *-fopenmp*) exit 1;; esac'
-    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'{refuse}; exec {COMPILER} "$@"'))
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f"{refuse}; {COMPILE}"))
     assert step_library().ffnskip_step
 
 

@@ -30,7 +30,7 @@ class _Products(TorchDispatchMode):
 def test_all_products_are_taken_in_float32_and_what_comes_out_is_as_wide_as_before(
     attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_multiplies", lambda dtype: False)
+    monkeypatch.setattr(module, "has_instructions", lambda dtype: False)
     model, tokens = pico_model(dtype=torch.bfloat16, attn_implementation=attention), pico_tokens(40)
     with torch.no_grad(), _Products() as products:
         found = forward(model, tokens).logits
@@ -42,7 +42,7 @@ def test_all_products_are_taken_in_float32_and_what_comes_out_is_as_wide_as_befo
 
 
 def test_gradients_are_those_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_multiplies", lambda dtype: False)
+    monkeypatch.setattr(module, "has_instructions", lambda dtype: False)
     model, tokens = pico_model(dtype=torch.bfloat16), pico_tokens(40)
     exact = pico_model()
     exact.load_state_dict({name: t.float() for name, t in model.state_dict().items()})

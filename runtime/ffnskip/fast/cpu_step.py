@@ -14,7 +14,7 @@ from ffnskip.fast.build import step_library
 from ffnskip.fast.cache import KeyValueCache
 from ffnskip.fast.codes import ACTIVATIONS, FORMATS, RULES
 from ffnskip.fast.fused_model import FusedLayer, FusedModel
-from ffnskip.fast.layout import input_stretch, together
+from ffnskip.fast.layout import together
 from ffnskip.fast.parts import PartCounts
 from ffnskip.fast.skipping import FusedCompensation, FusedSkip
 from ffnskip.fast.step import MAX_BATCH
@@ -158,15 +158,8 @@ class CpuStep:
     def _matrix(self, matrix: Matrix | None) -> structs.Matrix:
         if matrix is None:
             return structs.Matrix()
-        stretch = input_stretch(matrix.data) * (2 if matrix.by_input else 1)
-        self._referenced += [matrix.data, matrix.scale]
-        data, scale = (
-            _pointer(tensor) if stretch and tensor is not None else self._vector(tensor)
-            for tensor in (matrix.data, matrix.scale)
-        )
-        return structs.Matrix(
-            data, scale, self._vector(matrix.bias), matrix.rows, matrix.columns, stretch, FORMATS[matrix.format]
-        )
+        self._referenced.append(matrix)
+        return structs.pointers(matrix)
 
     def _vector(self, tensor: Tensor | None) -> int | None:
         if tensor is None:

@@ -18,9 +18,11 @@ from ffnskip.fast.families import fuse
 from ffnskip.fast.fused_model import FusedModel
 from ffnskip.fast.guard import Weights
 from ffnskip.fast.parts import leaves_out_parts, refuse_parts
+from ffnskip.fast.products import multiply
 from ffnskip.fast.skipping import FusedSkip, fuse_profile
 from ffnskip.fast.step import MAX_BATCH, FusedStep
 from ffnskip.model.forward import forward
+from ffnskip.model.packed import multiplied_by
 from ffnskip.profiles.profile import Profile
 
 if TYPE_CHECKING:
@@ -94,20 +96,24 @@ class FusedEngine:
         return KeyValueCache.allocate(self.fused, batch, capacity, dtype)
 
     def prefill(self, prompts: Tensor, mask: Tensor | None, cache: KeyValueCache) -> Tensor:
-        """Fill the cache by the model's own forward pass; logits ``[batch, vocabulary]`` of what follows."""
+        """Fill the cache by the model's own forward pass; logits ``[batch, vocabulary]`` of what follows.
+
+        Packed matrices are multiplied as they are, where that is faster.
+        """
         from transformers import DynamicCache
 
         real = torch.ones_like(prompts) if mask is None else mask
         past = DynamicCache()  # without the model's configuration it keeps every position, whatever the window
-        logits: Tensor = forward(
-            self.model,
-            prompts,
-            attention_mask=mask,
-            position_ids=(real.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=past,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
+        with multiplied_by(multiply):
+            logits: Tensor = forward(
+                self.model,
+                prompts,
+                attention_mask=mask,
+                position_ids=(real.cumsum(-1) - 1).clamp(min=0),
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
         cache.fill(past, (real == 0).sum(-1))
         return logits[:, -1]
 

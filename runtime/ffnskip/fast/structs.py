@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 
 from ffnskip.errors import UnsupportedModelError
+from ffnskip.fast.codes import FORMATS
+from ffnskip.fast.layout import input_stretch
+from ffnskip.model import matrix as weights
 
 
 class Matrix(Structure):
@@ -18,6 +21,14 @@ class Matrix(Structure):
         ("stretch", c_int64),
         ("format", c_int32),
     )
+
+
+def pointers(matrix: weights.Matrix) -> Matrix:
+    """Where a matrix lies; good as long as its tensors live and stay there."""
+    stretch = input_stretch(matrix.data) * (2 if matrix.by_input else 1)
+    assert stretch or matrix.data.is_contiguous()
+    data, scale, bias = (None if t is None else t.data_ptr() for t in (matrix.data, matrix.scale, matrix.bias))
+    return Matrix(data, scale, bias, matrix.rows, matrix.columns, stretch, FORMATS[matrix.format])
 
 
 class Layer(Structure):
@@ -119,4 +130,6 @@ def declare(library: ctypes.CDLL, mirrors: Iterable[type[Structure]] = MIRRORS) 
     library.ffnskip_seconds.restype = POINTER(c_double)
     library.ffnskip_step.argtypes = [c_void_p, c_void_p]
     library.ffnskip_step.restype = None
+    library.ffnskip_multiply.argtypes = [c_void_p, c_int64, c_void_p, c_void_p, c_int32]
+    library.ffnskip_multiply.restype = None
     return library

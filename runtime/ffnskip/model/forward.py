@@ -41,13 +41,13 @@ def wide_products(model: PreTrainedModel) -> AbstractContextManager[Any]:
     and thirty times for their gradients, as for those of float32. There each product with several rows is taken in
     float32, of the same numbers, and rounded back.
     """
-    narrow = model.device.type == "cpu" and model.dtype in _NARROW and not _multiplies(model.dtype)
+    narrow = model.device.type == "cpu" and model.dtype in _NARROW and not has_instructions(model.dtype)
     return _InFloat32() if narrow else nullcontext()
 
 
 @cache
-def _multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has matrix instructions for it."""
+def has_instructions(dtype: torch.dtype) -> bool:
+    """Whether this CPU has matrix instructions for bfloat16 or float16."""
     mkldnn = torch.ops.mkldnn
     supported = mkldnn._is_mkldnn_bf16_supported if dtype == torch.bfloat16 else mkldnn._is_mkldnn_fp16_supported
     return bool(supported())

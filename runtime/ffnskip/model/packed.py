@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -18,6 +20,20 @@ from ffnskip.profiles.fingerprint import keep_fingerprint, weights_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Product = Callable[[Matrix, Tensor], Tensor | None]
+_product: ContextVar[Product | None] = ContextVar("product", default=None)
+
+
+@contextmanager
+def multiplied_by(product: Product) -> Iterator[None]:
+    """Let `product` multiply packed matrices, ``W x`` of rows ``x [..., columns]``, where it gives other than None."""
+    token = _product.set(product)
+    try:
+        yield
+    finally:
+        _product.reset(token)
 
 
 class _Packed(nn.Module):
@@ -52,7 +68,7 @@ class _Packed(nn.Module):
 
 
 class PackedLinear(_Packed):
-    """Stands where an `nn.Linear` stood. Each pass unpacks the weights, which is slow for few rows.
+    """Stands where an `nn.Linear` stood. Each pass unpacks the weights, unless `multiplied_by` knows better.
 
     The fused decode step reads `matrix` itself.
     """
@@ -75,6 +91,9 @@ class PackedLinear(_Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in_features]`` to ``[..., out_features]``."""
+        product = _product.get()
+        if product is not None and (y := product(self.matrix, x)) is not None:
+            return y
         bias = self.matrix.bias
         return F.linear(x, self.matrix.unpack(x.dtype), None if bias is None else bias.to(x.dtype))
 

@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "feed_forward.h"
 #include "parts.h"
+#include "products.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -34,6 +35,16 @@ void ffnskip_step(Step* step, const Input* input) {
 #else
     Barrier barrier(1);
     Worker(*step, *input, barrier, 0, 1).run();
+#endif
+}
+
+// y[t] = W x[t] + bias for n vectors of float32, one behind the other.
+void ffnskip_multiply(const Matrix* w, int64_t n, const float* x, float* y, int threads) {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    multiply_many(*w, n, x, y, omp_get_thread_num(), omp_get_num_threads());
+#else
+    multiply_many(*w, n, x, y, 0, 1);
 #endif
 }
 }
