@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from ffnskip.errors import FfnskipError
 from ffnskip.files import replacing
 from ffnskip.model.parts import refuse_without_parts
@@ -39,6 +41,8 @@ def load(name: str, model_options: ModelOptions, rule: str | None = None, *, pro
     Where a profile of that rule exists, the model is made of the right parts, or it is not the profile's.
     """
     refuse = None if rule is None else partial(_refuse, rule_named(rule), profiled)
+    if model_options.threads is not None:
+        torch.set_num_threads(model_options.threads)
     with console.busy(f"Loading {name}"):
         loaded = load_model(
             name,

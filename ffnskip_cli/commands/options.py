@@ -81,6 +81,10 @@ class ModelOptions:
             help="auto spreads the model over all devices and the CPU, by accelerate; also balanced, sequential.",
         ),
     ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Threads on a CPU; by default as many as PyTorch takes, one per core."),
+    ] = None
     revision: Revision = None
     trust_remote_code: TrustRemoteCode = False
     offline: Offline = False

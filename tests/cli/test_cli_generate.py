@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from support.cli import mistake, succeed, talk
 from support.pico import pico_model
 from transformers import AutoTokenizer
@@ -59,6 +60,15 @@ def test_options_that_leave_the_dense_text_as_it_is(plateau_folder: Path, platea
         ("--temperature", 1, "--top-p", 1e-9),  # the likeliest token alone
     ):
         assert generated(plateau_folder, PROMPT, *options) == generated(plateau_folder, PROMPT)
+
+
+def test_threads_are_those_asked_for(plateau_folder: Path) -> None:
+    before, text = torch.get_num_threads(), generated(plateau_folder, PROMPT)
+    try:
+        assert generated(plateau_folder, PROMPT, "--threads", 3) == text
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_packed_weights_decode_with_a_profile_and_without(plateau_folder: Path, plateau_profiles: Path) -> None:

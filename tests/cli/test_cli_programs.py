@@ -122,7 +122,7 @@ def server(folder: Path, profile: Path, *command: str) -> Iterator[openai.OpenAI
 
 @pytest.mark.parametrize(
     "command",
-    [OURS, (*OURS, "--continuous-batching"), THEIRS],
+    [OURS, (*OURS, "--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "128"), THEIRS],
     ids=["one-by-one", "continuous-batching", "unmodified"],
 )
 def test_a_server_skips_and_loses_nothing(folder: Path, profile: Path, command: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from support.pico import (
     pico_tokens,
 )
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, PreTrainedModel
 
 import ffnskip
 from ffnskip.profiles.profile import Profile
@@ -135,7 +135,12 @@ def test_continuous_batching_of_several_requests(profile: Profile) -> None:
     expected = [plainly(model, profile, torch.tensor([prompt]))[0] for prompt in prompts]
     settings = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
     with ffnskip.apply(model, profile) as applied:
-        results = model.generate_batch(prompts, generation_config=settings, progress_bar=False)
+        results = model.generate_batch(
+            prompts,
+            generation_config=settings,
+            continuous_batching_config=ContinuousBatchingConfig(num_blocks=32, max_batch_tokens=64),  # or all memory
+            progress_bar=False,
+        )
     written = {tuple(result.prompt_ids): result.generated_tokens for result in results.values()}
     assert [written[tuple(prompt)] for prompt in prompts] == expected
     assert applied.stats.warm_up_tokens == 3 * WARM_UP

@@ -70,28 +70,30 @@ static const Rounded* rounded(const Matrix& w, int n, const float* const* x) {
 
 template <int T>
 INLINE void row_product8(const Matrix& w, int64_t row, const Rounded* x, float* const* y) {
+    constexpr int64_t STEP = 4 * WIDTH;
     const int8_t* data = static_cast<const int8_t*>(w.data) + row * w.columns;
-    float totals[T] = {};
+    const int64_t whole = w.columns / STEP * STEP;
+    const int16_t* with[T];
+    for (int t = 0; t < T; t++) with[t] = x[t].numbers.data();
     Floats sums[T] = {};
-    for (int64_t begin = 0; begin < w.columns; begin += STRETCH) {
-        const int64_t end = begin + STRETCH < w.columns ? begin + STRETCH : w.columns, stretch = begin / STRETCH;
+    for (int64_t begin = 0; begin < whole; begin += STRETCH) {
+        const int64_t end = std::min(whole, begin + STRETCH);
         Ints even[T] = {}, odd[T] = {};
-        int64_t c = begin;
-        for (; c + 4 * WIDTH <= end; c += 4 * WIDTH)
+        for (int64_t c = begin; c < end; c += STEP) {
+            const Shorts first = widen16(data + c), second = widen16(data + c + STEP / 2);
             for (int t = 0; t < T; t++) {
-                even[t] += products(widen16(data + c), &x[t].numbers[c]);
-                odd[t] += products(widen16(data + c + 2 * WIDTH), &x[t].numbers[c + 2 * WIDTH]);
+                even[t] += products(first, with[t] + c);
+                odd[t] += products(second, with[t] + c + STEP / 2);
             }
-        for (int t = 0; t < T; t++) {
-            int32_t rest = 0;
-            for (int64_t i = c; i < end; i++) rest += data[i] * x[t].numbers[i];
-            totals[t] += float(rest) * x[t].scales[stretch];
-            sums[t] += __builtin_convertvector(even[t] + odd[t], Floats) * x[t].scales[stretch];
         }
+        for (int t = 0; t < T; t++)
+            sums[t] += __builtin_convertvector(even[t] + odd[t], Floats) * x[t].scales[begin / STRETCH];
     }
     for (int t = 0; t < T; t++) {
-        const float total = (sum(sums[t]) + totals[t]) * static_cast<const float*>(w.scale)[row];
-        y[t][row] = w.bias ? total + w.bias[row] : total;
+        int32_t rest = 0;
+        for (int64_t c = whole; c < w.columns; c++) rest += data[c] * with[t][c];
+        const float total = sum(sums[t]) + float(rest) * x[t].scales.back();
+        y[t][row] = total * static_cast<const float*>(w.scale)[row] + (w.bias ? w.bias[row] : 0.0f);
     }
 }
 
