@@ -2,17 +2,13 @@
 
     python benchmarks/decode_speed.py demo 0.25.yaml -o docs/performance.json
 
-prints a table as Markdown. All decode along held-out text, fed token by token. With `--llama-python`, an interpreter
-that has llama-cpp-python, and `--gguf`, the model's GGUF file, llama.cpp takes turns as well, in a process of its own:
-the yardstick. Run it on a machine that does nothing else.
+prints a table as Markdown. All decode along held-out text, fed token by token. Run it on a machine that does nothing
+else. `llama_cpp.py` sets the same formats beside llama.cpp.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
@@ -26,16 +22,14 @@ from ffnskip import Decoder, Profile, SkipStats, load_profile, pack_weights
 from ffnskip.fast.fused_path import FusedDecodes
 from ffnskip_cli import console
 from ffnskip_cli.measure.flops import mean_keys, model_cost, overhead
-from ffnskip_cli.measure.speed import Run, Speed, Way, decoder_way, hugging_face_way, measure_speed
+from ffnskip_cli.measure.speed import Speed, Way, decoder_way, hugging_face_way, measure_speed
 from ffnskip_cli.sources.models import load_model
 from ffnskip_cli.text.named import dataset_names, evaluation_text, text_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LLAMA_FORMATS = ("F16", "Q8_0", "Q4_1")
 REFERENCE = "Hugging Face generate, bfloat16"
-_LONGEST = 2048  # tokens of llama.cpp's cache
 
 
 def main(
@@ -46,8 +40,6 @@ def main(
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 128,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 256,
     quality_tokens: Annotated[int, typer.Option(help="Tokens that the quality of a format is measured on.")] = 2048,
-    llama_python: Annotated[Path | None, typer.Option(help="A Python with llama-cpp-python.")] = None,
-    gguf: Annotated[Path | None, typer.Option(help="The model as GGUF, for llama.cpp.")] = None,
 ) -> None:
     """Measure, write OUTPUT, print a table."""
     ours = load_profile(profile)
@@ -70,12 +62,8 @@ def main(
         pack_weights(packed := deepcopy(loaded.model), format)
         models[format] = packed
     ways = _ways(models, ours)
-    with ExitStack() as stack:
-        if llama_python is not None and gguf is not None:
-            for format in LLAMA_FORMATS:
-                ways[f"llama.cpp, {format}"] = stack.enter_context(llama_way(llama_python, gguf, format, warm_up))
-        prompts, forced = text[:, :prompt_tokens], text[:, prompt_tokens:]
-        speeds = measure_speed(ways, prompts, new_tokens, repetitions, warm_up, console.track, forced)
+    prompts, forced = text[:, :prompt_tokens], text[:, prompt_tokens:]
+    speeds = measure_speed(ways, prompts, new_tokens, repetitions, warm_up, console.track, forced)
     keys = mean_keys(prompt_tokens + warm_up, new_tokens - warm_up)
     rows = [_row(name, speed, speeds, models, ours, keys) for name, speed in speeds.items()]
     sample = text[: quality_tokens // text.shape[1]]
@@ -150,28 +138,6 @@ def _step_through(decodes: FusedDecodes, sequence: Tensor) -> Tensor:
     path.prefill(sequence[None, :1], None)
     running = torch.zeros(1, dtype=torch.bool)
     return torch.stack([path.step(token[None], running)[0].clone() for token in sequence[1:]])
-
-
-@contextmanager
-def llama_way(python: Path, gguf: Path, format: str, warm_up: int) -> Iterator[Way]:
-    """llama.cpp in another process, which decodes when it is sent a prompt and answers with the times of its tokens.
-
-    It writes its own continuations, as its speed does not depend on the tokens.
-    """
-    script = Path(__file__).with_name("llama_worker.py")
-    command = [str(python), str(script), str(gguf), format, str(torch.get_num_threads()), str(_LONGEST)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        send, receive = worker.stdin, worker.stdout
-
-        def way(prompt: Tensor, new_tokens: int, forced: Tensor | None) -> Run:
-            send.write(json.dumps({"prompt": prompt[0].tolist(), "new_tokens": new_tokens}) + "\n")
-            send.flush()
-            return Run(json.loads(receive.readline())[warm_up:])
-
-        yield way
-        send.close()
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

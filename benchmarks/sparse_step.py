@@ -33,17 +33,17 @@ _KEPT, _LEFT_OUT = 1e30, 1e-30  # constants of channels that are kept and left o
 
 def main(
     weights: Annotated[
-        Literal["bfloat16", "int8", "float32"], typer.Option(help="Format of the matrices.")
+        Literal["bfloat16", "int8", "int4", "float32"], typer.Option(help="Format of the matrices.")
     ] = "bfloat16",
     left_out: Annotated[float, typer.Option(help="Share of FFN inputs and neurons that are left out.")] = 0.4,
     layers: Annotated[int, typer.Option(help="Decoder layers.")] = 28,
     tokens: Annotated[int, typer.Option(help="Tokens that each decoder decodes.")] = 120,
 ) -> None:
     """Measure and print."""
-    model = _random_model(layers, weights)
-    profile = _forced(model, left_out)
-    if weights == "int8":
-        pack_weights(model, "int8")
+    model = random_model(layers, weights)
+    profile = forced_profile(model, left_out)
+    if weights in ("int8", "int4"):
+        pack_weights(model, weights)  # type: ignore[arg-type]
     decoders = {
         "dense": Decoder(model, path="fused", check=False),
         "parts": Decoder(model, profile, path="fused", check=False),
@@ -62,7 +62,8 @@ def main(
         print(f"| {name} | {1 / median(taken):.2f} | {ratio:.3f} | {most} |")
 
 
-def _random_model(layers: int, weights: str) -> PreTrainedModel:
+def random_model(layers: int, weights: str) -> PreTrainedModel:
+    """A Qwen2 of random numbers; bfloat16 unless `weights` is float32."""
     config = Qwen2Config(
         vocab_size=151_936,
         hidden_size=1536,
@@ -79,7 +80,7 @@ def _random_model(layers: int, weights: str) -> PreTrainedModel:
     return model
 
 
-def _forced(model: PreTrainedModel, share: float) -> Profile:
+def forced_profile(model: PreTrainedModel, share: float) -> Profile:
     """A profile that leaves out that share of the channels that FFNs read, whatever they hold."""
     parts = parts_of(ffn_sites(model)[0].layer)
     n_layers = len(ffn_sites(model))

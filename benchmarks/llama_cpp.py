@@ -1,0 +1,232 @@
+"""Decoding and reading prompts beside llama.cpp, by its own llama-bench, taking turns in one run.
+
+    python benchmarks/llama_cpp.py demo BIN --profile profiles/smollm2-135m-instruct/flops-0.15.yaml
+    python benchmarks/llama_cpp.py 1.5B BIN
+
+BIN is the folder with llama-bench and llama-quantize, which makes the files of all formats from one. The model is
+`demo`, or has random weights in the shape of a Qwen2 with 1.5 billion parameters. Prints a table as Markdown: tokens
+per second of decoding behind the prompt and of reading the prompt, medians of the turns, and the median within turns of
+each row's speed over that of llama.cpp's format named beside it. Rows with a profile decode along held-out text (demo)
+or leave out 40 % of the FFNs' inputs and neurons, or every other FFN, whatever the text (1.5B).
+
+With `--busy` another process keeps one core busy meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import gguf
+import torch
+import typer
+from sparse_step import forced_profile, random_model
+from torch import Tensor
+
+from ffnskip import Decoder, Profile, load_profile, pack_weights
+from ffnskip.profiles.identity import model_info
+from ffnskip.profiles.schema import Compensation, Skip
+from ffnskip_cli import console
+from ffnskip_cli.measure.flops import mean_keys, model_cost, overhead
+from ffnskip_cli.sources.demo import demo_model_file
+from ffnskip_cli.sources.models import load_model
+from ffnskip_cli.text.sources import open_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+THEIRS = ("F16", "Q8_0", "Q4_K_M", "Q4_0")
+AGAINST = {"bfloat16": ("F16",), "int8": ("Q8_0",), "int4": ("Q4_K_M", "Q4_0")}
+
+
+@dataclass
+class Row:
+    """What one way to decode took, turn by turn.
+
+    Attributes:
+        run: decodes once; gives tokens per second of decoding and of the prompt.
+        format: of the weights.
+        model, decoder: of ours.
+    """
+
+    run: Callable[[], tuple[float, float]]
+    format: str
+    model: PreTrainedModel | None = None
+    decoder: Decoder | None = None
+    decoding: list[float] = field(default_factory=list)
+    reading: list[float] = field(default_factory=list)
+
+
+def main(
+    model: Annotated[Literal["demo", "1.5B"], typer.Argument(help="The model.")],
+    binaries: Annotated[Path, typer.Argument(metavar="BIN", help="Folder of llama-bench and llama-quantize.")],
+    profile: Annotated[Path | None, typer.Option(help="A profile of the demo model.")] = None,
+    formats: Annotated[str, typer.Option(help="Formats of ours, of bfloat16, int8, int4.")] = "bfloat16,int8,int4",
+    prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 256,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to decode.")] = 64,
+    turns: Annotated[int, typer.Option(help="Turns.")] = 7,
+    threads: Annotated[int | None, typer.Option(help="Threads of both.")] = None,
+    busy: Annotated[bool, typer.Option("--busy", help="Keep one core busy with something else.")] = False,
+) -> None:
+    """Measure and print."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder, _neighbour(busy):
+        plain, text, file = _demo(prompt + new_tokens) if model == "demo" else _random(prompt + new_tokens, folder)
+        rows: dict[str, Row] = {}
+        for format in formats.split(","):
+            rows |= _ours(plain, format, profile, text, prompt)
+            for theirs in AGAINST[format]:
+                rows[f"llama.cpp {theirs}"] = _theirs(binaries, file, theirs, Path(folder), prompt, new_tokens)
+        names = list(rows)
+        for row in rows.values():
+            row.run()  # not counted
+        for turn in console.track(range(turns), "measuring", turns):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                decoding, reading = rows[name].run()
+                rows[name].decoding.append(decoding)
+                rows[name].reading.append(reading)
+    _print(rows, mean_keys(prompt, new_tokens))
+
+
+def _demo(length: int) -> tuple[PreTrainedModel, Tensor, Path]:
+    loaded = load_model("demo", dtype="bfloat16", device="cpu")
+    words = "".join(document for document, _ in zip(open_text("demo").documents(), range(50), strict=False))
+    text = loaded.tokenizer(words, return_tensors="pt")["input_ids"][:, :length]
+    return loaded.model, text, demo_model_file(offline=False)
+
+
+def _random(length: int, folder: str) -> tuple[PreTrainedModel, Tensor, Path]:
+    model = random_model(28, "bfloat16").requires_grad_(False)
+    file = Path(folder) / "random.gguf"
+    _write_gguf(model, file)
+    return model, torch.randint(0, 150_000, (1, length)), file
+
+
+def _ours(plain: PreTrainedModel, format: str, path: Path | None, text: Tensor, prompt: int) -> dict[str, Row]:
+    """The dense loop in a format, and with profiles on, each on a model of its own: each lies as it is read."""
+    profiles: dict[str, Profile | None] = {"dense": None}
+    if path is not None:
+        profiles[path.stem] = load_profile(path)
+    elif plain.config.model_type == "qwen2":
+        profiles |= {"40 % of FFNs' parts": forced_profile(plain, 0.4), "every other FFN": _every_other(plain)}
+    rows, packed = {}, deepcopy(plain)
+    if format != "bfloat16":
+        pack_weights(packed, format)  # type: ignore[arg-type]
+    for name, profile in profiles.items():
+        model = deepcopy(packed)
+        decoder = Decoder(model, profile, path="fused", check=False)
+        rows[f"ffnskip {format}, {name}"] = Row(_run(decoder, text, prompt), format, model, decoder)
+    return rows
+
+
+def _run(decoder: Decoder, text: Tensor, prompt: int) -> Callable[[], tuple[float, float]]:
+    n = text.shape[1] - prompt
+
+    def run() -> tuple[float, float]:
+        decoder.reset_stats()
+        times = [time.perf_counter()]
+        for token in decoder.decode(text[:, :prompt], max_new_tokens=n, forced=text[:, prompt:]):
+            int(token)
+            times.append(time.perf_counter())
+        warm_up = 0 if decoder.profile is None else min(decoder.profile.skip.warm_up, n // 2)
+        first = 1 + warm_up
+        return (len(times) - 1 - first) / (times[-1] - times[first]), prompt / (times[1] - times[0])
+
+    return run
+
+
+def _theirs(binaries: Path, file: Path, format: str, folder: Path, prompt: int, new_tokens: int) -> Row:
+    target = folder / f"{format}.gguf"
+    command = [str(binaries / "llama-quantize"), "--allow-requantize", str(file), str(target), format]
+    subprocess.run(command, check=True, capture_output=True)
+    bench = [str(binaries / "llama-bench"), "-m", str(target), "-t", str(torch.get_num_threads()), "-r", "1"]
+
+    def speed(*options: object) -> float:
+        answer = subprocess.run(
+            [*bench, "-o", "json", *map(str, options)], check=True, capture_output=True, text=True
+        ).stdout
+        return float(json.loads(answer)[0]["avg_ts"])
+
+    return Row(lambda: (speed("-p", 0, "-n", new_tokens, "-d", prompt), speed("-p", prompt, "-n", 0)), format)
+
+
+def _every_other(model: PreTrainedModel) -> Profile:
+    """A profile of the paper's rule that skips every other FFN whatever the similarity."""
+    n_layers = model.config.num_hidden_layers
+    return Profile(
+        schema="ffnskip/v1",
+        model=model_info(model, id="random/weights"),
+        skip=Skip(rule="cosine", threshold=-1.0, window=1, warm_up=0, cold_s=0, cold_e=n_layers),
+        compensation=Compensation(kind="none"),
+        made_with={},
+    )
+
+
+def _write_gguf(model: PreTrainedModel, path: Path) -> None:
+    """A file that llama.cpp loads, without a vocabulary; of float16, from which it makes the others."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("none")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue  # tied
+        known = names.get_name(name, (".weight", ".bias"))
+        writer.add_tensor(known, tensor.to(torch.float16 if tensor.dim() == 2 else torch.float32).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@contextmanager
+def _neighbour(busy: bool) -> Iterator[None]:
+    if not busy:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+def _print(rows: dict[str, Row], keys: float) -> None:
+    print(
+        "| | decoding, tokens/s | prompt, tokens/s | over llama.cpp | over dense | ceiling |\n|---|---|---|---|---|---|"
+    )
+    for name, row in rows.items():
+        over, gain, most = "", "", ""
+        if row.decoder is not None and row.model is not None:
+            over = ", ".join(f"{_ratio(row, rows[f'llama.cpp {f}']):.2f} {f}" for f in AGAINST[row.format])
+            if (profile := row.decoder.profile) is not None:
+                gain = f"{_ratio(row, rows[f'ffnskip {row.format}, dense']):.2f}"
+                most = f"{model_cost(row.model).ceiling(row.decoder.stats, overhead(profile, row.model), keys):.2f}"
+        print(f"| {name} | {median(row.decoding):.1f} | {median(row.reading):.0f} | {over} | {gain} | {most} |")
+
+
+def _ratio(mine: Row, other: Row) -> float:
+    return median(a / b for a, b in zip(mine.decoding, other.decoding, strict=True))
+
+
+if __name__ == "__main__":
+    typer.run(main)
