@@ -54,8 +54,8 @@ def main(
 ) -> None:
     """Measure and print."""
     if nothing_skipped:
-        folder = tempfile.TemporaryDirectory()
-        save_profile(ffnskip.load_profile(profile).never, never := Path(folder.name) / "never.yaml")
+        kept = tempfile.TemporaryDirectory()
+        save_profile(ffnskip.load_profile(profile).never, never := Path(kept.name) / "never.yaml")
         profile = never
     loaded = load_model(model, dtype="float32", device="cpu")
     documents = (document for document in open_text(text).documents() if len(document) > _SHORTEST)
