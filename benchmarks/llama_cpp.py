@@ -1,7 +1,8 @@
 """Decoding and reading prompts beside llama.cpp, by its own llama-bench, taking turns in one run.
 
+    export OMP_WAIT_POLICY=PASSIVE
     python benchmarks/llama_cpp.py demo BIN --profile profiles/smollm2-135m-instruct/flops-0.15.yaml
-    python benchmarks/llama_cpp.py 1.5B BIN
+    python benchmarks/llama_cpp.py 1.5B BIN --formats int8,int4
 
 BIN is the folder with llama-bench and llama-quantize, which makes the files of all formats from one. The model is
 `demo`, or has random weights in the shape of a Qwen2 with 1.5 billion parameters. Prints a table as Markdown: tokens
@@ -15,6 +16,7 @@ With `--busy` another process keeps one core busy meanwhile.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -45,7 +47,6 @@ from ffnskip_cli.text.sources import open_text
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-THEIRS = ("F16", "Q8_0", "Q4_K_M", "Q4_0")
 AGAINST = {"bfloat16": ("F16",), "int8": ("Q8_0",), "int4": ("Q4_K_M", "Q4_0")}
 
 
@@ -76,9 +77,14 @@ def main(
     new_tokens: Annotated[int, typer.Option(help="Tokens to decode.")] = 64,
     turns: Annotated[int, typer.Option(help="Turns.")] = 7,
     threads: Annotated[int | None, typer.Option(help="Threads of both.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write OUTPUT.json and a picture, OUTPUT.svg.")
+    ] = None,
     busy: Annotated[bool, typer.Option("--busy", help="Keep one core busy with something else.")] = False,
 ) -> None:
     """Measure and print."""
+    if os.environ.get("OMP_WAIT_POLICY") != "PASSIVE":
+        raise typer.BadParameter("set OMP_WAIT_POLICY=PASSIVE, or idle threads of ours take the cores from llama.cpp's")
     if threads is not None:
         torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder, _neighbour(busy):
@@ -96,7 +102,17 @@ def main(
                 decoding, reading = rows[name].run()
                 rows[name].decoding.append(decoding)
                 rows[name].reading.append(reading)
-    _print(rows, mean_keys(prompt, new_tokens))
+    table = _table(rows, mean_keys(prompt, new_tokens))
+    for line in table:
+        print("| " + " | ".join(line) + " |")
+    if output is not None:
+        document = {name: {"decoding": row.decoding, "reading": row.reading} for name, row in rows.items()}
+        output.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+        _draw(
+            rows,
+            output.with_suffix(".svg"),
+            f"{model}, {torch.get_num_threads()} threads, {prompt} + {new_tokens} tokens",
+        )
 
 
 def _demo(length: int) -> tuple[PreTrainedModel, Tensor, Path]:
@@ -150,11 +166,12 @@ def _theirs(binaries: Path, file: Path, format: str, folder: Path, prompt: int, 
     target = folder / f"{format}.gguf"
     command = [str(binaries / "llama-quantize"), "--allow-requantize", str(file), str(target), format]
     subprocess.run(command, check=True, capture_output=True)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     bench = [str(binaries / "llama-bench"), "-m", str(target), "-t", str(torch.get_num_threads()), "-r", "1"]
 
     def speed(*options: object) -> float:
         answer = subprocess.run(
-            [*bench, "-o", "json", *map(str, options)], check=True, capture_output=True, text=True
+            [*bench, "-o", "json", *map(str, options)], check=True, capture_output=True, text=True, env=environment
         ).stdout
         return float(json.loads(answer)[0]["avg_ts"])
 
@@ -210,10 +227,9 @@ def _neighbour(busy: bool) -> Iterator[None]:
         process.kill()
 
 
-def _print(rows: dict[str, Row], keys: float) -> None:
-    print(
-        "| | decoding, tokens/s | prompt, tokens/s | over llama.cpp | over dense | ceiling |\n|---|---|---|---|---|---|"
-    )
+def _table(rows: dict[str, Row], keys: float) -> list[list[str]]:
+    head = ["", "decoding, tokens/s", "prompt, tokens/s", "over llama.cpp", "over dense", "ceiling"]
+    lines = [head, ["---"] * len(head)]
     for name, row in rows.items():
         over, gain, most = "", "", ""
         if row.decoder is not None and row.model is not None:
@@ -221,7 +237,21 @@ def _print(rows: dict[str, Row], keys: float) -> None:
             if (profile := row.decoder.profile) is not None:
                 gain = f"{_ratio(row, rows[f'ffnskip {row.format}, dense']):.2f}"
                 most = f"{model_cost(row.model).ceiling(row.decoder.stats, overhead(profile, row.model), keys):.2f}"
-        print(f"| {name} | {median(row.decoding):.1f} | {median(row.reading):.0f} | {over} | {gain} | {most} |")
+        lines.append([name, f"{median(row.decoding):.1f}", f"{median(row.reading):.0f}", over, gain, most])
+    return lines
+
+
+def _draw(rows: dict[str, Row], path: Path, title: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.5 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.add_subplot(xlabel="tokens per second of decoding", title=title)
+    speeds = [median(row.decoding) for row in rows.values()]
+    colours = ["C7" if row.decoder is None else "C0" if row.decoder.profile is None else "C2" for row in rows.values()]
+    axes.bar_label(axes.barh(list(rows), speeds, color=colours), fmt=" %.0f")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
 
 
 def _ratio(mine: Row, other: Row) -> float:

@@ -18,22 +18,17 @@ struct Numbers {
     void round(const float* x, int n) {
         float padded[GROUP] = {};
         memcpy(padded, x, n * sizeof(float));
-        Floats largest = spread(1e-30f), sums = {};
-        for (int k = 0; k < n; k += WIDTH) {
-            const Floats size = magnitude(load(padded + k));
-            largest = size > largest ? size : largest;
-            sums += load(padded + k);
-        }
-        float most = largest[0];
-        for (int i = 1; i < WIDTH; i++) most = std::max(most, largest[i]);
+        Floats sums = {};
+        for (int k = 0; k < n; k += WIDTH) sums += load(padded + k);
         sum = ::sum(sums);
-        const bool finite = std::fabs(sum) <= 3e38f;
-        unit = finite ? most / LARGEST : NAN;  // the product is not a number either, whatever the integers are
-        const float factor = finite ? LARGEST / most : 0;
+        const float largest = largest_of(padded, GROUP);
+        const bool finite = largest <= 3e38f;
+        unit = finite ? largest / LARGEST : NAN;  // the product is not a number either, whatever the integers are
+        const float factor = finite ? LARGEST / largest : 0;
         for (int k = 0; k < n; k += WIDTH) {
             const Floats exact = load(padded + k) * factor, whole = rounded_to_whole(exact);
-            to_bytes(whole, high + k);
-            to_bytes(rounded_to_whole((exact - whole) * 128.0f), low + k);
+            to_integers(whole, high + k);
+            to_integers(rounded_to_whole((exact - whole) * 128.0f), low + k);
         }
     }
 };

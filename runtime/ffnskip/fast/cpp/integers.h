@@ -39,16 +39,15 @@ struct Rounded {
         numbers.assign((n + BLOCK - 1) / BLOCK * BLOCK, 0);
         scales.resize((n + STRETCH - 1) / STRETCH);
         for (int64_t begin = 0; begin < n; begin += STRETCH) {
-            const int64_t end = begin + STRETCH < n ? begin + STRETCH : n;
-            float largest = 1e-30f;
-            bool finite = true;
-            for (int64_t i = begin; i < end; i++) {
-                largest = std::max(largest, std::fabs(x[i]));
-                finite &= std::fabs(x[i]) <= 3e38f;
-            }
+            const int64_t end = std::min(n, begin + STRETCH), whole = begin + (end - begin) / WIDTH * WIDTH;
+            const float largest = largest_of(x + begin, end - begin);
+            const bool finite = largest <= 3e38f;
             scales[begin / STRETCH] = finite ? largest / 32767 : NAN;
             if (!finite) continue;  // the product is not a number, whatever the integers are
-            for (int64_t i = begin; i < end; i++) numbers[i] = int16_t(std::nearbyint(x[i] * (32767 / largest)));
+            const float factor = 32767 / largest;
+            for (int64_t i = begin; i < whole; i += WIDTH)
+                to_integers(rounded_to_whole(load(x + i) * factor), &numbers[i]);
+            for (int64_t i = whole; i < end; i++) numbers[i] = int16_t(std::nearbyint(x[i] * factor));
         }
     }
 
@@ -58,13 +57,15 @@ struct Rounded {
     }
 };
 
+static void round_for(const Matrix& w, const float* x, Rounded& vector) {
+    vector.round(x, w.columns);
+    if (w.format == INT4) vector.deal();
+}
+
 // What `n` vectors are to a product with `w`; good until this thread's next product.
 static const Rounded* rounded(const Matrix& w, int n, const float* const* x) {
     static thread_local std::vector<Rounded> vectors(MAX_BATCH);
-    for (int t = 0; t < n; t++) {
-        vectors[t].round(x[t], w.columns);
-        if (w.format == INT4) vectors[t].deal();
-    }
+    for (int t = 0; t < n; t++) round_for(w, x[t], vectors[t]);
     return vectors.data();
 }
 

@@ -1,4 +1,4 @@
-// Products of one matrix with many vectors: what a prompt needs.
+// Products of one matrix of 8 or 4 bits with many vectors: what a prompt needs.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 #include "inputs.h"
 #include "team.h"
 
-// y[t][row] = W[row] . x[t] + bias[row] for rows [begin, end) of a 4-bit matrix that lies input by input.
+// As `multiply`, of a 4-bit matrix that lies input by input.
 static void multiply_by_input4(const Matrix& w, int64_t begin, int64_t end, int n, const float* const* x,
                                float* const* y) {
     static thread_local Kept kept;
@@ -27,18 +27,39 @@ static void multiply_by_input4(const Matrix& w, int64_t begin, int64_t end, int 
         for (int64_t r = 0; r < rows; r++) y[t][begin + r] = sums[t * rows + r] + (w.bias ? w.bias[begin + r] : 0.0f);
 }
 
-// This thread's share of W's rows, for `n` vectors one behind the other.
-static void multiply_many(const Matrix& w, int64_t n, const float* x, float* y, int id, int count) {
-    const auto [begin, end] = share(w.rows, id, count, ROWS);
-    for (int64_t first = 0; first < n; first += MAX_BATCH) {
-        const int together = int(std::min<int64_t>(MAX_BATCH, n - first));
-        const float* from[MAX_BATCH];
-        float* to[MAX_BATCH];
-        for (int t = 0; t < together; t++) {
-            from[t] = x + (first + t) * w.columns;
-            to[t] = y + (first + t) * w.rows;
+// Vectors that are multiplied at a time: many for each reading of the weights, few enough to stay in the second cache.
+struct Together {
+    static constexpr int64_t MOST = 64;
+    int n;
+    const float* x[MOST];
+    float* y[MOST];
+
+    Together(const Matrix& w, int64_t first, int64_t end, const float* from, float* to)
+        : n(int(std::min(MOST, end - first))) {
+        for (int t = 0; t < n; t++) {
+            x[t] = from + (first + t) * w.columns;
+            y[t] = to + (first + t) * w.rows;
         }
-        if (w.stretch) multiply_by_input4(w, begin, end, together, from, to);
-        else multiply(w, begin, end, together, from, to);
     }
+};
+
+// y = W x + bias for `n` vectors one behind the other.
+static void multiply_many(const Matrix& w, int64_t n, const float* x, float* y, int threads) {
+    std::vector<Rounded> rounded(Together::MOST);
+    in_parallel(threads, [&](int id, int count, Barrier& barrier) {
+        const auto [begin, end] = share(w.rows, id, count, ROWS);
+        for (int64_t first = 0; first < n; first += Together::MOST) {
+            const Together part(w, first, n, x, y);
+            if (w.stretch) {
+                for (int t = 0; t < part.n; t += MAX_BATCH)
+                    multiply_by_input4(w, begin, end, std::min(MAX_BATCH, part.n - t), part.x + t, part.y + t);
+                continue;
+            }
+            const auto [mine, others] = share(part.n, id, count, 1);
+            for (int64_t t = mine; t < others; t++) round_for(w, part.x[t], rounded[t]);
+            barrier.wait();
+            multiply(w, begin, end, part.n, rounded.data(), part.y);
+            barrier.wait();
+        }
+    });
 }

@@ -3,8 +3,12 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <thread>
 #include <utility>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 static inline void relax() {
 #if defined(__x86_64__)
@@ -33,6 +37,24 @@ class Barrier {
     const int size_;
     std::atomic<int> arrived_{0}, round_{0};
 };
+
+// Calls `work` with the number of each thread, how many there are, and their barrier.
+template <typename Work>
+static void in_parallel(int threads, const Work& work) {
+#ifdef _OPENMP
+    // The barrier is made inside, when it is known how many threads there are: fewer than were asked for may come.
+    std::unique_ptr<Barrier> barrier;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp single
+        barrier = std::make_unique<Barrier>(omp_get_num_threads());
+        work(omp_get_thread_num(), omp_get_num_threads(), *barrier);
+    }
+#else
+    Barrier barrier(1);
+    work(0, 1, barrier);
+#endif
+}
 
 // The share of worker `id` of `count` in `n` things, in whole `unit`s.
 static inline std::pair<int64_t, int64_t> share(int64_t n, int id, int count, int64_t unit) {

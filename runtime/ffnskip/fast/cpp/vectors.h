@@ -150,10 +150,11 @@ INLINE Floats rounded_to_whole(Floats x) {
 }
 
 // Whole numbers that fit.
-INLINE void to_bytes(Floats x, int8_t* to) {
-    typedef int8_t Eight __attribute__((vector_size(WIDTH)));
-    const Eight bytes = __builtin_convertvector(__builtin_convertvector(x, Ints), Eight);
-    memcpy(to, &bytes, sizeof(bytes));
+template <typename Integer>
+INLINE void to_integers(Floats x, Integer* to) {
+    typedef Integer Eight __attribute__((vector_size(WIDTH * sizeof(Integer))));
+    const Eight whole = __builtin_convertvector(__builtin_convertvector(x, Ints), Eight);
+    memcpy(to, &whole, sizeof(whole));
 }
 
 // exp by 2^n * 2^f with |f| <= 1/2; relative error below 1e-7. Written out, as vector functions of libm are not
@@ -177,6 +178,24 @@ INLINE Floats exponential(Floats x) {
 }
 
 INLINE Floats magnitude(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }
+
+// The largest magnitude, at least 1e-30; infinite where one is infinite or not a number.
+INLINE float largest_of(const float* x, int64_t n) {
+    Floats most = spread(1e-30f);
+    int64_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        const Floats size = magnitude(load(x + i));
+        most = size < most ? most : size;  // what is not a number replaces what is, and stays
+        most = most != most ? spread(INFINITY) : most;
+    }
+    float largest = most[0];
+    for (int64_t k = 1; k < WIDTH; k++) largest = largest < most[k] ? most[k] : largest;
+    for (; i < n; i++) {
+        const float size = std::fabs(x[i]);
+        largest = size <= largest ? largest : size == size ? size : INFINITY;
+    }
+    return largest;
+}
 
 // Lane by lane its highest bit, as bits of one number.
 INLINE uint32_t signs(Ints x) {
