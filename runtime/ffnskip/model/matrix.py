@@ -32,7 +32,7 @@ class Matrix:
         format: how the numbers are stored.
         data: ``[rows, columns]`` in float32, bfloat16 or int8; uint8 in int4, two numbers to a byte as
             `ffnskip.model.int4.join` has them.
-        scale: in int8 ``[rows]`` float32; in int4 ``[rows, columns / 32, 2]`` bfloat16, factor and offset of a group.
+        scale: in int8 ``[rows]`` float32; in int4 ``[rows, columns / 32, 2]`` float16, factor and offset of a group.
         bias: ``[rows]`` float32, or None.
         by_input: of int4, whether the numbers that share a byte are of two rows, and not of two columns.
     """

@@ -53,6 +53,19 @@ class _Packed(nn.Module):
         """What is held."""
         return Matrix(self.format, self.data, self.scale, self.wide_bias, self.by_input)  # type: ignore[arg-type]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Packed:
+        """Move to where the model moves; what the rest of it is cast to changes no packed number."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype == tensor.dtype:
+                return moved
+            moved = fn(tensor.view(torch.uint8)).view(tensor.dtype)
+            return tensor if moved.data_ptr() == tensor.data_ptr() else moved
+
+        super()._apply(kept, recurse)
+        return self
+
     def _save_to_state_dict(self, *args: object, **kwargs: object) -> None:
         raise FfnskipError("Packed weights are saved by ffnskip.save_packed, not in the files of transformers.")
 
