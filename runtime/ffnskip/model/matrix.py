@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ffnskip.errors import FfnskipError
+from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.model import int4
 from ffnskip.model.int4 import GROUP
 
@@ -152,8 +152,14 @@ def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stack(matrices: list[Matrix]) -> Matrix:
-    """One matrix above the other, as one: where they lie so in memory already, without a copy."""
-    first = matrices[0]
+    """One matrix above the other, as one: where they lie so in memory already, without a copy.
+
+    Raises:
+        UnsupportedModelError: they are of different formats.
+    """
+    first, *others = matrices
+    if odd := [other.format for other in others if other.format != first.format]:
+        raise UnsupportedModelError(f"Matrices in {first.format} and {odd[0]} are not read as one, which GPUs need.")
     biases = [matrix.bias for matrix in matrices]
     bias = None
     if any(b is not None for b in biases):
