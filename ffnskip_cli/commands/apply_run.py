@@ -29,7 +29,7 @@ def run(options: Options) -> None:
     """Check the profile on its model, then score the sample and print what is skipped."""
     model, move = options.model, options.move
     loaded, profile, _ = common.load_pair(
-        model, options.profile, move, options.model_options, other_weights=options.other_weights
+        model, options.profile, move, options.model_options, other_weights=options.other_weights, gguf_as_is=True
     )
     with apply(loaded.model, profile, mode="score", other_weights=True) as applied:  # that was checked
         tokens = loaded.tokenizer(SAMPLE, return_tensors="pt")["input_ids"].to(input_device(loaded.model))

@@ -35,11 +35,20 @@ if TYPE_CHECKING:
     from ffnskip_cli.calibration.lab import Step
 
 
-def load(name: str, model_options: ModelOptions, rule: str | None = None, *, profiled: bool = True) -> LoadedModel:
+def load(
+    name: str,
+    model_options: ModelOptions,
+    rule: str | None = None,
+    *,
+    profiled: bool = True,
+    gguf_as_is: bool = False,
+) -> LoadedModel:
     """Load the model that the options name, saying so; with a rule, only one of a type that it can be used on.
 
-    Where a profile of that rule exists, the model is made of the right parts, or it is not the profile's.
+    Where a profile of that rule exists, the model is made of the right parts, or it is not the profile's. With
+    `gguf_as_is` a GGUF file is read as it is, unless the options ask for other weights.
     """
+    as_loaded = (model_options.dtype, model_options.weights, model_options.device_map) == ("auto", "auto", None)
     refuse = None if rule is None else partial(_refuse, rule_named(rule), profiled)
     if model_options.threads is not None:
         torch.set_num_threads(model_options.threads)
@@ -52,8 +61,11 @@ def load(name: str, model_options: ModelOptions, rule: str | None = None, *, pro
             revision=model_options.revision,
             trust_remote_code=model_options.trust_remote_code,
             offline=model_options.offline,
+            gguf_as_is=gguf_as_is and as_loaded,
             refuse=refuse,
         )
+    if loaded.note is not None:
+        console.talk.print(loaded.note, markup=False, highlight=False)
     if model_options.device_map is not None:
         console.talk.print(f"The model lies on {loaded.placement}.")
     return loaded
@@ -81,6 +93,7 @@ def load_pair(
     model_options: ModelOptions,
     *,
     other_weights: bool,
+    gguf_as_is: bool = False,
     refuse: Callable[[Profile], object] = lambda profile: None,
 ) -> Pair:
     """Load a model and the profile of that name, or the one that `auto` stands for, saying which it is.
@@ -96,7 +109,8 @@ def load_pair(
         return found, located.name
 
     given = None if is_auto(profile) else read(profile)
-    loaded = load(model, model_options, None if given is None else given[0].skip.rule)
+    rule = None if given is None else given[0].skip.rule
+    loaded = load(model, model_options, rule, gguf_as_is=gguf_as_is)
     chosen, name = given or read(shared_profile(loaded.model))
     check_identity(loaded, chosen, other_weights=other_weights, offline=model_options.offline)
     return Pair(loaded, chosen, name)

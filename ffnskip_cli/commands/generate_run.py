@@ -56,9 +56,9 @@ def run(options: Options) -> None:
 def _load(options: Options) -> tuple[LoadedModel, Profile | None]:
     model, model_options = options.model, options.model_options
     if options.profile is None:
-        return common.load(model, model_options), None
+        return common.load(model, model_options, gguf_as_is=True), None
     loaded, profile, _ = common.load_pair(
-        model, options.profile, options.move, model_options, other_weights=options.other_weights
+        model, options.profile, options.move, model_options, other_weights=options.other_weights, gguf_as_is=True
     )
     return loaded, profile
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.pico import SUPPORTED, pico_model, pico_tokens
+from support.compiler import needs_compiler
+from support.pico import SUPPORTED, pack_in_turns, pico_model, pico_tokens
 from torch import nn
 from transformers import PreTrainedModel
 
-from ffnskip import FfnskipError, UnsupportedModelError, pack_weights
+from ffnskip import Decoder, FfnskipError, UnsupportedModelError, pack_weights
 from ffnskip.fast.families import FAMILIES, fuse
 from ffnskip.model.matrix import Matrix
 from ffnskip.model.packed import PackedEmbedding, PackedLinear
@@ -165,3 +166,18 @@ def test_a_head_that_is_the_embedding_too_keeps_columns_that_only_the_embedding_
         pack_weights(model, "int4")
         errors.append(float(((model.lm_head.weight - weight)[:, 8:].square().mean() / weight.square().mean()).sqrt()))
     assert errors[0] < 0.9 * errors[1]
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
+def test_matrices_of_two_formats_lie_apart_and_give_the_same_tokens(name: str) -> None:
+    model = pico_model(name, intermediate_size=64)
+    pack_in_turns(model)
+    expected = model(TEXT).logits
+    fused = fuse(model)
+    assert torch.equal(model(TEXT).logits, expected)
+    first = fused.layers[0]
+    assert first.q.format != first.k.format
+    assert Decoder(model).path == "fused"  # whose check compares its logits with the model's
+    with pytest.raises(UnsupportedModelError, match="are not read as one"):
+        _ = first.qkv

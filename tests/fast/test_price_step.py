@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.compiler import needs_compiler
-from support.pico import pico_model, pico_tokens
+from support.pico import pack_in_turns, pico_model, pico_tokens
 from support.price import price_profile
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -96,10 +96,13 @@ def test_narrower_weights_give_the_logits_of_the_model_and_leave_out_as_much(for
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("name", ["qwen2", "phi3", "gemma2"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen2-mixed", "phi3", "gemma2"])
 def test_along_a_text_int4_leaves_out_what_the_general_path_does(name: str, threads: int) -> None:
-    model, before = pico_model(name, **ROUND), torch.get_num_threads()
-    pack_weights(model, "int4")
+    model, before = pico_model(name.removesuffix("-mixed"), **ROUND), torch.get_num_threads()
+    if "mixed" in name:
+        pack_in_turns(model)
+    else:
+        pack_weights(model, "int4")
     profile, text = price_profile(model), pico_tokens(60)
     no, yes = torch.zeros(1, dtype=torch.bool), torch.ones(1, dtype=torch.bool)
     torch.set_num_threads(threads)

@@ -87,6 +87,21 @@ def test_a_loaded_model_takes_the_fused_path(folder: Path) -> None:
     assert one == other
 
 
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_a_cast_leaves_packed_numbers_alone(format: str) -> None:
+    model = packed_model(format)
+    before = [(module.matrix.unpack(torch.float32), module.data) for module in packed(model)]
+    model.to(torch.bfloat16).to(torch.float64)
+    for module, (numbers, data) in zip(packed(model), before, strict=True):
+        assert torch.equal(module.matrix.unpack(torch.float32), numbers)
+        assert module.data is data  # an embedding goes on sharing it with the head
+    assert model.model.norm.weight.dtype == torch.float64
+
+
+def packed(model: PreTrainedModel) -> list[PackedLinear | PackedEmbedding]:
+    return [module for module in model.modules() if isinstance(module, PackedLinear | PackedEmbedding)]
+
+
 def test_transformers_finds_no_weights_in_it(folder: Path) -> None:
     with pytest.raises(OSError, match=r"no file named"):
         AutoModelForCausalLM.from_pretrained(folder)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from support.factories import make_profile
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from ffnskip.model import packed
+from ffnskip.model.matrix import pack
 from ffnskip.model.sites import ffn_sites, first_output, watch
 from ffnskip.profiles.identity import model_info
 from ffnskip.profiles.profile import Profile
@@ -75,6 +78,12 @@ def pico_model(name: str = "llama", dtype: torch.dtype = torch.float32, **config
             else:  # norms and biases: near what they were, but not trivial
                 parameter.add_(0.3 * noise)
     return model.to(dtype).eval()
+
+
+def pack_in_turns(model: PreTrainedModel) -> None:
+    """Pack every third linear layer to int8 and the others to int4, as GGUF files mix their types."""
+    turns = cycle(("int4", "int8", "int4"))
+    packed._replace(model, packed._places(model, "int4"), lambda linear: pack(linear.weight, next(turns), linear.bias))
 
 
 def float64_model(name: str = "llama", *scales: float) -> PreTrainedModel:

@@ -88,7 +88,7 @@ def test_a_model_too_large_for_memory(pico_folder: Path, monkeypatch: pytest.Mon
     def fail(*args: object, **kwargs: object) -> None:
         raise failure
 
-    monkeypatch.setattr("ffnskip_cli.sources.models.AutoModelForCausalLM.from_pretrained", fail)
+    monkeypatch.setattr("ffnskip_cli.sources.weights.AutoModelForCausalLM.from_pretrained", fail)
     message = sentence(lambda: load_model(str(pico_folder)))
     assert message.endswith("pico does not fit into memory: try --dtype bfloat16, --device-map auto or --device cpu")
 

@@ -28,7 +28,7 @@ _SOURCES = Path(__file__).parent / "cpp"
 _MAIN = "step.cpp"
 # Not -ffast-math: at load it would switch off denormal numbers for the whole process. Vector code is explicit instead.
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC")
-_AVX2 = ("-mavx2", "-mfma")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")  # whatever has the first has the others
 _THREADS = ("-fopenmp",)  # torch's own threads; a compiler that knows no such option builds a step for one thread
 _TIMEOUT = 300  # seconds; it takes about ten
 

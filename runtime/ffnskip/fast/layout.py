@@ -11,6 +11,7 @@ import mmap
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -32,7 +33,8 @@ def lay_out(groups: Sequence[Sequence[nn.Module]], *, by_input: bool = False) ->
 
     Matrices lie row by row, one behind the other, which is fastest where all of them is read; or input by input, for
     each input one stretch with the weights of all outputs of the group, where single inputs are left out. The modules
-    are then transposed views, whose own products on a CPU are as fast and bit-equal.
+    are then transposed views, whose own products on a CPU are as fast and bit-equal. Packed layers of different formats
+    lie apart, as if they were of different groups.
 
     On a CPU all of them go into huge pages: with pages of 4 KiB a product reads a quarter less per second, as the
     processor keeps looking up where the next page is. On a GPU each group that does not lie so is moved by itself.
@@ -83,11 +85,11 @@ def together(matrices: Sequence[Matrix | None]) -> list[Matrix | None]:
 
 
 def _stretches(group: Sequence[nn.Module]) -> list[list[Tensor]]:
-    """The tensors of a group that belong next to each other."""
+    """The tensors of a group that belong next to each other: of packed layers, those of one format."""
     packed = [linear for linear in group if isinstance(linear, PackedLinear)]
     if packed:
-        data, scale = ([getattr(linear, name) for linear in packed] for name in ("data", "scale"))
-        return [data, scale]
+        alike = [list(run) for _, run in groupby(packed, key=lambda linear: linear.format)]
+        return [[getattr(linear, name) for linear in run] for run in alike for name in ("data", "scale")]
     return [[linear.weight for linear in group if isinstance(linear, nn.Linear)]]
 
 

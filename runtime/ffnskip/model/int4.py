@@ -1,8 +1,8 @@
 """Matrices of 4 bits: how their numbers are chosen, and how they lie in bytes.
 
-32 numbers of a row share a factor and an offset, as in the Q4_1 of GGUF; each is ``factor * level + offset`` with a
-level from 0 to 15. Two levels share a byte: of two columns where products read rows, and of two rows where they read
-only some of the columns.
+32 numbers of a row share a factor and an offset in float16, as in the Q4_1 of GGUF; each is ``factor * level + offset``
+with a level from 0 to 15. Two levels share a byte: of two columns where products read rows, and of two rows where they
+read only some of the columns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ GROUP = 32  # columns that share a scale
 ROWS = 64  # that share a stretch of bytes, where two rows share a byte
 _SPANS = (1.0, 0.9)  # of a group's numbers, that sixteen levels are first spread over
 _REFITS = 2
-_LEAST = 1e-30  # factor of a group
+_LEAST, _MOST = 2.0**-24, 65504.0  # factor of a group: what float16 holds
 
 
 def narrow(rows: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,7 +26,7 @@ def narrow(rows: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
     best = torch.stack([_error(groups, shares, *fit) for fit in fits]).argmin(dim=0)
     factor, offset = (torch.stack(tensors).gather(0, best[None])[0] for tensors in zip(*fits, strict=True))
     levels = _levels(groups, factor, offset).to(torch.uint8).flatten(1)
-    return join(levels), torch.cat([factor, offset], dim=2).bfloat16()
+    return join(levels), torch.cat([factor, offset], dim=2).half()
 
 
 def wide(data: Tensor, scale: Tensor, by_input: bool = False) -> Tensor:
@@ -56,13 +56,13 @@ def split(data: Tensor, by_input: bool = False) -> Tensor:
 
 
 def _fit(groups: Tensor, shares: Tensor, span: float) -> tuple[Tensor, Tensor]:
-    """Factor and offset ``[rows, n, 1]`` of ``groups [rows, n, 32]``, numbers of bfloat16 whose errors are small.
+    """Factor and offset ``[rows, n, 1]`` of ``groups [rows, n, 32]``, numbers of float16 whose errors are small.
 
     Least squares given the levels that each number is nearest to, and these given the fit, in turns (Lloyd 1982). A
     number counts by its share in ``shares [n, 32]``, which sum to one in each group.
     """
     lowest, highest = groups.aminmax(dim=2, keepdim=True)
-    factor = ((highest - lowest) * (span / 15)).clamp(min=_LEAST)
+    factor = ((highest - lowest) * (span / 15)).clamp(_LEAST, _MOST)
     offset = (highest + lowest) / 2 - 7.5 * factor
     mean = (shares * groups).sum(dim=2, keepdim=True)
     for _ in range(_REFITS):
@@ -71,9 +71,9 @@ def _fit(groups: Tensor, shares: Tensor, span: float) -> tuple[Tensor, Tensor]:
         level = weighted.sum(dim=2, keepdim=True)
         variance = (weighted * levels).sum(dim=2, keepdim=True) - level**2
         covariance = (weighted * groups).sum(dim=2, keepdim=True) - level * mean
-        factor = torch.where(variance > 1e-4, covariance / variance, factor).clamp(min=_LEAST).bfloat16().float()
+        factor = torch.where(variance > 1e-4, covariance / variance, factor).clamp(_LEAST, _MOST).half().float()
         offset = mean - factor * level
-    return factor, offset.bfloat16().float()
+    return factor, offset.clamp(-_MOST, _MOST).half().float()
 
 
 def _levels(groups: Tensor, factor: Tensor, offset: Tensor) -> Tensor:

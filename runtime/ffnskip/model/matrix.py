@@ -14,14 +14,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ffnskip.errors import FfnskipError
+from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.model import int4
 from ffnskip.model.int4 import GROUP
 
 Format = Literal["float32", "bfloat16", "int8", "int4"]
 PackedFormat = Literal["int8", "int4"]
 
-_AT_ONCE = 2**18  # numbers that are converted at a time: they stay in the cache, and no whole matrix is in float32
+AT_ONCE = 2**18  # numbers that are converted at a time: they stay in the cache, and no whole matrix is in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Matrix:
         format: how the numbers are stored.
         data: ``[rows, columns]`` in float32, bfloat16 or int8; uint8 in int4, two numbers to a byte as
             `ffnskip.model.int4.join` has them.
-        scale: in int8 ``[rows]`` float32; in int4 ``[rows, columns / 32, 2]`` bfloat16, factor and offset of a group.
+        scale: in int8 ``[rows]`` float32; in int4 ``[rows, columns / 32, 2]`` float16, factor and offset of a group.
         bias: ``[rows]`` float32, or None.
         by_input: of int4, whether the numbers that share a byte are of two rows, and not of two columns.
     """
@@ -79,7 +79,7 @@ class Matrix:
         if self.scale is None:
             return self.data.to(dtype)
         weights = torch.empty(self.rows, self.columns, dtype=dtype, device=self.data.device)
-        n = max(1, _AT_ONCE // self.columns // int4.ROWS) * int4.ROWS
+        n = max(1, AT_ONCE // self.columns // int4.ROWS) * int4.ROWS
         chunks = weights.split(n), self.data.split(n // 2 if self.by_input else n), self.scale.split(n)
         for rows, data, scale in zip(*chunks, strict=True):
             wide = data.float().mul_(scale[:, None]) if self.format == "int8" else int4.wide(data, scale, self.by_input)
@@ -130,8 +130,8 @@ def pack(weight: Tensor, format: PackedFormat, bias: Tensor | None = None, input
         raise FfnskipError(f"int4 needs rows of a multiple of {GROUP} numbers, not {weight.shape[1]}: choose int8.")
     weight = weight.detach()
     importance = torch.ones(weight.shape[1], device=weight.device) if inputs is None else inputs.to(weight.device)
-    chunks = weight.split(max(1, _AT_ONCE // weight.shape[1]))
-    parts = [_to_int8(rows.float()) if format == "int8" else int4.narrow(rows.float(), importance) for rows in chunks]
+    chunks = weight.split(max(1, AT_ONCE // weight.shape[1]))
+    parts = [to_int8(rows.float()) if format == "int8" else int4.narrow(rows.float(), importance) for rows in chunks]
     data, scale = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return Matrix(format, data, scale, _float(bias))
 
@@ -146,14 +146,21 @@ def pack_shape(weight: Tensor, format: PackedFormat, bias: Tensor | None = None)
     return replace(row.map(lambda t: t.to("meta").expand(len(weight), *t.shape[1:])), bias=_float(bias))
 
 
-def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
+def to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`Matrix.data` and `Matrix.scale` of some numbers ``[rows, columns]``."""
     scale = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
     return (rows / scale[:, None]).round().to(torch.int8), scale
 
 
 def stack(matrices: list[Matrix]) -> Matrix:
-    """One matrix above the other, as one: where they lie so in memory already, without a copy."""
-    first = matrices[0]
+    """One matrix above the other, as one: where they lie so in memory already, without a copy.
+
+    Raises:
+        UnsupportedModelError: they are of different formats.
+    """
+    first, *others = matrices
+    if odd := [other.format for other in others if other.format != first.format]:
+        raise UnsupportedModelError(f"Matrices in {first.format} and {odd[0]} are not read as one, which GPUs need.")
     biases = [matrix.bias for matrix in matrices]
     bias = None
     if any(b is not None for b in biases):

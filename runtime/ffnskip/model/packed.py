@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ffnskip.errors import FfnskipError
 from ffnskip.model.inputs import mean_squares
-from ffnskip.model.int4 import GROUP
+from ffnskip.model.int4 import GROUP, ROWS
 from ffnskip.model.matrix import Matrix, PackedFormat, pack, pack_shape
 from ffnskip.model.sites import decoder_body
 from ffnskip.profiles.fingerprint import keep_fingerprint, weights_sha256
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 Product = Callable[[Matrix, Tensor], Tensor | None]
+_UNPACKED = 2**24  # numbers of a matrix that are unpacked at a time
 _product: ContextVar[Product | None] = ContextVar("product", default=None)
 
 
@@ -52,6 +53,19 @@ class _Packed(nn.Module):
     def matrix(self) -> Matrix:
         """What is held."""
         return Matrix(self.format, self.data, self.scale, self.wide_bias, self.by_input)  # type: ignore[arg-type]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Packed:
+        """Move to where the model moves; what the rest of it is cast to changes no packed number."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype == tensor.dtype:
+                return moved
+            moved = fn(tensor.view(torch.uint8)).view(tensor.dtype)
+            return tensor if moved.data_ptr() == tensor.data_ptr() else moved
+
+        super()._apply(kept, recurse)
+        return self
 
     def _save_to_state_dict(self, *args: object, **kwargs: object) -> None:
         raise FfnskipError("Packed weights are saved by ffnskip.save_packed, not in the files of transformers.")
@@ -94,12 +108,23 @@ class PackedLinear(_Packed):
         product = _product.get()
         if product is not None and (y := product(self.matrix, x)) is not None:
             return y
-        bias = self.matrix.bias
-        return F.linear(x, self.matrix.unpack(x.dtype), None if bias is None else bias.to(x.dtype))
+        parts = [_multiplied(x, rows) for rows in _in_parts(self.matrix)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _in_parts(matrix: Matrix) -> list[Matrix]:
+    """Rows of a matrix that may be unpacked at the same time: an output head is large, and would be larger still."""
+    n = max(1, _UNPACKED // matrix.columns // ROWS) * ROWS
+    return [matrix[begin : min(begin + n, matrix.rows)] for begin in range(0, matrix.rows, n)]
+
+
+def _multiplied(x: Tensor, matrix: Matrix) -> Tensor:
+    bias = matrix.bias
+    return F.linear(x, matrix.unpack(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 class PackedEmbedding(_Packed):
-    """Stands where an embedding stood that shares its weights with a packed output head; multiplied by `factor`."""
+    """Stands where an embedding stood, often one that shares its weights with the output head; times `factor`."""
 
     def __init__(self, matrix: Matrix, dtype: torch.dtype, factor: float) -> None:
         super().__init__(matrix, dtype)
@@ -148,6 +173,22 @@ def pack_shapes(model: PreTrainedModel, format: PackedFormat) -> None:
     _replace(model, _places(model, format), lambda linear: pack_shape(linear.weight, format, linear.bias))
 
 
+def pack_from(model: PreTrainedModel, packed: Callable[[nn.Linear | nn.Embedding], Matrix]) -> None:
+    """Put packed matrices in the places of the linear layers, the output head and the embedding.
+
+    Args:
+        model: a model whose own numbers do not matter.
+        packed: gives the matrix for a module; of an embedding that is the output head too it is asked for the head's.
+
+    Raises:
+        FfnskipError: the model has no layers that can be packed.
+    """
+    embedding: Any = model.get_input_embeddings()
+    _replace(model, _places(model, "int8"), packed)
+    if model.get_input_embeddings() is embedding:
+        _replace_embedding(model, packed(embedding), embedding.weight.dtype)
+
+
 _Place = tuple[nn.Module, str]  # a layer's parent and its name there
 
 
@@ -181,7 +222,11 @@ def _replace(model: PreTrainedModel, places: list[_Place], packed: Callable[[nn.
         linear = _linear(*place)
         layer = PackedLinear(packed(linear), linear.weight.dtype)
         if linear is head and embedding.weight is head.weight:
-            scale = getattr(embedding, "embed_scale", 1.0)
-            scale = float(scale.to(layer.dtype)) if isinstance(scale, Tensor) else float(scale)
-            model.set_input_embeddings(PackedEmbedding(layer.matrix, layer.dtype, scale))
+            _replace_embedding(model, layer.matrix, layer.dtype)
         setattr(*place, layer)
+
+
+def _replace_embedding(model: PreTrainedModel, matrix: Matrix, dtype: torch.dtype) -> None:
+    scale = getattr(model.get_input_embeddings(), "embed_scale", 1.0)
+    scale = float(scale.to(dtype)) if isinstance(scale, Tensor) else float(scale)
+    model.set_input_embeddings(PackedEmbedding(matrix, dtype, scale))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ffnskip.errors import FfnskipError
 from ffnskip.files import read_regular, sha256_file
 from ffnskip.model.matrix import PackedFormat
-from ffnskip.model.packed import PackedLinear, pack_shapes
+from ffnskip.model.packed import PackedEmbedding, PackedLinear, pack_shapes
 from ffnskip.profiles.fingerprint import keep_fingerprint
 from ffnskip.profiles.identity import architecture, model_info
 from ffnskip.profiles.schema import Hex64, ModelInfo, Section
@@ -68,12 +68,16 @@ def save_packed(
         id, revision, gguf_sha256: where it came from, as in a profile.
 
     Raises:
-        FfnskipError: it is not packed, or its code is not that of transformers.
+        FfnskipError: it is not packed, or not to one format, or its code is not that of transformers.
         OSError: the folder cannot be written.
     """
     formats = {module.format for module in model.modules() if isinstance(module, PackedLinear)}
     if not formats:
         raise FfnskipError("The model is not packed: call ffnskip.pack_weights first.")
+    embedding = model.get_input_embeddings()
+    of_its_own = isinstance(embedding, PackedEmbedding) and embedding.data is not model.get_output_embeddings().data
+    if len(formats) > 1 or of_its_own:
+        raise FfnskipError("The model is that of a GGUF file, read as it is: keep the file.")
     if not type(model).__module__.startswith("transformers.models."):
         raise FfnskipError("A model with Python code of its own cannot be saved packed.")
     folder = Path(folder)

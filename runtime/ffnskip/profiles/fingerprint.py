@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,11 +46,23 @@ _SETTINGS = (
 _QUANTIZED = ("qweight", "qzeros", "scales", "weight_packed", "weight_scale")  # buffers of GPTQ, AWQ and their like
 
 
+LookUp = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _in_memory(weight: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    matrix = weight.reshape(-1, weight.shape[-1]) if weight.dim() else weight.reshape(1, 1)
+    return matrix[row.to(weight.device), column.to(weight.device)]
+
+
 @torch.no_grad()
-def weights_sha256(model: PreTrainedModel) -> str:
+def weights_sha256(model: PreTrainedModel, look_up: LookUp = _in_memory) -> str:
     """The fingerprint, 64 hex digits.
 
     A packed model has that of the weights it was packed from. Adapters of PEFT that are on and not zero are part of it.
+
+    Args:
+        model: the model.
+        look_up: given a weight, rows ``[n]`` and columns ``[n]``, the values there; for weights that are not in memory.
     """
     if (packed := getattr(model, _PACKED, None)) is not None:
         return str(packed)
@@ -61,7 +73,7 @@ def weights_sha256(model: PreTrainedModel) -> str:
     for root in filter(None, (decoder_body(model), head)):  # whatever the model around the decoder is called
         for name, weight in _weights(root):
             digest.update(f"\n{name} {tuple(weight.shape)}".encode())
-            digest.update(_sample(weight).view(torch.int16).cpu().numpy().tobytes())
+            digest.update(_sample(weight, look_up).view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -100,7 +112,7 @@ def _weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
             continue
         with align_module_device(module):  # brings in what accelerate keeps elsewhere
             for name, weight in module.named_parameters(prefix.replace(".base_layer", ""), recurse=False):
-                yield from _plain(name, weight.detach())
+                yield from _plain(name, weight)
             for name, weight in module.named_buffers(prefix, recurse=False):
                 if name.rpartition(".")[2] in _QUANTIZED:
                     yield name, weight
@@ -125,12 +137,12 @@ def _is_idle_adapter(root: nn.Module, name: str) -> bool:
     return bool(getattr(owner, "disable_adapters", False)) or not any(bool(w.any()) for w in outer)
 
 
-def _sample(weight: Tensor) -> Tensor:
+def _sample(weight: Tensor, look_up: LookUp) -> Tensor:
     """``[n]`` bfloat16, of a weight of any shape."""
-    matrix = weight.reshape(-1, weight.shape[-1]) if weight.dim() else weight.reshape(1, 1)
-    rows, columns = matrix.shape
+    columns = weight.shape[-1] if weight.dim() else 1
+    rows = weight.numel() // max(columns, 1)
     size = min(max(rows, columns), _MOST) if weight.numel() else 0
-    place = torch.arange(size, device=weight.device)
+    place = torch.arange(size, device="cpu")
     row = place % rows if rows <= size else place * rows // size
-    values = matrix[row, place * _STEP % columns].float()
+    values = look_up(weight, row, place * _STEP % columns).float()
     return torch.where(values.abs() < _SMALLEST, 0.0, values).to(torch.bfloat16)

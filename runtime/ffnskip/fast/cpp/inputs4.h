@@ -54,9 +54,7 @@ struct Run {
 
 // y += what eight sums of products stand for.
 INLINE void add_sums(Ints high, Ints low, const uint16_t* scale, const Numbers& x, float* y) {
-    Ints both;
-    memcpy(&both, scale, sizeof(both));
-    const Floats factor = (Floats)(both << 16), offset = (Floats)(both & int32_t(0xffff0000));
+    const auto [factor, offset] = eight_pairs(scale);
     const Floats sums = __builtin_convertvector(high * 128 + low, Floats);
     store(y, load(y) + factor * sums * (x.unit / 128) + offset * x.sum);
 }

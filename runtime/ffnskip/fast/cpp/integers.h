@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "format.h"
-#include "vectors.h"
+#include "halves.h"
 
 // What 64 numbers of a vector are to an int4 product: in the order in which `block_product4` meets them, and the sums of
 // those that make one of its eight sums of products.
@@ -104,8 +104,7 @@ template <int T>
 INLINE void block_product4(const uint8_t* data, const uint16_t* scale, const Block* const (&x)[T],
                            Floats (&factors)[T], Floats (&offsets)[T]) {
     const Words four = load_words(data);
-    const Ints both = halves(scale);
-    const Floats factor = (Floats)(both << 16), offset = (Floats)(both & int32_t(0xffff0000));
+    const auto [factor, offset] = two_pairs(scale);
     for (int t = 0; t < T; t++) {
         const int16_t* with = x[t]->numbers;
         const Ints sums = products((Shorts)(four & 15), with) + products((Shorts)(four >> 4 & 15), with + 16) +

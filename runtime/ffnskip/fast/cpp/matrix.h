@@ -78,7 +78,7 @@ static void unpack_row(const Matrix& w, int64_t row, float* y) {
                 const int64_t group = row * w.columns / GROUP + c / GROUP, half = GROUP / 2;
                 const uint8_t both = static_cast<const uint8_t*>(w.data)[group * half + c % half];
                 const uint16_t* scale = static_cast<const uint16_t*>(w.scale) + group * 2;
-                y[c] = (c % GROUP < half ? both & 15 : both >> 4) * widened(scale) + widened(scale + 1);
+                y[c] = (c % GROUP < half ? both & 15 : both >> 4) * half_float(scale[0]) + half_float(scale[1]);
             }
         }
 }

@@ -30,24 +30,23 @@ inline void Worker::choose(Role role, int64_t index, const Rows& which, const fl
     }
 }
 
-// The sums of this thread's share of the inputs, for `n` outputs that begin with those of `w`; then a barrier.
-inline void Worker::add_up(const Matrix& w, const Rows& which, int64_t n) {
+// The sums of this thread's share of the inputs, for all outputs of a stretch that begins with those of `w`; then a
+// barrier.
+inline void Worker::add_up(const Matrix& w, const Rows& which) {
     turn_ ^= 1;
     const auto [begin, end] = share(mine_.kept.n, id_, count_, AT_ONCE);
-    sum_inputs(w, mine_.kept, begin, end, which.n, n, mine_.sums[turn_].data());
+    sum_inputs(w, mine_.kept, begin, end, which.n, w.stretch, mine_.sums[turn_].data());
     barrier_.wait();
 }
 
-// y[row] = W x[row] for rows [begin, end) of W, from the sums of all threads; they begin at output `first` of the `n`
-// that were summed up.
-inline void Worker::collect(const Matrix& w, const Rows& which, int64_t begin, int64_t end, int64_t first, int64_t n,
-                            float* y) {
+// y[row] = W x[row] for rows [begin, end) of W, from the sums of all threads; they begin at output `first` of a stretch.
+inline void Worker::collect(const Matrix& w, const Rows& which, int64_t begin, int64_t end, int64_t first, float* y) {
     const float* scale = w.format == INT8 ? static_cast<const float*>(w.scale) : nullptr;
     for (int i = 0; i < which.n; i++) {
         float* to = y + which.of[i] * w.rows;
         std::fill(to + begin, to + end, 0.0f);
         for (int thread = 0; thread < count_; thread++) {
-            const float* sums = step_.scratch[thread]->sums[turn_].data() + i * n + first;
+            const float* sums = step_.scratch[thread]->sums[turn_].data() + i * w.stretch + first;
             for (int64_t r = begin; r < end; r++) to[r] += sums[r];
         }
         if (scale)
@@ -57,10 +56,20 @@ inline void Worker::collect(const Matrix& w, const Rows& which, int64_t begin, i
     }
 }
 
-// This thread's share of W's rows, into memory that all threads read behind a barrier.
-inline void Worker::collect_share(const Matrix& w, const Rows& which, int64_t first, int64_t n, float* y) {
-    const auto [begin, end] = share(w.rows, id_, count_, 4);
-    collect(w, which, begin, end, first, n, y);
+// y[row] = W x[row] of matrices that read the same inputs: this thread's share of each one's rows, into memory that all
+// threads read behind a barrier. Matrices of one format lie in one stretch, and are summed up as one.
+inline void Worker::project(const Rows& which, std::initializer_list<Projection> matrices) {
+    int64_t first = 0, outputs = 0;  // of the stretch
+    for (const auto& [w, y] : matrices) {
+        if (first == outputs) {
+            add_up(*w, which);
+            first = 0;
+            outputs = w->stretch;
+        }
+        const auto [begin, end] = share(w->rows, id_, count_, 4);
+        collect(*w, which, begin, end, first, y);
+        first += w->rows;
+    }
 }
 
 inline Rows Worker::running() const {
@@ -72,19 +81,15 @@ inline Rows Worker::running() const {
 
 inline void Worker::project_qkv(const Layer& layer, int64_t index) {
     const Rows rows = running();
-    const int64_t n = layer.q.rows + layer.k.rows + layer.v.rows;
     choose(ATTENTION_INPUT, index, rows, mine_.x.data(), m_.hidden);
-    add_up(layer.q, rows, n);
-    collect_share(layer.q, rows, 0, n, s_.q.data());
-    collect_share(layer.k, rows, layer.q.rows, n, s_.k.data());
-    collect_share(layer.v, rows, layer.q.rows + layer.k.rows, n, s_.v.data());
+    project(rows, {{&layer.q, s_.q.data()}, {&layer.k, s_.k.data()}, {&layer.v, s_.v.data()}});
 }
 
 inline void Worker::project_out(const Layer& layer, int64_t index) {
     const Rows rows = running();
     choose(ATTENTION_OUTPUT, index, rows, s_.mixed.data(), m_.heads * m_.head_dim);
-    add_up(layer.out, rows, m_.hidden);
-    collect(layer.out, rows, 0, m_.hidden, 0, m_.hidden, mine_.added.data());
+    add_up(layer.out, rows);
+    collect(layer.out, rows, 0, m_.hidden, 0, mine_.added.data());
     for (int i = 0; i < rows.n; i++) add(rows.of[i], mine_.added, layer.after_attention);
 }
 
@@ -94,9 +99,7 @@ inline void Worker::feed_forward_of_parts(const Layer& layer, int64_t index) {
     for (int i = 0; i < rows.n; i++) rms_norm(h(rows.of[i]), layer.norm_ffn, m_.eps, m_.hidden, x(rows.of[i]));
     choose(FFN_INPUT, index, rows, mine_.x.data(), m_.hidden);
     lap(RULE);
-    add_up(layer.gate, rows, 2 * n);
-    collect_share(layer.gate, rows, 0, 2 * n, s_.gate.data());
-    collect_share(layer.up, rows, n, 2 * n, s_.up.data());
+    project(rows, {{&layer.gate, s_.gate.data()}, {&layer.up, s_.up.data()}});
     const auto [begin, end] = share(n, id_, count_, 4);  // what this thread has collected
     for (int i = 0; i < rows.n; i++)
         activate(m_.activation, &s_.gate[rows.of[i] * n + begin], &s_.up[rows.of[i] * n + begin], end - begin);
@@ -104,8 +107,8 @@ inline void Worker::feed_forward_of_parts(const Layer& layer, int64_t index) {
     lap(FFN);
     choose(NEURONS, index, rows, s_.gate.data(), n);
     lap(RULE);
-    add_up(layer.down, rows, m_.hidden);
-    collect(layer.down, rows, 0, m_.hidden, 0, m_.hidden, mine_.added.data());
+    add_up(layer.down, rows);
+    collect(layer.down, rows, 0, m_.hidden, 0, mine_.added.data());
     for (int i = 0; i < rows.n; i++) add(rows.of[i], mine_.added, layer.after_ffn);
     lap(FFN);
 }

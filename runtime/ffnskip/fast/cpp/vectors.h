@@ -39,11 +39,6 @@ INLINE Shorts widen16(const int8_t* from) {
 INLINE Ints products(Shorts a, const int16_t* b) {
     return (Ints)_mm256_madd_epi16((__m256i)a, _mm256_loadu_si256((const __m256i*)b));
 }
-// Two pairs of 16 bits: the first in four lanes, the second in the other four.
-INLINE Ints halves(const uint16_t* from) {
-    const __m256i order = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
-    return (Ints)_mm256_permutevar8x32_epi32(_mm256_castsi128_si256(_mm_loadl_epi64((const __m128i*)from)), order);
-}
 // a[0] b[0] a[1] b[1] ... of the first (part 0) or last (part 1) eight bytes of each sixteen.
 INLINE Bytes interleaved(Bytes a, Bytes b, int part) {
     return (Bytes)(part ? _mm256_unpackhi_epi8((__m256i)a, (__m256i)b) : _mm256_unpacklo_epi8((__m256i)a, (__m256i)b));
@@ -79,13 +74,6 @@ INLINE Bytes interleaved(Bytes a, Bytes b, int part) {
 INLINE Shorts pair_products(Bytes a, const int8_t* two) {
     Shorts x;
     for (int64_t i = 0; i < 2 * WIDTH; i++) x[i] = int16_t(a[2 * i] * two[0] + a[2 * i + 1] * two[1]);
-    return x;
-}
-INLINE Ints halves(const uint16_t* from) {
-    int32_t pairs[2];
-    memcpy(pairs, from, sizeof(pairs));
-    Ints x;
-    for (int64_t i = 0; i < WIDTH; i++) x[i] = pairs[i / 4];
     return x;
 }
 #endif

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <chrono>
+#include <initializer_list>
 
 #include "state.h"
 #include "team.h"
@@ -70,9 +71,13 @@ class Worker {
 
     Rows running() const;
     void choose(Role role, int64_t index, const Rows& which, const float* x, int64_t width);
-    void add_up(const Matrix& w, const Rows& which, int64_t n);
-    void collect(const Matrix& w, const Rows& which, int64_t begin, int64_t end, int64_t first, int64_t n, float* y);
-    void collect_share(const Matrix& w, const Rows& which, int64_t first, int64_t n, float* y);
+    struct Projection {
+        const Matrix* w;
+        float* y;
+    };
+    void add_up(const Matrix& w, const Rows& which);
+    void collect(const Matrix& w, const Rows& which, int64_t begin, int64_t end, int64_t first, float* y);
+    void project(const Rows& which, std::initializer_list<Projection> matrices);
     void project_qkv(const Layer& layer, int64_t index);
     void project_out(const Layer& layer, int64_t index);
     void feed_forward_of_parts(const Layer& layer, int64_t index);
