@@ -46,7 +46,7 @@ def demo() -> LoadedModel:
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     """A profile by the paper's rule at a ratio of 0.10, what stdout said of it in JSON, and what stderr said."""
     path = tmp_path_factory.mktemp("profiles") / "0.10.yaml"
-    sizes = ("--tokens", 1024, "--eval-tokens", 512, "--candidates", 4, "--warm-up", WARM_UP)
+    sizes = ("--tokens", 1024, "--eval-tokens", 512, "--candidates", 2, "--warm-up", WARM_UP)
     paper = ("--rule", "cosine", "--compensate", "none", *FAST)
     options = ("--dataset", "demo", *sizes, *paper, "--output", path, "--format", "json")
     result = succeed("calibrate", "demo", "--target", "0.10", *options)
