@@ -5,6 +5,8 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 FFNSKIP := $(BIN)/ffnskip
 DEMO := demo
+# As every CPU multiplies it at speed: bfloat16 takes several times as long where there are no instructions for it.
+DTYPE := --dtype float32
 
 .PHONY: help demo test lint schema fuzz torture clean
 
@@ -28,14 +30,14 @@ help:
 demo: .venv/installed
 	@echo "== 1/4  Calibrate: one measurement, two profiles; on less text than by default =="
 	$(FFNSKIP) calibrate demo --dataset demo --target-flops 0.10,0.15 --output $(DEMO) \
-	    --tokens 4096 --eval-tokens 4096 --warm-up 16
+	    --tokens 4096 --eval-tokens 4096 --warm-up 16 $(DTYPE)
 	@echo "== 2/4  Inspect the second one =="
 	$(FFNSKIP) inspect $(DEMO)/flops-0.15.yaml --plot $(DEMO)/profile.html
 	@echo "== 3/4  Generate, next to the dense model =="
 	$(FFNSKIP) generate demo "Explain in three sentences why the sky is blue." --profile $(DEMO)/flops-0.15.yaml \
-	    --max-new-tokens 96 --compare
+	    --max-new-tokens 96 --compare $(DTYPE)
 	@echo "== 4/4  Bench: quality on held-out text, speed along it =="
-	$(FFNSKIP) bench demo --profile $(DEMO)/flops-0.15.yaml --measure quality,speed --eval-tokens 4096 --new-tokens 128
+	$(FFNSKIP) bench demo --profile $(DEMO)/flops-0.15.yaml --measure quality,speed --eval-tokens 4096 --new-tokens 128 $(DTYPE)
 	@echo "Profiles and picture are in $(DEMO)/:" && ls $(DEMO)
 
 lint: .venv/installed
