@@ -6,7 +6,6 @@ whose factors and offsets are products of two numbers, these are rounded to floa
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +20,11 @@ from torch import Tensor
 
 from ffnskip.model.int4 import GROUP
 from ffnskip.model.matrix import AT_ONCE, Matrix, PackedFormat, to_int8
+from ffnskip.pages import huge, settle
 
 Bytes = NDArray[np.uint8]
 _Packed = tuple[Bytes, NDArray[np.float16]]  # `Matrix.data` and `Matrix.scale` of int4
-_FLOATS = (Kind.F32, Kind.F16, Kind.BF16)
+FLOATS = (Kind.F32, Kind.F16, Kind.BF16)
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,14 @@ class Stored:
         data: ``[rows, bytes of a row]``; a vector is one row.
         kind: how numbers lie in the bytes.
         shape: of the tensor, ``[rows, columns]`` or ``[columns]``.
+        release: called when some of it has been read, to let go of the file's pages: beside what they became, they
+            would be in memory twice.
     """
 
     data: Bytes
     kind: Kind
     shape: tuple[int, ...]
-
-    @property
-    def quantized(self) -> bool:
-        """Whether its numbers are rounded to few bits."""
-        return self.kind not in _FLOATS
+    release: Callable[[], None] = lambda: None
 
     def unpacked(self) -> Tensor:
         """The numbers, in float32; meant for what is small."""
@@ -54,6 +52,7 @@ class Stored:
         """Single numbers ``[n]`` in float32, of whose blocks alone are read."""
         block, nbytes = gguf.GGML_QUANT_SIZES[self.kind]
         blocks = self.data.reshape(len(self.data), -1, nbytes)[row.numpy(), column.numpy() // block]
+        self.release()
         return torch.from_numpy(_numbers(blocks, self.kind)).gather(1, column[:, None] % block)[:, 0]
 
     def packed(self, bias: Tensor | None = None) -> Matrix:
@@ -62,31 +61,31 @@ class Stored:
         to_int4 = _TO_INT4.get(self.kind)
         if to_int4 is None:
             format: PackedFormat = "int8"
-            data, scale = fresh((rows, columns), torch.int8), fresh((rows,), torch.float32)
+            data, scale = _fresh((rows, columns), torch.int8), _fresh((rows,), torch.float32)
         else:
             format = "int4"
-            data, scale = fresh((rows, columns // 2), torch.uint8), fresh((rows, columns // GROUP, 2), torch.float16)
+            data, scale = _fresh((rows, columns // 2), torch.uint8), _fresh((rows, columns // GROUP, 2), torch.float16)
         n = max(1, AT_ONCE // columns)
         for begin in range(0, rows, n):
-            part = np.ascontiguousarray(self.data[begin : begin + n])
+            part = np.array(self.data[begin : begin + n])
             made = (
                 map(torch.from_numpy, to_int4(part))
                 if to_int4
                 else to_int8(torch.from_numpy(_numbers(part, self.kind)))
             )
             data[begin : begin + n], scale[begin : begin + n] = made
+            self.release()
         return Matrix(format, data, scale, None if bias is None else bias.float())
 
 
-def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for a tensor that goes back to the system when the tensor does; what malloc has, may stay with it."""
-    nbytes = int(np.prod(shape)) * dtype.itemsize
-    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=dtype).view(shape)
+def _fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor that need not be moved for a decode step, if it is read alone."""
+    return settle(huge(int(np.prod(shape)) * dtype.itemsize).view(dtype).view(shape))
 
 
 def _numbers(data: Bytes, kind: Kind) -> NDArray[np.float32]:
-    numbers: NDArray[np.float32] = quants.dequantize(data, kind)
-    return numbers
+    numbers: NDArray[np.float32] = quants.dequantize(data.reshape(1, -1), kind)  # rows are unpacked in many turns
+    return numbers.reshape(len(data), -1)
 
 
 def _q4_0(rows: Bytes) -> _Packed:
