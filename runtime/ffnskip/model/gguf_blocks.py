@@ -68,19 +68,16 @@ class Stored:
         n = max(1, AT_ONCE // columns)
         for begin in range(0, rows, n):
             part = np.array(self.data[begin : begin + n])
-            made = (
-                map(torch.from_numpy, to_int4(part))
-                if to_int4
-                else to_int8(torch.from_numpy(_numbers(part, self.kind)))
-            )
-            data[begin : begin + n], scale[begin : begin + n] = made
+            made = to_int4(part) if to_int4 else to_int8(torch.from_numpy(_numbers(part, self.kind)))
+            data[begin : begin + n], scale[begin : begin + n] = map(torch.as_tensor, made)
             self.release()
         return Matrix(format, data, scale, None if bias is None else bias.float())
 
 
 def _fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor that need not be moved for a decode step, if it is read alone."""
-    return settle(huge(int(np.prod(shape)) * dtype.itemsize).view(dtype).view(shape))
+    memory = huge(int(np.prod(shape)) * dtype.itemsize)
+    return settle(memory.view(dtype).view(shape).data)  # no view, or the memory would outlive its being moved
 
 
 def _numbers(data: Bytes, kind: Kind) -> NDArray[np.float32]:
@@ -100,15 +97,16 @@ def _q4_1(rows: Bytes) -> _Packed:
 
 
 def _q4_k(rows: Bytes) -> _Packed:
-    """Eight groups of a block take turns in the halves of 4 × 32 bytes: low, high, low, high, …"""
+    """Of 32 bytes the low halves are a group, and the high halves the next one."""
     blocks = rows.reshape(len(rows), -1, 144)
     units: Any = blocks[..., :4].view(np.float16).astype(np.float32)
     factor, offset = quants.Q4_K.get_scale_min(blocks[..., 4:16].reshape(-1, 12))
     times = np.stack([factor, offset], axis=-1).reshape(*blocks.shape[:2], 8, 2) * np.array([1, -1], np.float32)
     scale = (units[..., None, :] * times).astype(np.float16)
-    first, last = np.moveaxis(blocks[..., 16:].reshape(*blocks.shape[:2], 4, 2, 16), -2, 0)  # halves of a group
-    groups = np.stack([first & 15 | last << 4, first >> 4 | last & 0xF0], axis=-2)
-    return groups.reshape(len(rows), -1), scale.reshape(len(rows), -1, 2)
+    sixteens = np.ascontiguousarray(blocks[..., 16:]).view("V16").reshape(-1, 2)
+    first, last = np.ascontiguousarray(sixteens.T).view(np.uint8)
+    groups = np.stack([(first & 15 | last << 4).view("V16"), (first >> 4 | last & 0xF0).view("V16")], axis=-1)
+    return groups.view(np.uint8).reshape(len(rows), -1), scale.reshape(len(rows), -1, 2)
 
 
 _TO_INT4: dict[Kind, Callable[[Bytes], _Packed]] = {Kind.Q4_0: _q4_0, Kind.Q4_1: _q4_1, Kind.Q4_K: _q4_k}
