@@ -26,7 +26,8 @@ class Options:
     """Prove that a profile works on its model.
 
     The self-check compares the wrapped model with the untouched one, bit by bit, with skipping disabled. Then a
-    paragraph of English is scored to show how often each layer's feed-forward block (FFN) would be skipped.
+    paragraph of English is scored to show how often each layer's feed-forward block (FFN) would be skipped. On a CPU a
+    quantized GGUF file is read as it is, unless --dtype asks for something else.
     """
 
     model: ModelName

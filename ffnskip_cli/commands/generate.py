@@ -17,7 +17,8 @@ class Options:
     """Generate text with a skip profile on, token by token.
 
     Without a profile it is the dense model's. The text goes to stdout; tokens per second, skip_ratio and
-    never_skip_fraction go to stderr.
+    never_skip_fraction go to stderr. On a CPU a quantized GGUF file is read as it is, unless --dtype or --weights ask
+    for something else.
     """
 
     model: ModelName

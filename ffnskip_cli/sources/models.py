@@ -120,7 +120,7 @@ def load_model(
     elif located.gguf is not None:
         with one_sentence(name):
             model = load_gguf(located.gguf, config)
-        located = replace(located, note=f"{name} is read as it is: {_formats(model)}.")
+        located = replace(located, note=f"{name} is read as it is, with its matrices {_formats(model)}.")
     else:
         model = load_weights(
             located.folder, name, dtype=torch_dtype, device_map=device_map, use_safetensors=True, **options
@@ -194,7 +194,7 @@ def _locate_local(name: str, offline: bool, gguf_as_is: bool = False) -> _Locate
 def _formats(model: PreTrainedModel) -> str:
     """How many matrices of a packed model are in which format."""
     formats = Counter(module.format for module in model.modules() if isinstance(module, PackedLinear))
-    return ", ".join(f"{n} matrices in {format}" for format, n in sorted(formats.items()))
+    return ", ".join(f"{n} in {format}" for format, n in sorted(formats.items()))
 
 
 def _fetch(name: str, revision: str | None, files: list[str], offline: bool) -> _Located:

@@ -14,7 +14,7 @@ from ffnskip.profiles.profile import save_profile
 from ffnskip_cli.sources.models import load_model
 
 SHORT = ("abc", "--max-new-tokens", 4)
-AS_IT_IS = "is read as it is: 49 matrices in int4, 8 matrices in int8."
+AS_IT_IS = "is read as it is, with its matrices 49 in int4, 8 in int8."
 
 
 def write(path: Path, folder: Path, kind: Kind) -> Path:

@@ -14,7 +14,6 @@ _ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
-    "falcon": gguf.MODEL_ARCH.FALCON,
 }
 
 
@@ -73,7 +72,7 @@ def write_gguf(
     if tokenizer:
         writer.add_bos_token_id(tokenizer.bos_token_id)
         writer.add_eos_token_id(tokenizer.eos_token_id)
-    _add_tensors(writer, model, kind, _ARCHITECTURES[architecture])
+    _add_tensors(writer, model, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -81,10 +80,8 @@ def write_gguf(
     return path
 
 
-def _add_tensors(
-    writer: gguf.GGUFWriter, model: PreTrainedModel, kind: Callable[[str], Kind], architecture: gguf.MODEL_ARCH
-) -> None:
-    names = gguf.get_tensor_name_map(architecture, model.config.num_hidden_layers)
+def _add_tensors(writer: gguf.GGUFWriter, model: PreTrainedModel, kind: Callable[[str], Kind]) -> None:
+    names = gguf.get_tensor_name_map(_ARCHITECTURES[model.config.model_type], model.config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue

@@ -1,18 +1,19 @@
 import shutil
 from pathlib import Path
 
-import gguf
 import huggingface_hub
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Kind
 from support.factories import make_profile
+from support.gguf_files import write_gguf
 from support.sentences import OUT_OF_MEMORY, sentence
 from transformers import BertConfig, BertForMaskedLM, LlamaModel, T5Config, T5ForConditionalGeneration
 
 from ffnskip.files import sha256_file
 from ffnskip_cli.sources import demo
 from ffnskip_cli.sources.devices import pick_device
-from ffnskip_cli.sources.models import LoadedModel, load_model
+from ffnskip_cli.sources.models import load_model
 from ffnskip_cli.sources.names import public_name
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -204,39 +205,11 @@ def test_remote_code_is_named_and_not_run(pico_copy: Path) -> None:
     assert "--trust-remote-code" in sentence(lambda: load_model(str(pico_copy)))
 
 
-def write_gguf(path: Path, loaded: LoadedModel) -> None:
-    """The pico model as llama.cpp stores it, with its FFN weights in 8-bit blocks."""
-    config, tokenizer = loaded.model.config, loaded.tokenizer
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    # The format has no tokenizer without merges: "ab" takes the place of the first token.
-    writer.add_token_list(["ab", *tokenizer.convert_ids_to_tokens(list(range(1, config.vocab_size)))])
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(tokenizer.bos_token_id)
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in loaded.model.state_dict().items():
-        values = tensor.float().numpy()
-        kind = gguf.GGMLQuantizationType.Q8_0 if "mlp" in name else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(names.get_name(name, (".weight",)), gguf.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def test_gguf_becomes_a_plain_model_once(pico_folder: Path, tmp_path: Path, own_cache: Path) -> None:
     original = load_model(str(pico_folder))
     file = tmp_path / "pico.Q8_0.gguf"
-    write_gguf(file, original)
+    kinds = {True: Kind.Q8_0, False: Kind.F32}
+    write_gguf(file, original.model, lambda name: kinds["ffn" in name], original.tokenizer)
     loaded = load_model(str(file))
     assert (loaded.id, loaded.gguf_sha256) == ("pico.Q8_0.gguf", sha256_file(file))
     assert loaded.model.dtype == torch.bfloat16

@@ -9,7 +9,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from ffnskip.fast.layout import laid_out
+from ffnskip.pages import settled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +91,7 @@ class Weights:
         return now.keys() != self._seen.keys() or any(
             seen() is not now[name]
             or state != _state(now[name])
-            or (address != now[name].data_ptr() and not laid_out(now[name]))
+            or (address != now[name].data_ptr() and not settled(now[name]))
             for name, (seen, state, address) in self._seen.items()
         )
 

@@ -16,14 +16,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ffnskip.model.matrix import Matrix
 from ffnskip.model.packed import PackedLinear
+from ffnskip.pages import huge, settle, settled
 
 _ALIGNMENT = 64  # bytes, a cache line
 _MADV_PAGEOUT = 21  # Linux; Python's mmap has no name for it
-_addresses = WeakTensorKeyDictionary()  # where each tensor was moved to
 
 
 @torch.inference_mode(False)  # or the model could never be trained again
@@ -64,7 +63,7 @@ def lay_out(groups: Sequence[Sequence[nn.Module]], *, by_input: bool = False) ->
         copies = _copies(old, memory.view(old[0].dtype), by_input and old[0].dim() > 1)
         for tensor, before, copy in zip(stretch, old, copies, strict=True):
             tensor.data = copy
-            _addresses[tensor] = copy.data_ptr()
+            settle(tensor)
             _forget_pages(before, files)
 
 
@@ -107,15 +106,10 @@ def _copies(tensors: Sequence[Tensor], memory: Tensor, by_input: bool) -> list[T
 
 
 class _Arena:
-    """Memory in huge pages where the system has them, handed out from its beginning to its end."""
+    """Memory in huge pages, handed out from its beginning to its end."""
 
     def __init__(self, nbytes: int) -> None:
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        else:
-            memory = mmap.mmap(-1, nbytes)
-        self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
+        self._bytes = huge(nbytes)
         self._used = 0
 
     def take(self, nbytes: int) -> Tensor:
@@ -129,14 +123,9 @@ class _Arena:
         return self.take(tensor.nbytes).view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
-def laid_out(tensor: Tensor) -> bool:
-    """Whether it lies where `lay_out` moved it to."""
-    return bool(_addresses.get(tensor) == tensor.data_ptr())
-
-
 def _lies(stretch: Sequence[Tensor], by_input: bool) -> bool:
     """Whether tensors lie as they should already: next to each other, and on a CPU in huge pages."""
-    if stretch[0].device.type == "cpu" and not all(map(laid_out, stretch)):
+    if stretch[0].device.type == "cpu" and not all(map(settled, stretch)):
         return False
     apart = sum(map(len, stretch)) if by_input and stretch[0].dim() == 2 else 0
     ends = [tensor.data_ptr() + len(tensor) * tensor.stride(0) * tensor.element_size() for tensor in stretch]

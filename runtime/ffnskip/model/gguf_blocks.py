@@ -6,7 +6,6 @@ whose factors and offsets are products of two numbers, these are rounded to floa
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +20,11 @@ from torch import Tensor
 
 from ffnskip.model.int4 import GROUP
 from ffnskip.model.matrix import AT_ONCE, Matrix, PackedFormat, to_int8
+from ffnskip.pages import huge, settle
 
 Bytes = NDArray[np.uint8]
 _Packed = tuple[Bytes, NDArray[np.float16]]  # `Matrix.data` and `Matrix.scale` of int4
-_FLOATS = (Kind.F32, Kind.F16, Kind.BF16)
+FLOATS = (Kind.F32, Kind.F16, Kind.BF16)
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,14 @@ class Stored:
         data: ``[rows, bytes of a row]``; a vector is one row.
         kind: how numbers lie in the bytes.
         shape: of the tensor, ``[rows, columns]`` or ``[columns]``.
+        release: called when some of it has been read, to let go of the file's pages: beside what they became, they
+            would be in memory twice.
     """
 
     data: Bytes
     kind: Kind
     shape: tuple[int, ...]
-
-    @property
-    def quantized(self) -> bool:
-        """Whether its numbers are rounded to few bits."""
-        return self.kind not in _FLOATS
+    release: Callable[[], None] = lambda: None
 
     def unpacked(self) -> Tensor:
         """The numbers, in float32; meant for what is small."""
@@ -54,6 +52,7 @@ class Stored:
         """Single numbers ``[n]`` in float32, of whose blocks alone are read."""
         block, nbytes = gguf.GGML_QUANT_SIZES[self.kind]
         blocks = self.data.reshape(len(self.data), -1, nbytes)[row.numpy(), column.numpy() // block]
+        self.release()
         return torch.from_numpy(_numbers(blocks, self.kind)).gather(1, column[:, None] % block)[:, 0]
 
     def packed(self, bias: Tensor | None = None) -> Matrix:
@@ -62,31 +61,28 @@ class Stored:
         to_int4 = _TO_INT4.get(self.kind)
         if to_int4 is None:
             format: PackedFormat = "int8"
-            data, scale = fresh((rows, columns), torch.int8), fresh((rows,), torch.float32)
+            data, scale = _fresh((rows, columns), torch.int8), _fresh((rows,), torch.float32)
         else:
             format = "int4"
-            data, scale = fresh((rows, columns // 2), torch.uint8), fresh((rows, columns // GROUP, 2), torch.float16)
+            data, scale = _fresh((rows, columns // 2), torch.uint8), _fresh((rows, columns // GROUP, 2), torch.float16)
         n = max(1, AT_ONCE // columns)
         for begin in range(0, rows, n):
-            part = np.ascontiguousarray(self.data[begin : begin + n])
-            made = (
-                map(torch.from_numpy, to_int4(part))
-                if to_int4
-                else to_int8(torch.from_numpy(_numbers(part, self.kind)))
-            )
-            data[begin : begin + n], scale[begin : begin + n] = made
+            part = np.array(self.data[begin : begin + n])
+            made = to_int4(part) if to_int4 else to_int8(torch.from_numpy(_numbers(part, self.kind)))
+            data[begin : begin + n], scale[begin : begin + n] = map(torch.as_tensor, made)
+            self.release()
         return Matrix(format, data, scale, None if bias is None else bias.float())
 
 
-def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for a tensor that goes back to the system when the tensor does; what malloc has, may stay with it."""
-    nbytes = int(np.prod(shape)) * dtype.itemsize
-    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=dtype).view(shape)
+def _fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor that need not be moved for a decode step, if it is read alone."""
+    memory = huge(int(np.prod(shape)) * dtype.itemsize)
+    return settle(memory.view(dtype).view(shape).data)  # no view, or the memory would outlive its being moved
 
 
 def _numbers(data: Bytes, kind: Kind) -> NDArray[np.float32]:
-    numbers: NDArray[np.float32] = quants.dequantize(data, kind)
-    return numbers
+    numbers: NDArray[np.float32] = quants.dequantize(data.reshape(1, -1), kind)  # rows are unpacked in many turns
+    return numbers.reshape(len(data), -1)
 
 
 def _q4_0(rows: Bytes) -> _Packed:
@@ -101,15 +97,16 @@ def _q4_1(rows: Bytes) -> _Packed:
 
 
 def _q4_k(rows: Bytes) -> _Packed:
-    """Eight groups of a block take turns in the halves of 4 × 32 bytes: low, high, low, high, …"""
+    """Of 32 bytes the low halves are a group, and the high halves the next one."""
     blocks = rows.reshape(len(rows), -1, 144)
     units: Any = blocks[..., :4].view(np.float16).astype(np.float32)
     factor, offset = quants.Q4_K.get_scale_min(blocks[..., 4:16].reshape(-1, 12))
     times = np.stack([factor, offset], axis=-1).reshape(*blocks.shape[:2], 8, 2) * np.array([1, -1], np.float32)
     scale = (units[..., None, :] * times).astype(np.float16)
-    first, last = np.moveaxis(blocks[..., 16:].reshape(*blocks.shape[:2], 4, 2, 16), -2, 0)  # halves of a group
-    groups = np.stack([first & 15 | last << 4, first >> 4 | last & 0xF0], axis=-2)
-    return groups.reshape(len(rows), -1), scale.reshape(len(rows), -1, 2)
+    sixteens = np.ascontiguousarray(blocks[..., 16:]).view("V16").reshape(-1, 2)
+    first, last = np.ascontiguousarray(sixteens.T).view(np.uint8)
+    groups = np.stack([(first & 15 | last << 4).view("V16"), (first >> 4 | last & 0xF0).view("V16")], axis=-1)
+    return groups.view(np.uint8).reshape(len(rows), -1), scale.reshape(len(rows), -1, 2)
 
 
 _TO_INT4: dict[Kind, Callable[[Bytes], _Packed]] = {Kind.Q4_0: _q4_0, Kind.Q4_1: _q4_1, Kind.Q4_K: _q4_k}

@@ -7,6 +7,7 @@ architectures below that is nothing, or rows of a matrix were permuted, which mo
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -16,7 +17,7 @@ from gguf import GGMLQuantizationType as Kind
 from torch import Tensor, nn
 
 from ffnskip.errors import FfnskipError
-from ffnskip.model.gguf_blocks import Stored
+from ffnskip.model.gguf_blocks import FLOATS, Stored
 from ffnskip.model.gguf_table import GgufTable
 from ffnskip.model.matrix import Matrix
 from ffnskip.model.packed import pack_from
@@ -37,7 +38,7 @@ def why_not_as_it_is(path: str | os.PathLike[str]) -> str | None:
     file = GgufTable(path)
     if file.architecture not in _ARCHITECTURES:
         return f"files of the architecture {file.architecture!r} are not read as they are"
-    if not any(_stored(tensor, tensor.data).quantized for tensor in file.tensors):
+    if all(tensor.tensor_type in FLOATS for tensor in file.tensors):
         return "its weights are not quantized"
     return None
 
@@ -76,9 +77,11 @@ class _Weights:
     def __init__(self, file: GgufTable, model: PreTrainedModel) -> None:
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-        self._file = file
+        self._release = file.release
         self._processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config=model.config.to_dict())
-        names = get_gguf_hf_weights_map(model, self._processor)
+        # Shown the parts of a model too, it makes its map anew for each of them, which takes seconds and adds nothing.
+        whole = SimpleNamespace(config=model.config, state_dict=model.state_dict, named_children=lambda: ())
+        names = get_gguf_hf_weights_map(whole, self._processor)
         tensors = {names[tensor.name]: tensor for tensor in file.tensors if tensor.name in names}
         self._tensors: dict[int, Any] = {}
         for name, parameter in model.named_parameters():
@@ -94,23 +97,16 @@ class _Weights:
         tensor = self._tensors[id(parameter)]
         data = np.asarray(tensor.data)
         if parameter.dim() > 1:
-            return _stored(tensor, self._processor.process(data, tensor.name).weights)
+            data = self._processor.process(data, tensor.name).weights
+            return Stored(data.view(np.uint8), tensor.tensor_type, tuple(parameter.shape), self._release)
         values = self._processor.process(gguf.quants.dequantize(data, tensor.tensor_type), tensor.name).weights
         return Stored(values.astype(np.float32).view(np.uint8)[None], Kind.F32, tuple(parameter.shape))
 
     def look_up(self, parameter: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """Single numbers, as they are in bfloat16."""
-        values = self.of(parameter).at(row, column).bfloat16()
-        self._file.release()
-        return values
+        return self.of(parameter).at(row, column).bfloat16()
 
     def packed(self, module: nn.Linear | nn.Embedding) -> Matrix:
         """The matrix of a module, and its bias if it has one."""
         bias = getattr(module, "bias", None)
-        matrix = self.of(module.weight).packed(None if bias is None else self.of(bias).unpacked())
-        self._file.release()
-        return matrix
-
-
-def _stored(tensor: Any, data: Any) -> Stored:
-    return Stored(data.view(np.uint8), tensor.tensor_type, tuple(map(int, reversed(tensor.shape))))
+        return self.of(module.weight).packed(None if bias is None else self.of(bias).unpacked())

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 Product = Callable[[Matrix, Tensor], Tensor | None]
-_UNPACKED = 2**24  # numbers of a matrix that are unpacked at a time
+_UNPACKED = 2**22  # numbers of a matrix that are unpacked at a time
 _product: ContextVar[Product | None] = ContextVar("product", default=None)
 
 
