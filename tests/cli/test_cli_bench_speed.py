@@ -69,7 +69,9 @@ def test_a_profile_that_is_slower_than_dense_is_told_so(
     bench: tuple[object, ...], ffnskip: list[float], timed_on: str, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speeds = {"dense": [10.0] * len(ffnskip), "ffnskip": ffnskip, "hf-dense": [1.0] * len(ffnskip)}
-    monkeypatch.setattr(suite, "measure_speed", lambda *_: {name: Speed(rates) for name, rates in speeds.items()})
+    monkeypatch.setattr(
+        suite, "measure_speed", lambda *_: {name: Speed(rates, [0.1]) for name, rates in speeds.items()}
+    )
     result = succeed(*bench, "--measure", "speed", "--timed-on", timed_on)
     warnings = [line.removeprefix("Warning: ") for line in talk(result) if "slower than dense" in line]
     assert [line[: len(start)] for line, start in zip(warnings, said, strict=True)] == said
