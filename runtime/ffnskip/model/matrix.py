@@ -2,7 +2,8 @@
 
 Decoding at batch 1 reads every weight once per token, so half the bits are nearly half the time. A product computes
 ``x @ W.T`` with the very weights that `Matrix.unpack` returns. ``x`` is float32; beside int8 and int4 weights on a CPU
-it is rounded to 16 bits, with a scale per 256 numbers, which is finer than bfloat16.
+it is rounded where rows are read, to 16 bits with a scale per 256 numbers, and beside int4 that lies input by input to
+14 bits with a scale per 32: both are finer than bfloat16.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ INLINE void add_rows(const Run& run, const Numbers& x, int64_t row, const uint8_
             }
     }
     for (int i = 0; i < 4; i++)
-        for (int half = 0; half < 2; half++) {  // interleaved bytes 0 to 7 and 16 to 23 of one part, the others of the other
+        for (int half = 0; half < 2; half++) {  // part 0 has bytes 0 to 7 and 16 to 23, part 1 the others
             const int64_t r = row + i / 2 * 32 + i % 2 * 8 + half * 16;
             add_sums(half_of(high[i], half), half_of(low[i], half), run.scale + 2 * r, x, y + r);
         }
