@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ffnskip.errors import FfnskipError, UnsupportedModelError
-from ffnskip.model.forward import forward
+from ffnskip.model.forward import Product, forward, multiplied_by
 from ffnskip.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
@@ -53,10 +53,16 @@ class DecodePath(Protocol):
 
 
 class GeneralPath:
-    """Any Hugging Face decoder, through its own forward pass, with or without a profile applied."""
+    """Any Hugging Face decoder, through its own forward pass, with or without a profile applied.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: the model.
+        product: multiplies its matrices, see `multiplied_by`.
+    """
+
+    def __init__(self, model: PreTrainedModel, product: Product | None = None) -> None:
         self._model = model
+        self._product = product
         self._cache: object = None  # some models make one of their own kind
         self._mask: Tensor | None = None
         self._position = torch.empty(0)
@@ -78,15 +84,16 @@ class GeneralPath:
         return self._forward(tokens[:, None])
 
     def _forward(self, tokens: Tensor) -> Tensor:
-        output = forward(
-            self._model,
-            tokens,
-            attention_mask=self._mask,
-            position_ids=self._position,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with multiplied_by(self._product):
+            output = forward(
+                self._model,
+                tokens,
+                attention_mask=self._mask,
+                position_ids=self._position,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         self._cache = getattr(output, "past_key_values", None)
         if self._cache is None:  # feeding it one token a time would give another text
             raise UnsupportedModelError(

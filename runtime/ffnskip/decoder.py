@@ -14,6 +14,7 @@ from ffnskip.decode import DecodePath, GeneralPath, generate_tokens
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.fused_forward import PathName
 from ffnskip.fast.fused_path import FusedDecodes
+from ffnskip.fast.products import multiply
 from ffnskip.general.apply import fitting
 from ffnskip.general.wrap import Applied, refuse_second_profile
 from ffnskip.model.sites import input_device
@@ -150,7 +151,7 @@ class Decoder:
         forced = None if forced is None else forced.to(device)
         attention_mask = None if attention_mask is None else attention_mask.to(device)
         fused = self._fused_for(input_ids, max_new_tokens)
-        path: DecodePath = GeneralPath(self._model) if fused is None else fused.path(max_new_tokens)
+        path: DecodePath = GeneralPath(self._model, multiply) if fused is None else fused.path(max_new_tokens)
         tokens = generate_tokens(
             path,
             input_ids,

@@ -1,4 +1,6 @@
-"""Products of packed matrices with many vectors: as good as unpacking, and what a prompt of a packed model takes."""
+"""Products with many vectors, as reading a prompt takes: as good as PyTorch's, whatever the weights are stored as."""
+
+from itertools import product as combinations
 
 import pytest
 import torch
@@ -6,41 +8,79 @@ from support.compiler import needs_compiler
 from support.pico import pico_model, pico_tokens
 
 from ffnskip import pack_weights
+from ffnskip.fast import products
 from ffnskip.fast.engine import FusedEngine
 from ffnskip.fast.products import multiply
-from ffnskip.model.matrix import Matrix, PackedFormat, pack
-from ffnskip.model.packed import multiplied_by
+from ffnskip.model.forward import forward, multiplied_by
+from ffnskip.model.matrix import Matrix, pack, plain
 
 pytestmark = needs_compiler
 
+BY_ROW, BY_INPUT = False, True
+FORMATS = ("float32", "bfloat16", "int8", "int4")
 
-@pytest.mark.parametrize("n", [1, 5, 37])
+
+@pytest.fixture(autouse=True)
+def every_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On whatever processor the tests run, all products are those that are tested."""
+    monkeypatch.setattr(products, "_pays", lambda matrix, n: True)
+
+
+def matrix_of(format: str, rows: int, columns: int, by_input: bool) -> Matrix:
+    weight, bias = torch.randn(rows, columns), torch.randn(rows)
+    if format in ("float32", "bfloat16"):
+        matrix = plain(weight.to(getattr(torch, format)), bias)
+    else:
+        matrix = pack(weight, format, bias).turned(by_input)  # type: ignore[arg-type]
+    return (
+        matrix.map(
+            lambda t: (
+                t.T.contiguous().T
+                if t.dim() == 2
+                else t.transpose(0, 1).contiguous().transpose(0, 1)
+                if t.dim() == 3
+                else t
+            )
+        )
+        if by_input
+        else matrix
+    )
+
+
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(("format", "by_input"), [("int8", False), ("int4", False), ("int4", True)])
-def test_they_are_those_of_the_unpacked_numbers(format: PackedFormat, by_input: bool, threads: int, n: int) -> None:
+@pytest.mark.parametrize("n", [1, 5, 37, 150])
+@pytest.mark.parametrize(("format", "by_input"), combinations(FORMATS, (BY_ROW, BY_INPUT)))
+def test_they_are_those_of_the_unpacked_numbers(format: str, by_input: bool, n: int, threads: int) -> None:
     torch.manual_seed(0)
-    matrix = pack(torch.randn(192, 96), format, torch.randn(192)).turned(by_input)
-    if by_input:
-        matrix = matrix.map(lambda tensor: tensor.transpose(0, 1).contiguous().transpose(0, 1))
-    x, before = torch.randn(2, n, 96), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        product = multiply(matrix, x)
-    finally:
-        torch.set_num_threads(before)
+    before = torch.get_num_threads()
+    odd = [] if format == "int4" else [(19, 35), (40, 257)]
+    for rows, columns in [(192, 96), (64, 608), *odd]:
+        matrix, x = matrix_of(format, rows, columns, by_input), torch.randn(2, n, columns)
+        torch.set_num_threads(threads)
+        try:
+            product = multiply(matrix, x)
+        finally:
+            torch.set_num_threads(before)
+        assert product is not None
+        assert matrix.bias is not None
+        expected = x @ matrix.unpack(torch.float32).T + matrix.bias
+        assert (product - expected).norm() < 1e-4 * expected.norm(), (rows, columns)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_not_a_number_stays_so_and_spoils_no_other_vector(format: str) -> None:
+    matrix, x = matrix_of(format, 64, 64, BY_ROW), torch.randn(9, 64)
+    x[4, 7] = torch.inf
+    product = multiply(matrix, x)
     assert product is not None
-    assert matrix.bias is not None
-    assert torch.allclose(product, x @ matrix.unpack(torch.float32).T + matrix.bias, atol=2e-2)
+    assert not product[4].isfinite().any()
+    assert product[[3, 5]].isfinite().all()
 
 
-def test_eight_bits_that_lie_input_by_input_are_unpacked() -> None:
-    matrix = pack(torch.randn(64, 32), "int8").map(lambda t: t.T.contiguous().T if t.dim() == 2 else t)
-    assert multiply(matrix, torch.randn(3, 32)) is None
-
-
-def test_a_prompt_is_read_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_a_prompt_is_read_without_unpacking(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = pico_model(hidden_size=64, intermediate_size=192, num_key_value_heads=4, head_dim=16)
-    pack_weights(model, "int4")
+    pack_weights(model, format)  # type: ignore[arg-type]
     text = pico_tokens(20)
     expected = model(text).logits[:, -1].detach()
     engine = FusedEngine(model, None)
@@ -49,7 +89,29 @@ def test_a_prompt_is_read_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(logits, expected, atol=2e-3 * float(expected.abs().max()))
 
 
-def test_a_product_may_leave_a_matrix_to_unpacking() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plain_layers_are_multiplied_so_in_passes_without_gradients(dtype: torch.dtype) -> None:
+    model, text = pico_model(dtype=dtype), pico_tokens(20)
+    asked: list[Matrix] = []
+
+    def asking(matrix: Matrix, x: torch.Tensor) -> torch.Tensor | None:
+        asked.append(matrix)
+        return multiply(matrix, x)
+
+    with torch.no_grad():
+        expected = model(text).logits.float()
+        with multiplied_by(asking):
+            found = forward(model, text).logits.float()
+    n_matrices = 7 * len(model.model.layers) + 1
+    assert len(asked) == n_matrices
+    assert (found - expected).norm() < (1e-5 if dtype == torch.float32 else 0.02) * expected.norm()
+    with multiplied_by(asking):
+        forward(model, text, labels=text).loss.backward()
+    assert len(asked) == n_matrices
+    assert model.lm_head.weight.grad is not None
+
+
+def test_a_product_may_leave_a_matrix_to_pytorch() -> None:
     model = pico_model(intermediate_size=64)
     pack_weights(model, "int8")
     text, seen = pico_tokens(5), []

@@ -29,6 +29,8 @@ _MAIN = "step.cpp"
 # Not -ffast-math: at load it would switch off denormal numbers for the whole process. Vector code is explicit instead.
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")  # whatever has the first has the others
+# Products of integers and their sums in one instruction; vectors stay as they are.
+_VNNI = ("-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=256")
 _THREADS = ("-fopenmp",)  # torch's own threads; a compiler that knows no such option builds a step for one thread
 _TIMEOUT = 300  # seconds; it takes about ten
 
@@ -56,7 +58,7 @@ def _load() -> ctypes.CDLL | str:
         return f"CXX names no compiler ({error}): mend or unset it, for faster decoding."
     if sys.platform == "win32" or not compiler:
         return "No C++ compiler was found: install one, such as g++, for faster decoding."
-    flags = (*_FLAGS, *(_AVX2 if _has_avx2() else ()))
+    flags = (*_FLAGS, *(_AVX2 if _has_avx2() else ()), *(_VNNI if torch.cpu._is_vnni_supported() else ()))
     try:
         key = _key(compiler, flags)
         folder = build_once(cache_dir() / "native" / key, lambda into: _compile(compiler, flags, into / "step.so"))

@@ -21,8 +21,7 @@ from ffnskip.fast.parts import leaves_out_parts, refuse_parts
 from ffnskip.fast.products import multiply
 from ffnskip.fast.skipping import FusedSkip, fuse_profile
 from ffnskip.fast.step import MAX_BATCH, FusedStep
-from ffnskip.model.forward import forward
-from ffnskip.model.packed import multiplied_by
+from ffnskip.model.forward import forward, multiplied_by
 from ffnskip.profiles.profile import Profile
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class FusedEngine:
     def prefill(self, prompts: Tensor, mask: Tensor | None, cache: KeyValueCache) -> Tensor:
         """Fill the cache by the model's own forward pass; logits ``[batch, vocabulary]`` of what follows.
 
-        Packed matrices are multiplied as they are, where that is faster.
+        Its matrices are multiplied as they are stored, where that is faster.
         """
         from transformers import DynamicCache
 

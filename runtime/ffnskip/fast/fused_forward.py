@@ -24,7 +24,8 @@ from ffnskip.fast.engine import FusedEngine
 from ffnskip.fast.forward_pass import given_by_name, over_one_token, padding, why_not_fused
 from ffnskip.fast.guard import Pulse, altered, traces
 from ffnskip.fast.lent_cache import LentCache, lend, why_not_lent
-from ffnskip.model.forward import wide_products
+from ffnskip.fast.products import multiply
+from ffnskip.model.forward import fast_products, multiplied_by
 from ffnskip.profiles.profile import Profile
 from ffnskip.stats import SkipStats
 
@@ -149,7 +150,7 @@ class FusedForward:
                 return self._fused(engine, given["input_ids"], given["past_key_values"])
         if torch.is_grad_enabled():
             return self._own(*args, **kwargs)
-        with wide_products(self._model):
+        with multiplied_by(multiply), fast_products(self._model):
             output = self._own(*args, **kwargs)
         self._output = type(output)
         return output

@@ -1,4 +1,4 @@
-"""Packed matrices times many vectors on a CPU, as reading a prompt takes: in integers, without unpacking them."""
+"""Matrices times vectors on a CPU, in the formats that they are stored in: what passes over a prompt are made of."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import ctypes
 import torch
 from torch import Tensor
 
+from ffnskip.errors import UnsupportedModelError
 from ffnskip.fast import structs
 from ffnskip.fast.build import step_library
 from ffnskip.fast.layout import input_stretch
 from ffnskip.model.forward import has_instructions
 from ffnskip.model.matrix import Matrix
 
+_FEW = 4  # vectors, with which a product is a matter of reading the matrix
 _MOST = 256  # vectors, above which a processor with 16-bit matrix instructions is faster on unpacked numbers
 
 
@@ -21,16 +23,23 @@ def multiply(matrix: Matrix, x: Tensor) -> Tensor | None:
     vectors = x.reshape(-1, matrix.columns)
     if not _pays(matrix, len(vectors)):
         return None
+    try:
+        library = step_library()
+    except UnsupportedModelError:
+        return None
     vectors = vectors.float().contiguous()
     y = torch.empty(len(vectors), matrix.rows, dtype=torch.float32)
     at = structs.pointers(matrix)
-    step_library().ffnskip_multiply(
-        ctypes.byref(at), len(vectors), vectors.data_ptr(), y.data_ptr(), torch.get_num_threads()
-    )
+    library.ffnskip_multiply(ctypes.byref(at), len(vectors), vectors.data_ptr(), y.data_ptr(), torch.get_num_threads())
     return y.view(*x.shape[:-1], -1).to(x.dtype)
 
 
 def _pays(matrix: Matrix, n: int) -> bool:
-    if matrix.data.device.type != "cpu" or (matrix.format == "int8" and input_stretch(matrix.data)):
+    by_input = bool(input_stretch(matrix.data))
+    if matrix.data.device.type != "cpu" or not (by_input or matrix.data.is_contiguous()):
         return False
-    return n <= _MOST or not has_instructions(torch.bfloat16)
+    if matrix.scale is not None:
+        return n <= _MOST or not has_instructions(torch.bfloat16)
+    if n <= _FEW:
+        return matrix.format == "bfloat16" and not by_input
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"  # with wider registers PyTorch is as fast

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -12,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ffnskip.errors import FfnskipError
+from ffnskip.model.forward import product
 from ffnskip.model.inputs import mean_squares
 from ffnskip.model.int4 import GROUP, ROWS
 from ffnskip.model.matrix import Matrix, PackedFormat, pack, pack_shape
@@ -22,19 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Product = Callable[[Matrix, Tensor], Tensor | None]
 _UNPACKED = 2**22  # numbers of a matrix that are unpacked at a time
-_product: ContextVar[Product | None] = ContextVar("product", default=None)
-
-
-@contextmanager
-def multiplied_by(product: Product) -> Iterator[None]:
-    """Let `product` multiply packed matrices, ``W x`` of rows ``x [..., columns]``, where it gives other than None."""
-    token = _product.set(product)
-    try:
-        yield
-    finally:
-        _product.reset(token)
 
 
 class _Packed(nn.Module):
@@ -105,8 +92,7 @@ class PackedLinear(_Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in_features]`` to ``[..., out_features]``."""
-        product = _product.get()
-        if product is not None and (y := product(self.matrix, x)) is not None:
+        if (y := product(self.matrix, x)) is not None:
             return y
         parts = [_multiplied(x, rows) for rows in _in_parts(self.matrix)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "format.h"
@@ -33,7 +34,8 @@ constexpr int64_t STRETCH = 256;
 struct Rounded {
     std::vector<int16_t> numbers;
     std::vector<float> scales;
-    std::vector<Block> blocks;  // beside int4
+    std::vector<Block> blocks;  // beside int4, where rows are read
+    std::vector<float> sums;    // of groups, beside int4 that is unpacked
 
     void round(const float* x, int64_t n) {
         numbers.assign((n + BLOCK - 1) / BLOCK * BLOCK, 0);
@@ -55,17 +57,23 @@ struct Rounded {
         blocks.resize(numbers.size() / BLOCK);
         for (size_t i = 0; i < blocks.size(); i++) blocks[i].deal(&numbers[i * BLOCK]);
     }
-};
 
-static void round_for(const Matrix& w, const float* x, Rounded& vector) {
-    vector.round(x, w.columns);
-    if (w.format == INT4) vector.deal();
-}
+    void add_up() {
+        sums.resize(numbers.size() / GROUP);
+        for (size_t i = 0; i < sums.size(); i++) {
+            const int16_t* group = &numbers[i * GROUP];
+            sums[i] = float(std::accumulate(group, group + GROUP, 0)) * scales[i * GROUP / STRETCH];
+        }
+    }
+};
 
 // What `n` vectors are to a product with `w`; good until this thread's next product.
 static const Rounded* rounded(const Matrix& w, int n, const float* const* x) {
     static thread_local std::vector<Rounded> vectors(MAX_BATCH);
-    for (int t = 0; t < n; t++) round_for(w, x[t], vectors[t]);
+    for (int t = 0; t < n; t++) {
+        vectors[t].round(x[t], w.columns);
+        if (w.format == INT4) vectors[t].deal();
+    }
     return vectors.data();
 }
 
@@ -83,8 +91,8 @@ INLINE void row_product8(const Matrix& w, int64_t row, const Rounded* x, float* 
         for (int64_t c = begin; c < end; c += STEP) {
             const Shorts first = widen16(data + c), second = widen16(data + c + STEP / 2);
             for (int t = 0; t < T; t++) {
-                even[t] += products(first, with[t] + c);
-                odd[t] += products(second, with[t] + c + STEP / 2);
+                even[t] = add_products(even[t], first, with[t] + c);
+                odd[t] = add_products(odd[t], second, with[t] + c + STEP / 2);
             }
         }
         for (int t = 0; t < T; t++)
@@ -107,8 +115,11 @@ INLINE void block_product4(const uint8_t* data, const uint16_t* scale, const Blo
     const auto [factor, offset] = two_pairs(scale);
     for (int t = 0; t < T; t++) {
         const int16_t* with = x[t]->numbers;
-        const Ints sums = products((Shorts)(four & 15), with) + products((Shorts)(four >> 4 & 15), with + 16) +
-                          products((Shorts)(four >> 8 & 15), with + 32) + products((Shorts)(four >> 12), with + 48);
+        Ints sums = {};
+        sums = add_products(sums, (Shorts)(four & 15), with);
+        sums = add_products(sums, (Shorts)(four >> 4 & 15), with + 16);
+        sums = add_products(sums, (Shorts)(four >> 8 & 15), with + 32);
+        sums = add_products(sums, (Shorts)(four >> 12), with + 48);
         factors[t] += factor * __builtin_convertvector(sums, Floats);
         offsets[t] += offset * load(x[t]->sums);
     }

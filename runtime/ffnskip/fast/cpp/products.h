@@ -1,64 +1,86 @@
-// Products of one matrix of 8 or 4 bits with many vectors: what a prompt needs.
+// Products of one matrix with many vectors: what a prompt needs.
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
-#include "inputs.h"
+#include "matrix.h"
+#include "panels.h"
 #include "team.h"
 
-// As `multiply`, of a 4-bit matrix that lies input by input.
-static void multiply_by_input4(const Matrix& w, int64_t begin, int64_t end, int n, const float* const* x,
-                               float* const* y) {
-    static thread_local Kept kept;
-    static thread_local std::vector<float> sums, none;
-    const int64_t rows = end - begin;
-    sums.resize(MAX_BATCH * rows);
-    none.assign(w.columns, 0.0f);
-    const float* limits[MAX_BATCH];
-    int64_t left_out[MAX_BATCH];
-    std::fill(limits, limits + n, none.data());
-    kept.list(n, x, limits, w.columns, left_out);
-    Matrix mine = w;
-    mine.data = static_cast<const uint8_t*>(w.data) + begin / 2;
-    mine.scale = static_cast<const uint16_t*>(w.scale) + begin * 2;
-    sum_inputs4(mine, kept, 0, kept.n, n, rows, sums.data());
-    for (int t = 0; t < n; t++)
-        for (int64_t r = 0; r < rows; r++) y[t][begin + r] = sums[t * rows + r] + (w.bias ? w.bias[begin + r] : 0.0f);
+constexpr int64_t MANY = 132;  // vectors that an unpacked panel is multiplied with
+constexpr int TILE = 6;        // of them at a time: their sums stay in registers
+constexpr int FEW = 4;         // vectors, for which unpacking would take longer than the product
+
+template <typename Multiply>
+INLINE void by_count(int n, const Multiply& multiply) {
+    switch (n) {
+        case 1: return multiply(std::integral_constant<int, 1>());
+        case 2: return multiply(std::integral_constant<int, 2>());
+        case 3: return multiply(std::integral_constant<int, 3>());
+        case 4: return multiply(std::integral_constant<int, 4>());
+        case 5: return multiply(std::integral_constant<int, 5>());
+        default: return multiply(std::integral_constant<int, TILE>());
+    }
 }
 
-// Vectors that are multiplied at a time: many for each reading of the weights, few enough to stay in the second cache.
-struct Together {
-    static constexpr int64_t MOST = 64;
-    int n;
-    const float* x[MOST];
-    float* y[MOST];
-
-    Together(const Matrix& w, int64_t first, int64_t end, const float* from, float* to)
-        : n(int(std::min(MOST, end - first))) {
-        for (int t = 0; t < n; t++) {
-            x[t] = from + (first + t) * w.columns;
-            y[t] = to + (first + t) * w.rows;
+// y[t][r] = W[r] . x[t] + bias[r] for rows r in [begin, end) and t < n.
+template <typename Panel>
+static void multiply_panels(const Matrix& w, int64_t begin, int64_t end, int n, const typename Panel::Vector* x,
+                            float* y) {
+    Panel panel;
+    float sums[MANY * PANEL];
+    for (int64_t row = begin; row < end; row += PANEL) {
+        std::fill_n(sums, n * PANEL, 0.0f);
+        for (int64_t c = 0; c < w.columns; c += Panel::DEPTH) {
+            const int64_t stop = std::min(w.columns, c + Panel::DEPTH);
+            panel.unpack(w, row, c, stop);
+            for (int t = 0; t < n; t += TILE)
+                by_count(n - t, [&](auto count) {
+                    panel.template multiply<count()>(c, stop, x + t, sums + t * PANEL);
+                });
         }
+        const int64_t rows = std::min(PANEL, end - row);
+        for (int t = 0; t < n; t++)
+            for (int64_t r = 0; r < rows; r++)
+                y[t * w.rows + row + r] = sums[t * PANEL + r] + (w.bias ? w.bias[row + r] : 0.0f);
     }
-};
+}
+
+// The same for `n` vectors one behind the other; `rounded` is what they are beside integers.
+static void multiply_some(const Matrix& w, int64_t begin, int64_t end, int n, const float* x, const Rounded* rounded,
+                          float* y) {
+    const float* from[MANY];
+    float* to[MANY];
+    for (int t = 0; t < n; t++) {
+        from[t] = x + t * w.columns;
+        to[t] = y + t * w.rows;
+    }
+    if (n <= FEW && !w.stretch) return multiply(w, begin, end, n, from, to);
+    switch (w.format) {
+        case FLOAT32: return multiply_panels<FloatPanel<float>>(w, begin, end, n, from, y);
+        case BFLOAT16: return multiply_panels<FloatPanel<uint16_t>>(w, begin, end, n, from, y);
+        case INT8: return multiply_panels<IntegerPanel<INT8>>(w, begin, end, n, rounded, y);
+        case INT4: return multiply_panels<IntegerPanel<INT4>>(w, begin, end, n, rounded, y);
+    }
+}
 
 // y = W x + bias for `n` vectors one behind the other.
 static void multiply_many(const Matrix& w, int64_t n, const float* x, float* y, int threads) {
-    std::vector<Rounded> rounded(Together::MOST);
+    const int64_t blocks = (n + MANY - 1) / MANY, most = ((n + blocks - 1) / blocks + TILE - 1) / TILE * TILE;
+    std::vector<Rounded> rounded(most);
     in_parallel(threads, [&](int id, int count, Barrier& barrier) {
-        const auto [begin, end] = share(w.rows, id, count, ROWS);
-        for (int64_t first = 0; first < n; first += Together::MOST) {
-            const Together part(w, first, n, x, y);
-            if (w.stretch) {
-                for (int t = 0; t < part.n; t += MAX_BATCH)
-                    multiply_by_input4(w, begin, end, std::min(MAX_BATCH, part.n - t), part.x + t, part.y + t);
-                continue;
+        const auto [begin, end] = share(w.rows, id, count, PANEL);
+        for (int64_t first = 0; first < n; first += most) {
+            const int64_t some = std::min(most, n - first);
+            const auto [mine, others] = share(some, id, count, 1);
+            for (int64_t t = mine; w.scale && t < others; t++) {
+                rounded[t].round(x + (first + t) * w.columns, w.columns);
+                if (w.format == INT4) rounded[t].add_up();
             }
-            const auto [mine, others] = share(part.n, id, count, 1);
-            for (int64_t t = mine; t < others; t++) round_for(w, part.x[t], rounded[t]);
             barrier.wait();
-            multiply(w, begin, end, part.n, rounded.data(), part.y);
+            multiply_some(w, begin, end, int(some), x + first * w.columns, rounded.data(), y + first * w.rows);
             barrier.wait();
         }
     });

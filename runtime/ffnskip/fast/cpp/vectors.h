@@ -35,9 +35,19 @@ INLINE Ints widen(const int8_t* from) { return (Ints)_mm256_cvtepi8_epi32(_mm_lo
 INLINE Shorts widen16(const int8_t* from) {
     return (Shorts)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)from));
 }
-// Sixteen products, added up in pairs.
-INLINE Ints products(Shorts a, const int16_t* b) {
-    return (Ints)_mm256_madd_epi16((__m256i)a, _mm256_loadu_si256((const __m256i*)b));
+// sums + sixteen products, added up in pairs.
+INLINE Ints add_products(Ints sums, Shorts a, const int16_t* b) {
+    const __m256i with = _mm256_loadu_si256((const __m256i*)b);
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return (Ints)_mm256_dpwssd_epi32((__m256i)sums, (__m256i)a, with);
+#else
+    return sums + (Ints)_mm256_madd_epi16((__m256i)a, with);
+#endif
+}
+// The low or the high four bits of sixteen bytes.
+INLINE Shorts nibbles(const uint8_t* from, bool high) {
+    const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)from));
+    return (Shorts)(high ? _mm256_srli_epi16(bytes, 4) : _mm256_and_si256(bytes, _mm256_set1_epi16(15)));
 }
 // a[0] b[0] a[1] b[1] ... of the first (part 0) or last (part 1) eight bytes of each sixteen.
 INLINE Bytes interleaved(Bytes a, Bytes b, int part) {
@@ -61,9 +71,13 @@ INLINE Shorts widen16(const int8_t* from) {
     for (int64_t i = 0; i < 2 * WIDTH; i++) x[i] = from[i];
     return x;
 }
-INLINE Ints products(Shorts a, const int16_t* b) {
-    Ints x;
-    for (int64_t i = 0; i < WIDTH; i++) x[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+INLINE Ints add_products(Ints sums, Shorts a, const int16_t* b) {
+    for (int64_t i = 0; i < WIDTH; i++) sums[i] += a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+    return sums;
+}
+INLINE Shorts nibbles(const uint8_t* from, bool high) {
+    Shorts x;
+    for (int64_t i = 0; i < 2 * WIDTH; i++) x[i] = high ? from[i] >> 4 : from[i] & 15;
     return x;
 }
 INLINE Bytes interleaved(Bytes a, Bytes b, int part) {
@@ -84,6 +98,13 @@ INLINE Ints half_of(Shorts x, int half) {
     Eight eight;
     memcpy(&eight, (const char*)&x + half * sizeof(eight), sizeof(eight));
     return __builtin_convertvector(eight, Ints);
+}
+
+// Two numbers, again and again.
+INLINE Shorts spread_pair(const int16_t* two) {
+    int32_t both;
+    memcpy(&both, two, sizeof(both));
+    return (Shorts)(both - (Ints){});
 }
 
 INLINE Words load_words(const uint8_t* from) {
