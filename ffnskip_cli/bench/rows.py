@@ -27,6 +27,7 @@ _FIELDS = [
     "ceiling",
     "decode_skip_ratio",
     "first_token_seconds",
+    "prompt_share",
     "breakdown",
     "perplexity",
     "kl",
@@ -97,6 +98,7 @@ def of_speed(speed: Speed, dense: Speed, cost: ModelCost, added: Overhead, keys:
         "ceiling": cost.ceiling(stats, added, keys),
         "decode_skip_ratio": stats.skip_ratio,
         "first_token_seconds": median(speed.first_tokens),
+        "prompt_share": median(speed.prompt_shares),
         "breakdown": speed.breakdown,
     }
 

@@ -44,12 +44,14 @@ class Run:
     Attributes:
         times: when the token before the first timed one came, and then each timed one, in seconds.
         first_token: seconds that the prompt and the first token behind it took.
+        seconds: what the whole decode took.
         stats: what was skipped; None for a way that does not count.
         parts: seconds that each part of a step took, over all timed tokens; None where that is not known.
     """
 
     times: list[float]
     first_token: float
+    seconds: float
     stats: SkipStats | None = None
     parts: dict[str, float] | None = None
 
@@ -74,6 +76,7 @@ class Speed:
 
     samples: list[float] = field(default_factory=list)
     first_tokens: list[float] = field(default_factory=list)
+    prompt_shares: list[float] = field(default_factory=list)
     stats: list[SkipStats] = field(default_factory=list)
     breakdowns: list[dict[str, float]] = field(default_factory=list)
 
@@ -81,6 +84,7 @@ class Speed:
         """Count one more run."""
         self.samples.append(run.tokens_per_second)
         self.first_tokens.append(run.first_token)
+        self.prompt_shares.append(run.first_token / run.seconds)
         if run.stats is not None:
             self.stats.append(run.stats)
         if run.breakdown is not None:
@@ -130,7 +134,9 @@ def decoder_way(decoder: Decoder, warm_up: int = 0) -> Way:
         times = [untimed[-1], *_times(tokens)]
         after = decoder.seconds()
         parts = {name: after[name] - before[name] for name in after} if before and after else None
-        return Run(times, untimed[0] - start, None if decoder.profile is None else decoder.stats, parts)
+        return Run(
+            times, untimed[0] - start, times[-1] - start, None if decoder.profile is None else decoder.stats, parts
+        )
 
     return way
 
@@ -151,7 +157,7 @@ def hugging_face_way(model: PreTrainedModel, warm_up: int = 0) -> Way:
             pad_token_id=0,
             logits_processor=LogitsProcessorList(along),
         )
-        return Run(clock.times[warm_up:], clock.times[0] - start)
+        return Run(clock.times[warm_up:], clock.times[0] - start, clock.times[-1] - start)
 
     return way
 

@@ -71,12 +71,13 @@ def print_bench(document: Document, format: Format) -> None:
 
 
 def print_breakdown(rows: Sequence[Mapping[str, Any]], format: Format) -> bool:
-    """Print where the time of a token goes; False where that is not known of any row."""
-    timed = [{"name": row["name"]} | row["breakdown"] for row in rows if row["breakdown"]]
+    """Print where the time goes: of a token, and how much of a run the prompt is; False where no row's is known."""
+    timed = [row for row in rows if row["breakdown"]]
     if not timed:
         return False
-    columns = [Column("name", "ms per token"), *(Column(part, part, ".2f") for part in timed[0] if part != "name")]
-    render(timed, columns, format)
+    parts = [Column(part, part, ".2f") for part in timed[0]["breakdown"]]
+    columns = [Column("name", "ms per token"), *parts, Column("prompt_share", "prompt of the run", ".1%")]
+    render([row | row["breakdown"] for row in timed], columns, format)
     return True
 
 

@@ -24,7 +24,7 @@ FIELDS = {
         *("skip_ratio", "flops_per_token", "flops_saved", "flops_saved_past_warm_up"),
         *("perplexity", "kl", "kl_reverse", "kl_percentiles", "top1_agreement", "standard_error"),
     },
-    "speed": {"tokens_per_second", "speedup", "ceiling", "decode_skip_ratio", "first_token_seconds"},
+    "speed": {"tokens_per_second", "speedup", "ceiling", "decode_skip_ratio", "first_token_seconds", "prompt_share"},
     "worst-case": {"never_skip_fraction", "repetition"},
     "layers": {"kl_by_layer"},
 }

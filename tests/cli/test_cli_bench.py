@@ -24,7 +24,7 @@ PARTS_ALONE = {"least_skipped"}  # of what leaves out parts
 NOT_ASKED = {"missing", "kl_by_layer"}
 WORST_CASE = {"never_skip_fraction", "repetition"}
 OPPONENTS = ["random", "non-adaptive", "shortgpt", "teal"]
-SPEED = {"first_token_seconds", "tokens_per_second", "speedup", "ceiling", "decode_skip_ratio"}
+SPEED = {"first_token_seconds", "prompt_share", "tokens_per_second", "speedup", "ceiling", "decode_skip_ratio"}
 BREAKDOWN = {"breakdown"} if COMPILES else set()  # where the time goes, on the fused path
 
 

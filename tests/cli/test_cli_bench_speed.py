@@ -70,7 +70,7 @@ def test_a_profile_that_is_slower_than_dense_is_told_so(
 ) -> None:
     speeds = {"dense": [10.0] * len(ffnskip), "ffnskip": ffnskip, "hf-dense": [1.0] * len(ffnskip)}
     monkeypatch.setattr(
-        suite, "measure_speed", lambda *_: {name: Speed(rates, [0.1]) for name, rates in speeds.items()}
+        suite, "measure_speed", lambda *_: {name: Speed(rates, [0.1], [0.5]) for name, rates in speeds.items()}
     )
     result = succeed(*bench, "--measure", "speed", "--timed-on", timed_on)
     warnings = [line.removeprefix("Warning: ") for line in talk(result) if "slower than dense" in line]
@@ -81,12 +81,14 @@ def test_a_profile_that_is_slower_than_dense_is_told_so(
 def test_a_breakdown_says_where_the_time_goes(bench: tuple[object, ...]) -> None:
     table = succeed(*bench, "--measure", "speed", "--breakdown").stdout
     header = next(line.split() for line in table.splitlines() if line.startswith("ms per token"))
-    assert header[3:] == ["attention", "ffn", "compensation", "rule", "head", "other"]
+    assert header[3:9] == ["attention", "ffn", "compensation", "rule", "head", "other"]
+    assert header[9:] == ["prompt", "of", "the", "run"]
     rows = bench_rows(bench_document(*bench, "--measure", "speed"))
     for name in ("dense", "ffnskip"):
         breakdown = rows[name]["breakdown"]
         assert min(breakdown[part] for part in ("attention", "ffn", "head", "other")) > 0
         rate = rows[name]["tokens_per_second"]
         assert 1000 / rate["max"] * 0.99 <= sum(breakdown.values()) <= 1000 / rate["min"] * 1.01
+        assert 0 < rows[name]["prompt_share"] < 1
     assert rows["dense"]["breakdown"]["compensation"] == 0
     assert rows["hf-dense"]["breakdown"] is None

@@ -40,7 +40,7 @@ def noting(calls: list[tuple[str, int, int]], name: str, forced: list[list[int] 
         calls.append((name, int(prompt[0, 0]), new_tokens))
         if forced is not None:
             forced.append(None if text is None else text.flatten().tolist())
-        return Run([0.0, 0.5, float(len(calls))], 0.1)
+        return Run([0.0, 0.5, float(len(calls))], 0.1, 1.0)
 
     return way
 
@@ -71,12 +71,12 @@ def test_each_prompt_is_timed_along_its_own_text_after_a_free_rehearsal() -> Non
 
 
 def test_runs_are_summed_up_by_their_medians_and_counts() -> None:
-    assert Run([10.0, 10.5, 11.0, 12.0], 0.1).tokens_per_second == 1.5  # of the tokens behind the first
+    assert Run([10.0, 10.5, 11.0, 12.0], 0.1, 2.1).tokens_per_second == 1.5  # of the tokens behind the first
     one, other = Speed(), Speed()
     assert one.total_stats is None
     for seconds, stats in ((1.0, SkipStats(2, 5, skipped=[0, 4])), (4.0, SkipStats(2, 7)), (2.0, SkipStats(2, 1))):
-        one.add(Run([0.0, seconds], seconds, stats))
-        other.add(Run([0.0, 4.0], 0.1))
+        one.add(Run([0.0, seconds], seconds, 2 * seconds, stats))
+        other.add(Run([0.0, 4.0], 0.1, 4.1))
     assert (one.samples, one.median) == ([1.0, 0.25, 0.5], 0.5)
     assert one.total_stats == SkipStats(2, 13, skipped=[0, 4])
     assert other.total_stats is None
