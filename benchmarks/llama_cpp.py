@@ -6,9 +6,10 @@
 
 BIN is the folder with llama-bench and llama-quantize, which makes the files of all formats from one. The model is
 `demo`, or has random weights in the shape of a Qwen2 with 1.5 billion parameters. Prints a table as Markdown: tokens
-per second of decoding behind the prompt and of reading the prompt, medians of the turns, and the median within turns of
-each row's speed over that of llama.cpp's format named beside it. Rows with a profile decode along held-out text (demo)
-or leave out 40 % of the FFNs' inputs and neurons, or every other FFN, whatever the text (1.5B).
+per second of decoding behind the prompt and of reading the prompt, medians of the turns, and the medians within turns
+of each row's speeds over those of llama.cpp's format named beside it. Rows with a profile decode along held-out text
+(demo) or leave out 40 % of the FFNs' inputs and neurons, or every other FFN, whatever the text (1.5B). Beside dense
+rows stands what they read per second, weights only; the last line says what the memory gives to a sum.
 
 With `--busy` another process keeps one core busy meanwhile.
 """
@@ -33,9 +34,10 @@ import gguf
 import torch
 import typer
 from sparse_step import forced_profile, random_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from ffnskip import Decoder, Profile, load_profile, pack_weights
+from ffnskip.model.packed import PackedLinear
 from ffnskip.profiles.identity import model_info
 from ffnskip.profiles.schema import Compensation, Skip
 from ffnskip_cli import console
@@ -57,11 +59,13 @@ class Row:
     Attributes:
         run: decodes once; gives tokens per second of decoding and of the prompt.
         format: of the weights.
+        nbytes: of the weights.
         model, decoder: of ours.
     """
 
     run: Callable[[], tuple[float, float]]
     format: str
+    nbytes: int
     model: PreTrainedModel | None = None
     decoder: Decoder | None = None
     decoding: list[float] = field(default_factory=list)
@@ -95,9 +99,11 @@ def main(
             for theirs in AGAINST[format]:
                 rows[f"llama.cpp {theirs}"] = _theirs(binaries, file, theirs, Path(folder), prompt, new_tokens)
         names = list(rows)
+        memory = []
         for row in rows.values():
             row.run()  # not counted
         for turn in console.track(range(turns), "measuring", turns):
+            memory.append(_memory())
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 decoding, reading = rows[name].run()
                 rows[name].decoding.append(decoding)
@@ -105,6 +111,7 @@ def main(
     table = _table(rows, mean_keys(prompt, new_tokens))
     for line in table:
         print("| " + " | ".join(line) + " |")
+    print(f"\nA sum over 1 GB reads {median(memory):.1f} GB/s.")
     if output is not None:
         document = {name: {"decoding": row.decoding, "reading": row.reading} for name, row in rows.items()}
         output.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
@@ -142,8 +149,21 @@ def _ours(plain: PreTrainedModel, format: str, path: Path | None, text: Tensor, 
     for name, profile in profiles.items():
         model = deepcopy(packed)
         decoder = Decoder(model, profile, path="fused", check=False)
-        rows[f"ffnskip {format}, {name}"] = Row(_run(decoder, text, prompt), format, model, decoder)
+        rows[f"ffnskip {format}, {name}"] = Row(_run(decoder, text, prompt), format, _nbytes(model), model, decoder)
     return rows
+
+
+def _nbytes(model: PreTrainedModel) -> int:
+    layers = [m for m in model.modules() if isinstance(m, PackedLinear | nn.Linear)]
+    return sum(m.matrix.nbytes if isinstance(m, PackedLinear) else m.weight.nbytes for m in layers)
+
+
+def _memory() -> float:
+    """GB/s that all threads together read."""
+    numbers = torch.ones(2**28)
+    start = time.perf_counter()
+    numbers.sum()
+    return numbers.nbytes / (time.perf_counter() - start) / 1e9
 
 
 def _run(decoder: Decoder, text: Tensor, prompt: int) -> Callable[[], tuple[float, float]]:
@@ -175,7 +195,10 @@ def _theirs(binaries: Path, file: Path, format: str, folder: Path, prompt: int, 
         ).stdout
         return float(json.loads(answer)[0]["avg_ts"])
 
-    return Row(lambda: (speed("-p", 0, "-n", new_tokens, "-d", prompt), speed("-p", prompt, "-n", 0)), format)
+    def run() -> tuple[float, float]:
+        return speed("-p", 0, "-n", new_tokens, "-d", prompt), speed("-p", prompt, "-n", 0)
+
+    return Row(run, format, target.stat().st_size)
 
 
 def _every_other(model: PreTrainedModel) -> Profile:
@@ -228,16 +251,21 @@ def _neighbour(busy: bool) -> Iterator[None]:
 
 
 def _table(rows: dict[str, Row], keys: float) -> list[list[str]]:
-    head = ["", "decoding, tokens/s", "prompt, tokens/s", "over llama.cpp", "over dense", "ceiling"]
+    beside = ["over llama.cpp", "over dense", "ceiling", "GB/s"]
+    head = ["", "decoding, tokens/s", *beside, "prompt, tokens/s", "over llama.cpp"]
     lines = [head, ["---"] * len(head)]
     for name, row in rows.items():
-        over, gain, most = "", "", ""
+        over, gain, most, read, prompt = "", "", "", f"{median(row.decoding) * row.nbytes / 1e9:.1f}", ""
         if row.decoder is not None and row.model is not None:
-            over = ", ".join(f"{_ratio(row, rows[f'llama.cpp {f}']):.2f} {f}" for f in AGAINST[row.format])
+            others = {format: rows[f"llama.cpp {format}"] for format in AGAINST[row.format]}
+            over = ", ".join(f"{_ratio(row.decoding, other.decoding):.2f} {f}" for f, other in others.items())
+            prompt = ", ".join(f"{_ratio(row.reading, other.reading):.2f} {f}" for f, other in others.items())
             if (profile := row.decoder.profile) is not None:
-                gain = f"{_ratio(row, rows[f'ffnskip {row.format}, dense']):.2f}"
+                dense = rows[f"ffnskip {row.format}, dense"]
+                gain, read = f"{_ratio(row.decoding, dense.decoding):.2f}", ""
                 most = f"{model_cost(row.model).ceiling(row.decoder.stats, overhead(profile, row.model), keys):.2f}"
-        lines.append([name, f"{median(row.decoding):.1f}", f"{median(row.reading):.0f}", over, gain, most])
+        speeds = f"{median(row.decoding):.1f}", f"{median(row.reading):.0f}"
+        lines.append([name, speeds[0], over, gain, most, read, speeds[1], prompt])
     return lines
 
 
@@ -254,8 +282,8 @@ def _draw(rows: dict[str, Row], path: Path, title: str) -> None:
     figure.savefig(path)
 
 
-def _ratio(mine: Row, other: Row) -> float:
-    return median(a / b for a, b in zip(mine.decoding, other.decoding, strict=True))
+def _ratio(mine: list[float], others: list[float]) -> float:
+    return median(a / b for a, b in zip(mine, others, strict=True))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Products with many vectors, as reading a prompt takes: as good as PyTorch's, whatever the weights are stored as."""
 
+import ctypes
+from collections.abc import Iterator
 from itertools import product as combinations
 
 import pytest
@@ -8,7 +10,7 @@ from support.compiler import needs_compiler
 from support.pico import pico_model, pico_tokens
 
 from ffnskip import pack_weights
-from ffnskip.fast import products
+from ffnskip.fast import build, products
 from ffnskip.fast.engine import FusedEngine
 from ffnskip.fast.products import multiply
 from ffnskip.model.forward import forward, multiplied_by
@@ -24,6 +26,14 @@ FORMATS = ("float32", "bfloat16", "int8", "int4")
 def every_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """On whatever processor the tests run, all products are those that are tested."""
     monkeypatch.setattr(products, "_pays", lambda matrix, n: True)
+
+
+@pytest.fixture(scope="module")
+def plain_library() -> Iterator[ctypes.CDLL]:
+    """What is compiled where there are no vector instructions that the code knows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_vector_flags", tuple)
+        yield build._load.__wrapped__()
 
 
 def matrix_of(format: str, rows: int, columns: int, by_input: bool) -> Matrix:
@@ -65,6 +75,19 @@ def test_they_are_those_of_the_unpacked_numbers(format: str, by_input: bool, n: 
         assert matrix.bias is not None
         expected = x @ matrix.unpack(torch.float32).T + matrix.bias
         assert (product - expected).norm() < 1e-4 * expected.norm(), (rows, columns)
+
+
+@pytest.mark.parametrize(("format", "by_input"), combinations(FORMATS, (BY_ROW, BY_INPUT)))
+def test_they_are_the_same_without_vector_instructions(
+    format: str, by_input: bool, plain_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix, x = matrix_of(format, 64, 320, by_input), torch.randn(9, 320)
+    expected = multiply(matrix, x)
+    monkeypatch.setattr(products, "step_library", lambda: plain_library)
+    product = multiply(matrix, x)
+    assert expected is not None
+    assert product is not None
+    assert (product - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -58,7 +58,7 @@ def _load() -> ctypes.CDLL | str:
         return f"CXX names no compiler ({error}): mend or unset it, for faster decoding."
     if sys.platform == "win32" or not compiler:
         return "No C++ compiler was found: install one, such as g++, for faster decoding."
-    flags = (*_FLAGS, *(_AVX2 if _has_avx2() else ()), *(_VNNI if torch.cpu._is_vnni_supported() else ()))
+    flags = (*_FLAGS, *_vector_flags())
     try:
         key = _key(compiler, flags)
         folder = build_once(cache_dir() / "native" / key, lambda into: _compile(compiler, flags, into / "step.so"))
@@ -75,9 +75,11 @@ def _load() -> ctypes.CDLL | str:
         return f"What {compiler[0]} made of the native decode step in {folder} cannot be loaded: {error}"
 
 
-def _has_avx2() -> bool:
+def _vector_flags() -> tuple[str, ...]:
     capability: str = torch.backends.cpu.get_cpu_capability()
-    return "AVX2" in capability or "AVX512" in capability
+    if "AVX2" not in capability and "AVX512" not in capability:
+        return ()
+    return (*_AVX2, *(_VNNI if torch.cpu._is_vnni_supported() else ()))
 
 
 def _key(compiler: list[str], flags: tuple[str, ...]) -> str:

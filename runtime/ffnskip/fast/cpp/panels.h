@@ -126,23 +126,29 @@ INLINE Shorts sixteen(const Matrix& w, int64_t row, int64_t c) {
 template <Format FORMAT>
 struct IntegerPanel {
     using Vector = Rounded;
-    static constexpr int64_t DEPTH = STRETCH;                            // columns, whose numbers in a vector have one scale
+    static constexpr int64_t DEPTH = STRETCH;  // columns, whose numbers in a vector have one scale
     static constexpr int64_t RUN = FORMAT == INT4 ? GROUP : STRETCH;  // columns, whose numbers in a row have one factor
     int16_t numbers[DEPTH * PANEL];
     float factors[DEPTH / RUN * PANEL], offsets[DEPTH / RUN * PANEL];
 
     void unpack(const Matrix& w, int64_t row, int64_t begin, int64_t end) {
-        Ints* to = reinterpret_cast<Ints*>(numbers);
-        for (int64_t c = begin; w.stretch && c < end; c += 2, to += 2)
-            interleave(sixteen<FORMAT>(w, row, c), sixteen<FORMAT>(w, row, c + 1), to);
-        for (int64_t c = begin; !w.stretch && c < end; c += PANEL, to += PANEL)
-            for (int64_t first = 0; first < 2; first++) {
-                Ints pairs[WIDTH];
-                for (int64_t i = 0; i < WIDTH; i++)
-                    pairs[i] = (Ints)sixteen<FORMAT>(w, std::min(row + first * WIDTH + i, w.rows - 1), c);
-                transpose(pairs);
-                for (int64_t i = 0; i < WIDTH; i++) to[2 * i + first] = pairs[i];
-            }
+        int16_t* to = numbers;
+        const auto put = [&](Ints pairs) {
+            memcpy(to, &pairs, sizeof(pairs));
+            to += PANEL;
+        };
+        for (int64_t c = begin; w.stretch && c < end; c += 2) {
+            Ints pairs[2];
+            interleave(sixteen<FORMAT>(w, row, c), sixteen<FORMAT>(w, row, c + 1), pairs);
+            for (int half = 0; half < 2; half++) put(pairs[half]);
+        }
+        for (int64_t c = begin; !w.stretch && c < end; c += PANEL) {
+            Ints pairs[2][WIDTH];
+            for (int64_t i = 0; i < PANEL; i++)
+                pairs[i / WIDTH][i % WIDTH] = (Ints)sixteen<FORMAT>(w, std::min(row + i, w.rows - 1), c);
+            for (int half = 0; half < 2; half++) transpose(pairs[half]);
+            for (int64_t i = 0; i < PANEL; i++) put(pairs[i % 2][i / 2]);
+        }
         for (int64_t c = begin; c < end; c += RUN) scale(w, row, c / GROUP, (c - begin) / RUN * PANEL);
     }
 
@@ -172,15 +178,15 @@ struct IntegerPanel {
 
    private:
     void scale(const Matrix& w, int64_t row, int64_t group, int64_t at) {
-        uint32_t pairs[PANEL];
+        uint16_t pairs[PANEL][2];
         for (int64_t i = 0; i < PANEL; i++) {
             const int64_t r = std::min(row + i, w.rows - 1);
             const int64_t of_group = w.stretch ? group * w.stretch + r : r * (w.columns / GROUP) + group;
             if (FORMAT == INT8) factors[at + i] = static_cast<const float*>(w.scale)[r];
-            else pairs[i] = static_cast<const uint32_t*>(w.scale)[of_group];
+            else std::copy_n(static_cast<const uint16_t*>(w.scale) + 2 * of_group, 2, pairs[i]);
         }
         for (int64_t i = 0; FORMAT == INT4 && i < PANEL; i += WIDTH) {
-            const auto [factor, offset] = eight_pairs(reinterpret_cast<const uint16_t*>(pairs + i));
+            const auto [factor, offset] = eight_pairs(pairs[i]);
             store(factors + at + i, factor);
             store(offsets + at + i, offset);
         }
