@@ -8,7 +8,6 @@ fastest of the rounds counts: on a machine that others use as well, it is the on
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable
 from typing import Annotated
@@ -18,7 +17,7 @@ import typer
 from torch import Tensor
 
 from ffnskip.fast.build import step_library
-from ffnskip.fast.structs import pointers
+from ffnskip.fast.products import multiply_by
 from ffnskip.model.matrix import Matrix, pack, plain
 
 SHAPES = [(576, 1536), (1536, 576), (1536, 8960), (8960, 1536), (4096, 14336)]  # inputs, outputs
@@ -35,7 +34,7 @@ def main(
     print("| inputs -> outputs | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
     for columns, rows in SHAPES:
         weight, x = torch.randn(rows, columns), torch.randn(vectors, columns)
-        ways = [_torch(weight, x)] + [_ours(matrix, x, threads) for matrix in _formats(weight)]
+        ways = [_torch(weight, x)] + [_ours(matrix, x) for matrix in _formats(weight)]
         best = [float("inf")] * len(ways)
         for _ in range(rounds):
             best = [min(before, _seconds(way)) for before, way in zip(best, ways, strict=True)]
@@ -51,10 +50,9 @@ def _torch(weight: Tensor, x: Tensor) -> Callable[[], object]:
     return lambda: x @ weight.T
 
 
-def _ours(matrix: Matrix, x: Tensor, threads: int) -> Callable[[], object]:
-    y, struct, library = torch.empty(len(x), matrix.rows), pointers(matrix), step_library()
-    # The matrix is named so that it lives as long as what points at it.
-    return lambda: (matrix, library.ffnskip_multiply(ctypes.byref(struct), len(x), x.data_ptr(), y.data_ptr(), threads))
+def _ours(matrix: Matrix, x: Tensor) -> Callable[[], object]:
+    y, library = torch.empty(len(x), matrix.rows), step_library()
+    return lambda: multiply_by(library, matrix, x, y)
 
 
 def _seconds(way: Callable[[], object]) -> float:

@@ -90,6 +90,16 @@ def test_they_are_the_same_without_vector_instructions(
     assert (product - expected).norm() < 1e-5 * expected.norm()
 
 
+@pytest.mark.parametrize("n", [3, 140])
+@pytest.mark.parametrize("format", FORMATS)
+def test_vectors_in_bfloat16_give_products_in_bfloat16(format: str, n: int) -> None:
+    matrix, x = matrix_of(format, 64, 96, BY_ROW), torch.randn(n, 96).bfloat16()
+    product, exact = multiply(matrix, x), multiply(matrix, x.float())
+    assert product is not None
+    assert exact is not None
+    assert torch.equal(product, exact.bfloat16())
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_is_not_a_number_stays_so_and_spoils_no_other_vector(format: str) -> None:
     matrix, x = matrix_of(format, 64, 64, BY_ROW), torch.randn(9, 64)

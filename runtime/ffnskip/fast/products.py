@@ -10,6 +10,7 @@ from torch import Tensor
 from ffnskip.errors import UnsupportedModelError
 from ffnskip.fast import structs
 from ffnskip.fast.build import step_library
+from ffnskip.fast.codes import FORMATS
 from ffnskip.fast.layout import input_stretch
 from ffnskip.model.forward import has_instructions
 from ffnskip.model.matrix import Matrix
@@ -27,11 +28,16 @@ def multiply(matrix: Matrix, x: Tensor) -> Tensor | None:
         library = step_library()
     except UnsupportedModelError:
         return None
-    vectors = vectors.float().contiguous()
-    y = torch.empty(len(vectors), matrix.rows, dtype=torch.float32)
-    at = structs.pointers(matrix)
-    library.ffnskip_multiply(ctypes.byref(at), len(vectors), vectors.data_ptr(), y.data_ptr(), torch.get_num_threads())
+    if vectors.dtype != torch.bfloat16:
+        vectors = vectors.float()
+    multiply_by(library, matrix, vectors := vectors.contiguous(), y := vectors.new_empty(len(vectors), matrix.rows))
     return y.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def multiply_by(library: ctypes.CDLL, matrix: Matrix, x: Tensor, y: Tensor) -> None:
+    """Write the product of vectors ``[n, columns]`` into ``y [n, rows]``, both in float32 or both in bfloat16."""
+    format, at = FORMATS[str(x.dtype).removeprefix("torch.")], structs.pointers(matrix)
+    library.ffnskip_multiply(ctypes.byref(at), len(x), x.data_ptr(), y.data_ptr(), format, torch.get_num_threads())
 
 
 def _pays(matrix: Matrix, n: int) -> bool:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -66,22 +67,38 @@ static void multiply_some(const Matrix& w, int64_t begin, int64_t end, int n, co
     }
 }
 
-// y = W x + bias for `n` vectors one behind the other.
-static void multiply_many(const Matrix& w, int64_t n, const float* x, float* y, int threads) {
+// y = W x + bias for `n` vectors one behind the other, in float32 or in bfloat16.
+template <typename Number>
+static void multiply_many(const Matrix& w, int64_t n, const Number* x, Number* y, int threads) {
+    constexpr bool NARROW = std::is_same<Number, uint16_t>();
     const int64_t blocks = (n + MANY - 1) / MANY, most = ((n + blocks - 1) / blocks + TILE - 1) / TILE * TILE;
+    const std::unique_ptr<float[]> wide(new float[NARROW ? most * w.columns : 0]);
+    const std::unique_ptr<float[]> product(new float[NARROW ? most * w.rows : 0]);
     std::vector<Rounded> rounded(most);
     in_parallel(threads, [&](int id, int count, Barrier& barrier) {
         const auto [begin, end] = share(w.rows, id, count, PANEL);
         for (int64_t first = 0; first < n; first += most) {
             const int64_t some = std::min(most, n - first);
             const auto [mine, others] = share(some, id, count, 1);
+            const Number* given = x + first * w.columns;
+            Number* wanted = y + first * w.rows;
+            const float* from;
+            float* to;
+            if constexpr (NARROW) {
+                from = wide.get(), to = product.get();
+                for (int64_t i = mine * w.columns; i < others * w.columns; i++) wide[i] = widened(given + i);
+            } else {
+                from = given, to = wanted;
+            }
             for (int64_t t = mine; w.scale && t < others; t++) {
-                rounded[t].round(x + (first + t) * w.columns, w.columns);
+                rounded[t].round(from + t * w.columns, w.columns);
                 if (w.format == INT4) rounded[t].add_up();
             }
             barrier.wait();
-            multiply_some(w, begin, end, int(some), x + first * w.columns, rounded.data(), y + first * w.rows);
+            multiply_some(w, begin, end, int(some), from, rounded.data(), to);
             barrier.wait();
+            if constexpr (NARROW)
+                for (int64_t i = mine * w.rows; i < others * w.rows; i++) put(wanted + i, to[i]);
         }
     });
 }
