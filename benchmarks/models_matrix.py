@@ -42,7 +42,8 @@ decide, the logits are those that hooks give which go by the same probes.
 - **neurons**: whether single neurons can run beside the compensation's map in all, some or no layers (`--neurons`);
   where not in all, compensation goes without.
 
-In hybrids whose layers are a mixer *or* an FFN (Nemotron-H), profiles count the layers that have one.
+In hybrids whose layers are a mixer *or* an FFN (Nemotron-H), profiles count the layers that have one. The oldest
+transformers that ffnskip runs on does not have all of these types.
 
 """
 TAIL = """

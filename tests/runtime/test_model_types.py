@@ -50,6 +50,8 @@ def test_the_self_check_finds_it_too(name: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("name", INPUT_ONLY)
 def test_cosine_is_refused_where_the_output_is_not_simply_added(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name not in TYPES:
+        pytest.skip("a later transformers has this type")
     model = tiny_model(name)
     with pytest.raises(ffnskip.UnsupportedModelError, match="use --rule predicted-damage"):
         ffnskip.apply(model, profile_of(model, "cosine", 2.0))
@@ -61,7 +63,8 @@ def test_cosine_is_refused_where_the_output_is_not_simply_added(name: str, monke
 def test_the_table_in_the_docs_is_that_of_the_code() -> None:
     rows = [line.split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| ")][1:]
     rules = {name.removeprefix("| "): rules for name, rules, *_ in rows}
-    assert sorted(rules) == sorted([name for name in TYPES if name not in UNBUILT] + VISION)
+    built = {name for name in TYPES if name not in UNBUILT} | {*VISION}
+    assert built <= set(rules)  # written with a newer transformers than the oldest allowed, which has fewer types
     assert {name for name, found in rules.items() if found == "none"} == set(REFUSED)
     assert {name for name, found in rules.items() if found == "input"} == {*INPUT_ONLY, "gemma4", "qwen4_exp"}
     assert sum(found != "none" for name, found in rules.items() if name not in VISION) >= 129
