@@ -140,8 +140,11 @@ def by_vllm(python: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer"
         command = [str(python), str(Path(__file__).with_name("vllm_worker.py")), str(answer)]
-        with (Path(folder) / "log").open("w") as log:
-            subprocess.run(command, input=json.dumps(asked), text=True, stdout=log, stderr=log, check=True)
+        log = Path(folder) / "log"
+        with log.open("w") as file:
+            done = subprocess.run(command, input=json.dumps(asked), text=True, stdout=file, stderr=file)
+        if done.returncode:
+            raise RuntimeError(log.read_text())
         rows: list[dict[str, Any]] = json.loads(answer.read_text())
         return rows
 
