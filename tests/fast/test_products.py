@@ -144,6 +144,16 @@ def test_plain_layers_are_multiplied_so_in_passes_without_gradients(dtype: torch
     assert model.lm_head.weight.grad is not None
 
 
+def test_autocast_and_products_with_nothing_are_left_to_pytorch() -> None:
+    model, text = pico_model(), pico_tokens(20)
+    asked: list[Matrix] = []
+    with torch.no_grad(), multiplied_by(lambda matrix, x: asked.append(matrix)):  # type: ignore[func-returns-value]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert forward(model, text).logits.dtype == torch.bfloat16
+        assert not asked
+    assert multiply(matrix_of("int8", 64, 64, BY_ROW), torch.zeros(0, 64)) is None
+
+
 def test_a_product_may_leave_a_matrix_to_pytorch() -> None:
     model = pico_model(intermediate_size=64)
     pack_weights(model, "int8")

@@ -22,7 +22,7 @@ _MOST = 256  # vectors, above which a processor with 16-bit matrix instructions 
 def multiply(matrix: Matrix, x: Tensor) -> Tensor | None:
     """``x [..., columns] @ W.T + bias``, ``[..., rows]`` in the type of `x`; None where another way is faster."""
     vectors = x.reshape(-1, matrix.columns)
-    if not _pays(matrix, len(vectors)):
+    if not len(vectors) or not _pays(matrix, len(vectors)):  # an expert that no token is sent to has no vectors
         return None
     try:
         library = step_library()

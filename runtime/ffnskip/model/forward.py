@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NARROW = (torch.bfloat16, torch.float16)
+_MULTIPLIED = (torch.float32, torch.bfloat16)
 _PRODUCTS = frozenset(
     (
         functional.linear,
@@ -101,7 +102,9 @@ class _Products(TorchFunctionMode):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    if torch.is_grad_enabled() or weight.dtype not in (torch.float32, torch.bfloat16):
+    """By `product`; None for what only PyTorch multiplies as it should: subclasses of tensors, autocast, gradients."""
+    plainly = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter) and x.dtype == weight.dtype in _MULTIPLIED
+    if not plainly or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
     return product(plain(weight, bias), x)
 
