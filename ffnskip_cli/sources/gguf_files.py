@@ -8,7 +8,7 @@ from typing import Any
 
 import gguf
 import torch
-from transformers import AutoConfig, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GgufConfig, PretrainedConfig, PreTrainedModel
 
 from ffnskip.cached import build_once, cache_dir
 from ffnskip.model.gguf_table import GgufTable
@@ -22,6 +22,7 @@ def described(path: Path, sha256: str) -> Path:
         with one_sentence(path.name), _by_table():
             config = AutoConfig.from_pretrained(path.parent, **_source(path))
             config.vocab_size = config.vocab_size or _vocabulary(path)
+            _scale_rotation(config, path)
             config.save_pretrained(folder)
             AutoTokenizer.from_pretrained(path.parent, **_source(path)).save_pretrained(folder)
 
@@ -48,6 +49,13 @@ def _vocabulary(path: Path) -> int:
     return int(embedding.shape[1])
 
 
+def _scale_rotation(config: PretrainedConfig, path: Path) -> None:
+    """Set what transformers does not read of Gemma 3: how slowly layers rotate that see the whole text."""
+    factor = GgufTable(path).fields.get("gemma3.rope.scaling.factor")
+    if factor is not None:
+        config.rope_parameters["full_attention"] |= {"rope_type": "linear", "factor": float(factor.contents())}
+
+
 def expanded(path: Path, sha256: str) -> Path:
     """The folder with the weights of a `.gguf` file in bfloat16 and its tokenizer, made once for each content."""
 
@@ -60,6 +68,7 @@ def expanded(path: Path, sha256: str) -> Path:
                 path.parent, path.name, dtype=torch.bfloat16, quantization_config=config, **_source(path)
             )
             _forget_quantization(model)
+            _scale_rotation(model.config, path)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 

@@ -1,6 +1,7 @@
-"""Models of GGUF files, read as they are, against what transformers makes of the same files."""
+"""Models of GGUF files, read as they are, against what was written to them and what transformers makes of them."""
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -10,7 +11,7 @@ from gguf import GGMLQuantizationType as Kind
 from support.compiler import needs_compiler
 from support.gguf_files import write_gguf
 from support.pico import pico_model, pico_tokens
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from ffnskip import Decoder, FfnskipError, save_packed
 from ffnskip.model.gguf_model import load_gguf, why_not_as_it_is
@@ -20,6 +21,15 @@ from ffnskip.profiles.fingerprint import weights_sha256
 
 TEXT = pico_tokens(12)
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 2}
+# A size that transformers takes as given, where it does not read it from a file; layers of both kinds.
+FAMILIES: dict[str, dict[str, int]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 128},
+    "phi3": {},
+    "gemma2": {"query_pre_attn_scalar": 256},
+    "gemma3_text": {"query_pre_attn_scalar": 256, "num_hidden_layers": 6},
+}
 MIXED = {"attn_v": Kind.Q6_K, "ffn_down": Kind.Q6_K, "attn_k": Kind.Q5_0, "output": Kind.Q8_0, "token_embd": Kind.F16}
 
 
@@ -28,12 +38,16 @@ def mixed(name: str) -> Kind:
     return next((kind for part, kind in MIXED.items() if f"{part}.weight" in name), Kind.Q4_K)
 
 
-def all_are(kind: Kind) -> object:
+def all_are(kind: Kind) -> Callable[[str], Kind]:
     return lambda name: kind
 
 
 def file_of(folder: Path, kind: object, name: str = "llama", **config: object) -> Path:
-    return write_gguf(folder / "pico.gguf", pico_model(name, **SIZES | config), kind)  # type: ignore[arg-type]
+    return write_gguf(folder / "pico.gguf", family(name, **config), kind)  # type: ignore[arg-type]
+
+
+def family(name: str, **config: object) -> PreTrainedModel:
+    return pico_model(name, **SIZES | FAMILIES[name] | config)
 
 
 def expanded(file: Path) -> PreTrainedModel:
@@ -49,9 +63,17 @@ def error(model: PreTrainedModel, other: PreTrainedModel) -> float:
     return float((logits - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize(
-    ("name", "tied"), [("llama", True), ("llama", False), ("qwen2", True), ("qwen2", False), ("gemma2", True)]
-)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_is_the_model_that_was_written_to_the_file(name: str, tmp_path: Path) -> None:
+    original = family(name, rope_theta=500.0)  # which is no model's default
+    file = write_gguf(tmp_path / "pico.gguf", original, all_are(Kind.Q8_0))
+    model = load_gguf(file, AutoConfig.from_pretrained(tmp_path, gguf_file=file.name))
+    assert error(model, original) < 0.05  # 0.02 to 0.04 by rounding; 0.2 or more if norms, order or rotation are wrong
+    for setting in ("rope_parameters", "sliding_window", "layer_types"):
+        assert getattr(model.config, setting, None) == getattr(original.config, setting, None)
+
+
+@pytest.mark.parametrize(("name", "tied"), [*((name, True) for name in FAMILIES), ("llama", False), ("phi3", False)])
 @pytest.mark.parametrize("kind", [all_are(Kind.Q4_0), all_are(Kind.Q4_1), mixed], ids=["Q4_0", "Q4_1", "mixed"])
 def test_it_is_the_model_that_transformers_makes_of_the_file(
     name: str, tied: bool, kind: object, tmp_path: Path

@@ -7,13 +7,17 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Blocks = NDArray[np.uint8]
 _ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "phi3": gguf.MODEL_ARCH.PHI3,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
+    "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
 }
 
 
@@ -50,7 +54,8 @@ def write_gguf(
         tokenizer: of bytes; without one the file has a vocabulary of names that mean nothing.
         architecture: what the file says that it is, in place of the model's type.
     """
-    config, architecture = model.config, architecture or model.config.model_type
+    config = model.config
+    architecture = architecture or gguf.MODEL_ARCH_NAMES[_ARCHITECTURES[config.model_type]]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -62,6 +67,13 @@ def write_gguf(
     writer.add_vocab_size(config.vocab_size)
     if (head_dim := getattr(config, "head_dim", None)) is not None:
         writer.add_key_length(head_dim)
+    if getattr(config, "sliding_window", None) is not None:
+        writer.add_sliding_window(config.sliding_window)
+    rotation = config.rope_parameters.get("full_attention", config.rope_parameters)
+    writer.add_rope_freq_base(rotation["rope_theta"])
+    if rotation["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rotation["factor"])
     writer.add_tokenizer_model("gpt2")
     rest = range(1, config.vocab_size)
     names = tokenizer.convert_ids_to_tokens(list(rest)) if tokenizer else [f"t{token}" for token in rest]
@@ -69,9 +81,11 @@ def write_gguf(
         ["ab", *names]
     )  # the format has no tokenizer without merges: it takes the first token's place
     writer.add_token_merges(["a b"])
-    if tokenizer:
-        writer.add_bos_token_id(tokenizer.bos_token_id)
-        writer.add_eos_token_id(tokenizer.eos_token_id)
+    special = tokenizer or config
+    writer.add_bos_token_id(special.bos_token_id)
+    writer.add_eos_token_id(special.eos_token_id)
+    if special.pad_token_id is not None:
+        writer.add_pad_token_id(special.pad_token_id)
     _add_tensors(writer, model, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -87,6 +101,16 @@ def _add_tensors(writer: gguf.GGUFWriter, model: PreTrainedModel, kind: Callable
             continue
         stored = names.get_name(name, (".weight", ".bias"))
         as_kind = kind(stored) if tensor.dim() > 1 else Kind.F32
-        values = tensor.float().numpy()
+        values = _as_llama_cpp_has_it(stored, tensor.float(), model.config).numpy()
         data = values if tensor.dim() == 1 else blocks(values, as_kind)
         writer.add_tensor(stored, data, raw_dtype=as_kind)
+
+
+def _as_llama_cpp_has_it(stored: str, values: Tensor, config: PretrainedConfig) -> Tensor:
+    """Gemma's norms with the 1 that the model adds; Llama's queries and keys in the order of its own rotation."""
+    if config.model_type.startswith("gemma") and stored.endswith("norm.weight"):
+        return values + 1
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(stored.split(".")[-2])
+    if config.model_type == "llama" and heads:
+        return values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous()
+    return values

@@ -7,8 +7,9 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from support.factories import make_profile
 from support.gguf_files import write_gguf
+from support.pico import pico_model
 from support.sentences import OUT_OF_MEMORY, sentence
-from transformers import BertConfig, BertForMaskedLM, LlamaModel, T5Config, T5ForConditionalGeneration
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaModel, T5Config, T5ForConditionalGeneration
 
 from ffnskip.files import sha256_file
 from ffnskip_cli.sources import demo
@@ -223,6 +224,23 @@ def test_gguf_becomes_a_plain_model_once(pico_folder: Path, tmp_path: Path, own_
     again = load_model(str(file))
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
     assert all(map(torch.equal, again.model.parameters(), loaded.model.parameters()))
+
+
+@pytest.mark.parametrize("as_it_is", [True, False])
+def test_gemma_3_in_gguf_rotates_slowly_where_it_sees_the_whole_text(
+    as_it_is: bool, pico_folder: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(pico_folder)
+    rotation = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    original = pico_model("gemma3_text", vocab_size=len(tokenizer), intermediate_size=32, rope_parameters=rotation)
+    file = write_gguf(tmp_path / "pico.gguf", original, lambda name: Kind.Q8_0, tokenizer)
+    model = load_model(str(file), device="cpu", gguf_as_is=as_it_is).model
+    assert model.config.rope_parameters == rotation
+    for name, expected in original.model.rotary_emb.named_buffers():
+        torch.testing.assert_close(model.model.rotary_emb.get_buffer(name), expected)
 
 
 def test_broken_gguf_leaves_nothing_in_the_cache(tmp_path: Path, own_cache: Path) -> None:
