@@ -105,7 +105,7 @@ def steps(settings: Settings, to_record: int) -> list[Step]:
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else str(value),
 )
 def test_no_more_passes_run_than_were_announced(goals: tuple[Goal, ...], choices: dict[str, Any]) -> None:
-    sequences = 3 if "on" in choices else 10
+    sequences = 3 if "on" in choices else 6
     settings = settings_for(*goals, sequences=sequences, **choices)
     with counted(settings.sequence_length) as count:
         solve(settings, recorded(settings))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.cli import bench_document, bench_rows, mistake, succeed, talk
+from support.cli import SMALL, bench_document, bench_rows, mistake, succeed, talk
 from support.compiler import COMPILES
 
 from ffnskip.profiles.profile import load_profile, save_profile
@@ -125,7 +125,8 @@ def test_quality_is_the_profiles_on_the_same_text_and_a_target_moves_along_its_c
 
 def test_the_text_of_the_profile_is_the_default(plateau_folder: Path, tmp_path: Path) -> None:
     path, sizes = tmp_path / "own.yaml", ("--tokens", 256, "--eval-tokens", 128, "--sequence-length", 64)
-    succeed("calibrate", plateau_folder, "--target", 0.1, "--dataset", "self", "--warm-up", 4, "--output", path, *sizes)
+    own = ("--dataset", "self", "--output", path)
+    succeed("calibrate", plateau_folder, "--target", 0.1, *own, *SMALL, *sizes)
     options = ("--eval-tokens", 128, "--prompt-tokens", 8, "--measure", "quality")
     document = bench_document("bench", plateau_folder, "--profile", path, *options)
     assert document["eval_dataset"] == "self"
@@ -144,14 +145,14 @@ def test_a_text_of_a_mixture_that_has_changed_is_pointed_out(
     plateau_folder: Path, plateau_profiles: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "demo_text_file", lambda part, offline: text_file)
-    loaded, size = load_model(str(plateau_folder)), {"tokens": 256, "sequence_length": 64, "seed": 0}
+    loaded, size = load_model(str(plateau_folder)), {"tokens": 128, "sequence_length": 64, "seed": 0}
     mixture = evaluation_section(
         evaluation_text(loaded, ["demo:c4", "self"], calibrated_on=["log.txt"], offline=True, **size)
     )
     old, new = mixture.parts
     changed = {"text_sha256": "ab" * 32, "parts": (old.model_copy(update={"text_sha256": "ab" * 32}), new)}
     profile = load_profile(plateau_profiles / "0.05.yaml")
-    options = ("--eval-tokens", 256, "--prompt-tokens", 8, "--measure", "quality")
+    options = ("--eval-tokens", 128, "--prompt-tokens", 8, "--measure", "quality")
     for update, said in ({}, []), (changed, ["demo"]):
         evaluation = mixture.model_copy(update=update)
         save_profile(profile.model_copy(update={"evaluation": evaluation}), tmp_path / "mixture.yaml")

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.cli import PAPER, SMALL, mistake, run, succeed, talk
+from support.cli import SMALL, mistake, run, succeed, talk
 
 from ffnskip.profiles.profile import load_profile, parse_profile
 
@@ -103,23 +103,25 @@ def test_settings_reach_the_profile(calibrate: tuple[object, ...], text_file: Pa
 
 def test_calibration_on_what_the_model_writes(plateau_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
-    options = ("--on", "generated", "--dataset", "self", "--tokens", 512, "--eval-tokens", 512)
-    succeed("calibrate", plateau_folder, "--target", 0.1, "--output", path, *options, *PAPER)
+    options = (*SMALL, "--on", "generated", "--dataset", "self", "--tokens", 256, "--eval-tokens", 128)
+    succeed("calibrate", plateau_folder, "--target", 0.1, "--output", path, *options)
     calibration = load_profile(path).calibration
     assert (calibration.dataset, calibration.on) == ("self", "generated")
 
 
 def test_a_shortfall_of_text_is_said_and_recorded_unless_there_is_too_little(
-    calibrate: tuple[object, ...], tmp_path: Path
+    calibrate: tuple[object, ...], text_file: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "own.yaml"
-    result = succeed(*calibrate, "--target", 0.1, "--output", path, "--eval-tokens", 20_000)
+    path, other = tmp_path / "own.yaml", tmp_path / "other.txt"
+    other.write_text(text_file.read_text()[:1000])
+    options = ("--eval-dataset", other, "--eval-tokens", 20_000)
+    result = succeed(*calibrate, "--target", 0.1, "--output", path, *options)
     (warning,) = [line for line in talk(result) if "asked for" in line]
     evaluation = load_profile(path).evaluation
     assert evaluation.tokens_requested == 20_000
-    assert 512 < evaluation.tokens_used < 20_000
+    assert 512 < evaluation.tokens_used <= 1000
     assert warning == (
-        f"Warning: 20000 tokens of evaluation text were asked for, and log.txt has only {evaluation.tokens_used}."
+        f"Warning: 20000 tokens of evaluation text were asked for, and other.txt has only {evaluation.tokens_used}."
     )
     short = tmp_path / "short.txt"
     short.write_text("eleven byte")

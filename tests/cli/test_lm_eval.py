@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ pytest.importorskip("lm_eval")
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from ffnskip_cli.lm_eval import FfnskipLM
+from ffnskip_cli.lm_eval import FfnskipLM, main
 
 # The byte ! is token 0, which is also what lm-eval pads with.
 TEXTS = [("which of them is it", [" ab!!x", " b!", " a longer one of the choices"]), ("and now", [" ab", " c!!!!"])]
@@ -62,6 +60,13 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     both = {"group": "both", "task": ["choose", "choose_again"], "aggregate_metric_list": [{"metric": "acc"}]}
     (folder / "both.yaml").write_text(json.dumps(both))
     return folder
+
+
+@pytest.fixture
+def none_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the thousands of tasks that lm-eval brings and looks through, none is there: that takes it ten seconds."""
+    (tmp_path / "lm_eval").mkdir()
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(tmp_path / "lm_eval" / "manager.py"))
 
 
 @pytest.fixture(scope="module")
@@ -162,24 +167,30 @@ def test_mistakes_are_found_before_weights_are_loaded(profile: Path) -> None:
         FfnskipLM("none", profile, threshold=0.9, target=0.1)
 
 
+@pytest.mark.usefixtures("none_of_its_own")
 def test_the_command_line_of_lm_eval_knows_the_model_and_says_mistakes_in_one_sentence(
-    plateau_folder: Path, profile: Path, tasks: Path, tmp_path: Path
+    plateau_folder: Path,
+    profile: Path,
+    tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def lm_eval(arguments: str) -> subprocess.CompletedProcess[str]:
-        shared = ["--tasks", "choose", "--include_path", str(tasks), "--device", "cpu", "--batch_size", "2"]
-        command = [sys.executable, "-m", "ffnskip_cli.lm_eval", "--model", "ffnskip", "--model_args", arguments]
-        output = ["--output_path", str(tmp_path)]
-        return subprocess.run([*command, *shared, *output], capture_output=True, text=True, check=False)
+    """As a program of its own it is run with the page on integrations."""
 
-    ran = lm_eval(f"pretrained={plateau_folder},profile={profile}")
-    assert ran.returncode == 0, ran.stderr
-    assert "|choose|" in ran.stdout
-    assert "skip_ratio 0." in ran.stderr
+    def lm_eval(arguments: str) -> None:
+        shared = ["--tasks", "choose", "--include_path", str(tasks), "--device", "cpu", "--batch_size", "2"]
+        command = ["lm_eval", "--model", "ffnskip", "--model_args", arguments, "--output_path", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", [*command, *shared])
+        main()
+
+    lm_eval(f"pretrained={plateau_folder},profile={profile}")
+    assert "|choose|" in capsys.readouterr().out
     (saved,) = tmp_path.rglob("results*.json")
     assert json.loads(saved.read_text())["config"]["ffnskip"]["skip_ratio"] > 0.0
-    refused = lm_eval(f"pretrained={plateau_folder},profile={tmp_path / 'none.yaml'}")
-    assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].startswith("Error: ")
+    with pytest.raises(SystemExit, match="2"):
+        lm_eval(f"pretrained={plateau_folder},profile={tmp_path / 'none.yaml'}")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("Error: ")
 
 
 def test_eval_puts_dense_and_profile_side_by_side(
@@ -216,6 +227,7 @@ def test_a_groups_row_is_the_mean_of_its_tasks(plateau_folder: Path, profile: Pa
         assert rows["both"][f"{column}_stderr"] == pytest.approx(math.hypot(*errors) / 2)
 
 
+@pytest.mark.usefixtures("none_of_its_own")
 def test_eval_refuses_what_it_cannot_run(plateau_folder: Path, profile: Path, tasks: Path, tmp_path: Path) -> None:
     command = ("eval", plateau_folder, "--profile", profile, "--include-path", tasks)
     assert "no task nothing" in mistake(*command, "--tasks", "choose,nothing")

@@ -46,7 +46,7 @@ def demo() -> LoadedModel:
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     """A profile by the paper's rule at a ratio of 0.10, what stdout said of it in JSON, and what stderr said."""
     path = tmp_path_factory.mktemp("profiles") / "0.10.yaml"
-    sizes = ("--tokens", 1024, "--eval-tokens", 512, "--candidates", 2, "--warm-up", WARM_UP)
+    sizes = ("--tokens", 512, "--eval-tokens", 256, "--sequence-length", 128, "--candidates", 2, "--warm-up", WARM_UP)
     paper = ("--rule", "cosine", "--compensate", "none", *FAST)
     options = ("--dataset", "demo", *sizes, *paper, "--output", path, "--format", "json")
     result = succeed("calibrate", "demo", "--target", "0.10", *options)
@@ -91,7 +91,7 @@ def test_generate_writes_english_and_skips(calibrated: Compiled) -> None:
 
 def test_bench_measures_everything(calibrated: Compiled) -> None:
     path, row, _ = calibrated
-    sizes = ("--eval-tokens", 512, "--prompt-tokens", 16, "--new-tokens", WARM_UP + 8, "--prompts", 2, "-r", 1, *FAST)
+    sizes = ("--eval-tokens", 256, "--prompt-tokens", 16, "--new-tokens", WARM_UP + 8, "--prompts", 2, "-r", 1, *FAST)
     options = (*sizes, "--opponents", "random,shortgpt,teal", "--format", "json")
     document = json.loads(succeed("bench", "demo", "--profile", path, *options).stdout)
     dense, ffnskip_row, hugging_face, *opponents = document["rows"]
@@ -110,7 +110,7 @@ def test_text_and_generated_tokens_have_the_same_similarity_curve(demo: LoadedMo
 
     Over three seeds the mean curves differed by at most 0.014 in the region and 0.023 outside.
     """
-    size = {"tokens": 2048, "sequence_length": 256, "seed": 0}
+    size = {"tokens": 1024, "sequence_length": 256, "seed": 0}
     text = build_corpus(open_text("demo"), demo.tokenizer, part="calibration", **size)
     read = mean_curve(record_text(demo.model, text.tokens))
     written = mean_curve(record_generated(demo.model, text.tokens[:, :128], 64))
@@ -160,7 +160,7 @@ def test_a_shared_profile_is_refused_by_the_same_model_with_its_neurons_in_anoth
 
 def test_a_shared_profile_moves_along_its_curve_on_unseen_text(demo: LoadedModel) -> None:
     profile = load_profile(SHARED / "smollm2-135m-instruct" / "flops-0.10.yaml")
-    size = {"tokens": 2048, "sequence_length": 256, "seed": 0}
+    size = {"tokens": 1024, "sequence_length": 256, "seed": 0}
     unseen = evaluation_text(demo, ["demo"], calibrated_on=["demo"], offline=False, **size)
     moved = [profile.at_ratio(0.12), profile.at_ratio(0.24)]
     less, more = measure_quality(demo.model, moved, unseen.tokens, silently)
