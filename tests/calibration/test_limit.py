@@ -42,7 +42,7 @@ def written_text(sequences: int, seed: int = 0) -> Tensor:
 
 @cache
 def recorded(ffn_scale: float = 1.0) -> Record:
-    return record_text(model_of(ffn_scale), written_text(24))
+    return record_text(model_of(ffn_scale), written_text(40))
 
 
 def rule(**options: int | None) -> Profile:
@@ -65,7 +65,7 @@ def quality_at(profile: Profile, tokens: Tensor, ffn_scale: float = 1.0) -> Qual
 @pytest.mark.parametrize("goal", [Goal("max_kl", 0.01), Goal("max_kl", 0.1), Goal("max_perplexity_increase", 0.02)])
 def test_the_cost_on_the_calibration_text_ends_just_below_the_limit(goal: Goal, ffn_scale: float) -> None:
     found = found_within(goal, ffn_scale=ffn_scale)
-    quality = quality_at(rule().with_threshold(found.threshold), written_text(24), ffn_scale)
+    quality = quality_at(rule().with_threshold(found.threshold), written_text(40), ffn_scale)
     assert NEARLY * goal.value <= goal.cost(quality) <= goal.value
     assert found.ratio == quality.skip_ratio.mean > 0
 
@@ -119,7 +119,7 @@ def test_what_has_no_solution_is_refused(limit: float, region: tuple[int, int], 
 @pytest.mark.parametrize("kind", ["max_kl", "max_perplexity_increase"])
 def test_no_profile_costs_more_on_held_out_text_than_was_allowed(kind: Any) -> None:
     goals = tuple(Goal(kind, limit) for limit in (0.03, 0.06, 0.12))
-    finished = calibrated_on(model_of(), written_text(24), written_text(16, seed=1), *goals)
+    finished = calibrated_on(model_of(), written_text(40), written_text(24, seed=1), *goals)
     for goal, found in zip(goals, finished, strict=True):
         measured = found.profile.measured
         cost = measured.kl if kind == "max_kl" else measured.perplexity / measured.perplexity_dense - 1
@@ -129,7 +129,7 @@ def test_no_profile_costs_more_on_held_out_text_than_was_allowed(kind: Any) -> N
 
 def test_the_limit_is_tightened_where_held_out_text_costs_more() -> None:
     """As here, where all that was calibrated on are single tokens repeated."""
-    text, held_out = pico_tokens(1, batch=24).expand(-1, LENGTH).contiguous(), written_text(16, seed=1)
+    text, held_out = pico_tokens(1, batch=40).expand(-1, LENGTH).contiguous(), written_text(24, seed=1)
     goal = Goal("max_kl", 0.1)
     (found,) = calibrated_on(model_of(), text, held_out, goal, cold_s=1, cold_e=5)
     on_calibration_text_alone = found_within(goal, record=record_text(model_of(), text))
@@ -142,8 +142,8 @@ def test_the_limit_is_tightened_where_held_out_text_costs_more() -> None:
 
 def test_a_limit_that_cannot_be_kept_does_not_cost_the_others() -> None:
     goals = (Goal("max_kl", 1e-9), Goal("max_kl", 0.1))
-    settings = paper_settings(*goals, tokens=24 * LENGTH, sequence_length=LENGTH, warm_up=WARM_UP, candidates=2)
-    result = calibrated(model_of(), written_text(24), written_text(16, seed=1), settings)
+    settings = paper_settings(*goals, tokens=40 * LENGTH, sequence_length=LENGTH, warm_up=WARM_UP, candidates=2)
+    result = calibrated(model_of(), written_text(40), written_text(24, seed=1), settings)
     assert [found.goal for found in result.finished] == [goals[1]]
     (refusal,) = result.refused
     assert "1e-09" in refusal
@@ -151,8 +151,8 @@ def test_a_limit_that_cannot_be_kept_does_not_cost_the_others() -> None:
 
 def test_rules_can_be_compared_at_the_most_that_the_region_allows() -> None:
     """The mean of that ratio over these twelve sequences is rounded, and comes out a little above it."""
-    text, goal = written_text(24)[:12], Goal("max_kl", 50.0)
+    text, goal = written_text(40)[:12], Goal("max_kl", 50.0)
     most = highest_ratio(record_text(model_of(), text), rule(refresh_every=6).skip)
     assert float(torch.tensor([most] * 12, dtype=torch.float64).mean()) > most
     choices = {"cold_s": 1, "cold_e": 5, "refresh_every": 6, "candidates": 1}
-    assert calibrated_on(model_of(), text, written_text(16, seed=1), goal, **choices)
+    assert calibrated_on(model_of(), text, written_text(24, seed=1), goal, **choices)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.cli import SMALL, mistake, run, succeed, talk
+from support.cli import PAPER, SMALL, mistake, run, succeed, talk
 
 from ffnskip.profiles.profile import load_profile, parse_profile
 
@@ -103,8 +103,8 @@ def test_settings_reach_the_profile(calibrate: tuple[object, ...], text_file: Pa
 
 def test_calibration_on_what_the_model_writes(plateau_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
-    options = (*SMALL, "--on", "generated", "--dataset", "self", "--tokens", 256, "--eval-tokens", 128)
-    succeed("calibrate", plateau_folder, "--target", 0.1, "--output", path, *options)
+    options = ("--on", "generated", "--dataset", "self", "--tokens", 512, "--eval-tokens", 512)
+    succeed("calibrate", plateau_folder, "--target", 0.1, "--output", path, *options, *PAPER)
     calibration = load_profile(path).calibration
     assert (calibration.dataset, calibration.on) == ("self", "generated")
 

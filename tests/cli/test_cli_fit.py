@@ -134,7 +134,7 @@ def test_it_can_record_on_what_the_model_writes_and_choose_the_warm_up(
     plateau_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "own.yaml"
-    sizes = (*SIZES[:6], "--tokens", 256, "--fit-tokens", 512, *SIZES[-2:], "--compensate", "mean")
+    sizes = ("--tokens", 512, "--eval-tokens", 512, "--fit-tokens", 1024, *SIZES[-2:], "--compensate", "mean")
     options = ("--dataset", text_file, "--on", "generated", *sizes, "--output", path)
     succeed("calibrate", plateau_folder, "--target", 0.25, *options)
     profile = load_profile(path)
