@@ -14,6 +14,8 @@ from ffnskip.cached import build_once, cache_dir
 from ffnskip.model.gguf_table import GgufTable
 from ffnskip_cli.sources.weights import load_weights, one_sentence
 
+_EDITION = 2  # of what is written below; a new one when it changes, as what was written before is kept
+
 
 def described(path: Path, sha256: str) -> Path:
     """The folder with the configuration and the tokenizer of a `.gguf` file, made once for each content of a file."""
@@ -26,7 +28,7 @@ def described(path: Path, sha256: str) -> Path:
             config.save_pretrained(folder)
             AutoTokenizer.from_pretrained(path.parent, **_source(path)).save_pretrained(folder)
 
-    return build_once(cache_dir() / "gguf" / f"{sha256}-described", build)
+    return build_once(cache_dir() / "gguf" / f"{sha256}-described-{_EDITION}", build)
 
 
 @contextlib.contextmanager
@@ -51,8 +53,9 @@ def _vocabulary(path: Path) -> int:
 
 def _scale_rotation(config: PretrainedConfig, path: Path) -> None:
     """Set what transformers does not read of Gemma 3: how slowly layers rotate that see the whole text."""
-    factor = GgufTable(path).fields.get("gemma3.rope.scaling.factor")
-    if factor is not None:
+    fields = GgufTable(path).fields
+    kind, factor = (fields.get(f"gemma3.rope.scaling.{name}") for name in ("type", "factor"))
+    if factor is not None and (kind is None or kind.contents() == "linear"):
         config.rope_parameters["full_attention"] |= {"rope_type": "linear", "factor": float(factor.contents())}
 
 
@@ -72,7 +75,7 @@ def expanded(path: Path, sha256: str) -> Path:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
-    return build_once(cache_dir() / "gguf" / f"{sha256}-bfloat16", build)
+    return build_once(cache_dir() / "gguf" / f"{sha256}-bfloat16-{_EDITION}", build)
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:

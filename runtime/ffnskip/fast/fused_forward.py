@@ -25,7 +25,7 @@ from ffnskip.fast.forward_pass import given_by_name, over_one_token, padding, wh
 from ffnskip.fast.guard import Pulse, altered, traces
 from ffnskip.fast.lent_cache import LentCache, lend, why_not_lent
 from ffnskip.fast.products import multiply
-from ffnskip.model.forward import fast_products, multiplied_by
+from ffnskip.model.forward import fast_products, is_recorded, multiplied_by
 from ffnskip.profiles.profile import Profile
 from ffnskip.stats import SkipStats
 
@@ -148,7 +148,7 @@ class FusedForward:
             self.why_general = reason
             if engine is not None and reason is None:
                 return self._fused(engine, given["input_ids"], given["past_key_values"])
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_recorded():
             return self._own(*args, **kwargs)
         with multiplied_by(multiply), fast_products(self._model):
             output = self._own(*args, **kwargs)
@@ -218,13 +218,13 @@ class FusedForward:
 
     def _read(self) -> str | None:
         """Read the model's weights; why they cannot be, in one sentence, or None."""
+        self._engine = None  # passes of the check are the model's own
         try:
             engine = FusedEngine(self._model, self._profile)
             if self._check:
                 with _asleep(self._counter):
                     engine.check()
         except UnsupportedModelError as error:
-            self._engine = None
             return str(error)
         self._engine = engine
         return None

@@ -21,6 +21,8 @@ _MOST = 256  # vectors, above which a processor with 16-bit matrix instructions 
 
 def multiply(matrix: Matrix, x: Tensor) -> Tensor | None:
     """``x [..., columns] @ W.T + bias``, ``[..., rows]`` in the type of `x`; None where another way is faster."""
+    if x.device.type != "cpu" or not x.dim() or x.shape[-1] != matrix.columns:
+        return None
     vectors = x.reshape(-1, matrix.columns)
     if not len(vectors) or not _pays(matrix, len(vectors)):  # an expert that no token is sent to has no vectors
         return None

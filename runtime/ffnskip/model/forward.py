@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NARROW = (torch.bfloat16, torch.float16)
-_MULTIPLIED = (torch.float32, torch.bfloat16)
 _PRODUCTS = frozenset(
     (
         functional.linear,
@@ -40,7 +40,8 @@ _product: ContextVar[Product | None] = ContextVar("product", default=None)
 def multiplied_by(product: Product | None) -> Iterator[None]:
     """Let `product` multiply matrices, ``W x + bias`` of rows ``x [..., columns]``, where it gives other than None.
 
-    It is asked for packed layers always, and for others in passes by `forward` on a CPU that record no gradients.
+    It is asked for packed layers always, and for those in bfloat16 in passes by `forward` on a CPU that record no
+    gradients. PyTorch's products in float32 are about as fast.
     """
     token = _product.set(product)
     try:
@@ -50,9 +51,17 @@ def multiplied_by(product: Product | None) -> Iterator[None]:
 
 
 def product(matrix: Matrix, x: Tensor) -> Tensor | None:
-    """What the product of `multiplied_by` gives; None where there is none, or it gives none."""
+    """What the product of `multiplied_by` gives; None where there is none, or it gives none.
+
+    None, too, where PyTorch records what it does: it would not see a product of ours.
+    """
     chosen = _product.get()
-    return None if chosen is None else chosen(matrix, x)
+    return None if chosen is None or is_recorded() or not _is_plain(x) else chosen(matrix, x)
+
+
+def is_recorded() -> bool:
+    """Whether PyTorch records what it does, to do it again without Python: tracing, compiling, exporting."""
+    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
 
 
 def forward(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
@@ -71,7 +80,8 @@ def fast_products(model: PreTrainedModel) -> AbstractContextManager[Any]:
     if model.device.type != "cpu":
         return nullcontext()
     narrow = model.dtype in _NARROW and not has_instructions(model.dtype)
-    return _Products(narrow) if narrow or _product.get() is not None else nullcontext()
+    asks = model.dtype == torch.bfloat16 and _product.get() is not None
+    return _Products(narrow) if narrow or asks else nullcontext()
 
 
 @cache
@@ -95,18 +105,34 @@ class _Products(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is functional.linear and (y := _linear(*args, **kwargs)) is not None:
             return y
-        dtype, rows = args[0].dtype, args[0].numel() // max(args[0].shape[-1], 1)
-        if not self._widens or dtype not in _NARROW or rows <= _ROWS:
+        first = args[0] if args else kwargs.get("input", kwargs.get("query"))
+        if not self._widens or first is None or first.dtype not in _NARROW:
             return func(*args, **kwargs)
-        return func(*map(_widen, args), **{name: _widen(value) for name, value in kwargs.items()}).to(dtype)
+        if first.numel() // max(first.shape[-1], 1) <= _ROWS:
+            return func(*args, **kwargs)
+        widened = {name: _widen(value) for name, value in kwargs.items()}
+        return func(*map(_widen, args), **widened).to(first.dtype)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    """By `product`; None for what only PyTorch multiplies as it should: subclasses of tensors, autocast, gradients."""
-    plainly = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter) and x.dtype == weight.dtype in _MULTIPLIED
-    if not plainly or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """By `product`; None for what only PyTorch multiplies as it should, or refuses as it should."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or input.dtype != torch.bfloat16:
         return None
-    return product(plain(weight, bias), x)
+    given = [tensor for tensor in (input, weight, bias) if tensor is not None]
+    if not all(_is_plain(tensor) and tensor.dtype == input.dtype for tensor in given):
+        return None
+    fits = weight.dim() == 2 and weight.numel() > 0 and input.dim() > 0 and input.shape[-1] == weight.shape[1]
+    if not fits or (bias is not None and not (bias.shape == weight.shape[:1] and bias.is_contiguous())):
+        return None
+    return product(plain(weight, bias), input)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is numbers in the CPU's memory and nothing else: no subclass, and nothing that is followed."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        return False
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not (wrapped or tensor.is_neg() or forward_ad._current_level >= 0)
 
 
 def _widen(value: Any) -> Any:

@@ -70,6 +70,7 @@ static void multiply_some(const Matrix& w, int64_t begin, int64_t end, int n, co
 // y = W x + bias for `n` vectors one behind the other, in float32 or in bfloat16.
 template <typename Number>
 static void multiply_many(const Matrix& w, int64_t n, const Number* x, Number* y, int threads) {
+    if (n <= 0) return;
     constexpr bool NARROW = std::is_same<Number, uint16_t>();
     const int64_t blocks = (n + MANY - 1) / MANY, most = ((n + blocks - 1) / blocks + TILE - 1) / TILE * TILE;
     const std::unique_ptr<float[]> wide(new float[NARROW ? most * w.columns : 0]);
