@@ -185,7 +185,9 @@ def test_the_command_line_of_lm_eval_knows_the_model_and_says_mistakes_in_one_se
         main()
 
     lm_eval(f"pretrained={plateau_folder},profile={profile}")
-    assert "|choose|" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "|choose|" in said.out
+    assert "skip_ratio 0." in said.err
     (saved,) = tmp_path.rglob("results*.json")
     assert json.loads(saved.read_text())["config"]["ffnskip"]["skip_ratio"] > 0.0
     with pytest.raises(SystemExit, match="2"):

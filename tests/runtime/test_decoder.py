@@ -43,7 +43,7 @@ def test_every_family_gives_the_tokens_of_the_general_path_densely_and_by_either
     model = pico_model(name)
     fused, general = both(model)
     assert tokens(fused, attention_mask=PADDED) == tokens(general, attention_mask=PADDED)
-    assert tokens(fused, PROMPTS[:1], 50) == tokens(general, PROMPTS[:1], 50)  # beyond every window
+    assert tokens(fused, PROMPTS[:1], 100) == tokens(general, PROMPTS[:1], 100)  # beyond every window
     threshold = middle_threshold(model, PROMPTS)
     for window in (None, 1):
         profile = pico_profile(model, threshold=threshold, window=window)

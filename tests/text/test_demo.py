@@ -110,7 +110,7 @@ def test_text_and_generated_tokens_have_the_same_similarity_curve(demo: LoadedMo
 
     Over three seeds the mean curves differed by at most 0.014 in the region and 0.023 outside.
     """
-    size = {"tokens": 1024, "sequence_length": 256, "seed": 0}
+    size = {"tokens": 2048, "sequence_length": 256, "seed": 0}
     text = build_corpus(open_text("demo"), demo.tokenizer, part="calibration", **size)
     read = mean_curve(record_text(demo.model, text.tokens))
     written = mean_curve(record_generated(demo.model, text.tokens[:, :128], 64))
@@ -160,7 +160,7 @@ def test_a_shared_profile_is_refused_by_the_same_model_with_its_neurons_in_anoth
 
 def test_a_shared_profile_moves_along_its_curve_on_unseen_text(demo: LoadedModel) -> None:
     profile = load_profile(SHARED / "smollm2-135m-instruct" / "flops-0.10.yaml")
-    size = {"tokens": 1024, "sequence_length": 256, "seed": 0}
+    size = {"tokens": 2048, "sequence_length": 256, "seed": 0}
     unseen = evaluation_text(demo, ["demo"], calibrated_on=["demo"], offline=False, **size)
     moved = [profile.at_ratio(0.12), profile.at_ratio(0.24)]
     less, more = measure_quality(demo.model, moved, unseen.tokens, silently)

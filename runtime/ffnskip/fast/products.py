@@ -49,5 +49,5 @@ def _pays(matrix: Matrix, n: int) -> bool:
     if matrix.scale is not None:
         return n <= _MOST or not has_instructions(torch.bfloat16)
     if n <= _FEW:
-        return matrix.format == "bfloat16" and not by_input
+        return not by_input
     return torch.backends.cpu.get_cpu_capability() == "AVX2"  # with wider registers PyTorch is as fast

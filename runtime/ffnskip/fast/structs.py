@@ -26,7 +26,7 @@ class Matrix(Structure):
 def pointers(matrix: weights.Matrix) -> Matrix:
     """Where a matrix lies; good as long as its tensors live and stay there."""
     stretch = input_stretch(matrix.data) * (2 if matrix.by_input else 1)
-    assert stretch or matrix.data.is_contiguous()
+    assert stretch or (matrix.data.is_contiguous() and not matrix.by_input)
     data, scale, bias = (None if t is None else t.data_ptr() for t in (matrix.data, matrix.scale, matrix.bias))
     return Matrix(data, scale, bias, matrix.rows, matrix.columns, stretch, FORMATS[matrix.format])
 

@@ -178,15 +178,15 @@ struct IntegerPanel {
 
    private:
     void scale(const Matrix& w, int64_t row, int64_t group, int64_t at) {
-        uint16_t pairs[PANEL][2];
+        uint16_t pairs[2 * PANEL];
         for (int64_t i = 0; i < PANEL; i++) {
             const int64_t r = std::min(row + i, w.rows - 1);
             const int64_t of_group = w.stretch ? group * w.stretch + r : r * (w.columns / GROUP) + group;
             if (FORMAT == INT8) factors[at + i] = static_cast<const float*>(w.scale)[r];
-            else std::copy_n(static_cast<const uint16_t*>(w.scale) + 2 * of_group, 2, pairs[i]);
+            else std::copy_n(static_cast<const uint16_t*>(w.scale) + 2 * of_group, 2, pairs + 2 * i);
         }
         for (int64_t i = 0; FORMAT == INT4 && i < PANEL; i += WIDTH) {
-            const auto [factor, offset] = eight_pairs(pairs[i]);
+            const auto [factor, offset] = eight_pairs(pairs + 2 * i);
             store(factors + at + i, factor);
             store(offsets + at + i, offset);
         }

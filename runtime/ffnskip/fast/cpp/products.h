@@ -49,7 +49,10 @@ static void multiply_panels(const Matrix& w, int64_t begin, int64_t end, int n, 
     }
 }
 
-// The same for `n` vectors one behind the other; `rounded` is what they are beside integers.
+// Whether the matrix is unpacked for so many vectors, or read row by row, as by a step.
+INLINE bool unpacked(const Matrix& w, int64_t n) { return n > FEW || w.stretch; }
+
+// The same for `n` vectors one behind the other; where the matrix is unpacked, `rounded` is what they are beside integers.
 static void multiply_some(const Matrix& w, int64_t begin, int64_t end, int n, const float* x, const Rounded* rounded,
                           float* y) {
     const float* from[MANY];
@@ -58,7 +61,7 @@ static void multiply_some(const Matrix& w, int64_t begin, int64_t end, int n, co
         from[t] = x + t * w.columns;
         to[t] = y + t * w.rows;
     }
-    if (n <= FEW && !w.stretch) return multiply(w, begin, end, n, from, to);
+    if (!unpacked(w, n)) return multiply(w, begin, end, n, from, to);
     switch (w.format) {
         case FLOAT32: return multiply_panels<FloatPanel<float>>(w, begin, end, n, from, y);
         case BFLOAT16: return multiply_panels<FloatPanel<uint16_t>>(w, begin, end, n, from, y);
@@ -81,6 +84,7 @@ static void multiply_many(const Matrix& w, int64_t n, const Number* x, Number* y
         for (int64_t first = 0; first < n; first += most) {
             const int64_t some = std::min(most, n - first);
             const auto [mine, others] = share(some, id, count, 1);
+            const bool rounds = w.scale && unpacked(w, some);
             const Number* given = x + first * w.columns;
             Number* wanted = y + first * w.rows;
             const float* from;
@@ -91,7 +95,7 @@ static void multiply_many(const Matrix& w, int64_t n, const Number* x, Number* y
             } else {
                 from = given, to = wanted;
             }
-            for (int64_t t = mine; w.scale && t < others; t++) {
+            for (int64_t t = mine; rounds && t < others; t++) {
                 rounded[t].round(from + t * w.columns, w.columns);
                 if (w.format == INT4) rounded[t].add_up();
             }
