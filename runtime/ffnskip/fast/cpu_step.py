@@ -64,7 +64,7 @@ class CpuStep:
         tokens, flags = tokens.long().contiguous(), [t.bool().contiguous() for t in (ended, counted, allowed)]
         if any(tensor.shape != (self.cache.batch,) for tensor in (tokens, *flags)):
             raise FfnskipError(f"The decode step is for {self.cache.batch} sequences at once.")
-        if int(tokens.min()) < 0 or int(tokens.max()) >= self._logits.shape[1]:
+        if not all(0 <= token < self._logits.shape[1] for token in tokens.tolist()):
             raise FfnskipError(f"Tokens must be among the model's {self._logits.shape[1]}.")
         step_input = structs.Input(_pointer(tokens), self.cache.length, *map(_pointer, (*flags, self._logits)))
         self._library.ffnskip_step(self._handle, ctypes.byref(step_input))

@@ -1,6 +1,8 @@
 // The attention block of a layer.
 #pragma once
 
+#include <numeric>
+
 #include "worker.h"
 
 inline void Worker::attention(const Layer& layer, int64_t index) {
@@ -9,53 +11,73 @@ inline void Worker::attention(const Layer& layer, int64_t index) {
     if (layer.q.stretch) {
         project_qkv(layer, index);
     } else {
-        product(layer.q, all, mine_.x.data(), m_.hidden, s_.q.data(), layer.q.rows);
-        product(layer.k, all, mine_.x.data(), m_.hidden, s_.k.data(), layer.k.rows);
-        product(layer.v, all, mine_.x.data(), m_.hidden, s_.v.data(), layer.v.rows);
+        product(all, mine_.x.data(), m_.hidden,
+                {{&layer.q, s_.q.data(), layer.q.rows},
+                 {&layer.k, s_.k.data(), layer.k.rows},
+                 {&layer.v, s_.v.data(), layer.v.rows}});
     }
     barrier_.wait();
-    const auto [begin, end] = share(batch_ * m_.heads, id_, count_, 1);
-    for (int64_t item = begin; item < end; item++) {
-        const int b = int(item / m_.heads);
-        const int64_t head = item % m_.heads;
-        if (c_.format == FLOAT32) head_of_attention<float>(layer, index, b, head, item == begin);
-        else head_of_attention<uint16_t>(layer, index, b, head, item == begin);
-    }
-    barrier_.wait();
+    const float* mixed = mix_values(layer, index);
     if (layer.out.stretch) {
-        project_out(layer, index);
+        project_out(layer, index, mixed);
     } else {
-        product(layer.out, all, s_.mixed.data(), m_.heads * m_.head_dim, s_.added.data(), m_.hidden);
+        product(all, mixed, m_.heads * m_.head_dim, {{&layer.out, s_.added.data(), m_.hidden}});
         barrier_.wait();
         for (int b = 0; b < batch_; b++) add(b, s_.added, layer.after_attention);
     }
     lap(ATTENTION);
 }
 
-// Its key and value are turned and kept for the heads that share them; the first of these writes them into the cache.
+// What attention gives, [batch, heads, head_dim]. Threads share out the keys of all rows, and where these cannot be
+// dealt out evenly the positions as well, so that no two threads read the same.
+inline const float* Worker::mix_values(const Layer& layer, int64_t index) {
+    const int64_t groups = batch_ * m_.kv_heads, spans = count_ / std::gcd<int64_t>(count_, groups);
+    const auto [begin, end] = share(groups * spans, id_, count_, 1);
+    for (int64_t i = begin; i < end; i++) {
+        const Span span{i / spans, i % spans, spans};
+        if (c_.format == FLOAT32) attend_to<float>(layer, index, span);
+        else attend_to<uint16_t>(layer, index, span);
+    }
+    barrier_.wait();
+    if (spans == 1) return s_.mixed.data();
+    const int64_t heads = batch_ * m_.heads;
+    for (int64_t i = 0; i < heads; i++)
+        combine(spans, heads, &s_.mixed[i * m_.head_dim], &s_.softmax[i], m_.head_dim, &mine_.mixed[i * m_.head_dim]);
+    return mine_.mixed.data();
+}
+
+// The heads that share one row's keys of one kind, over a span of its positions. Key and value of the latest are turned
+// and written into the cache first, by whoever has the last span.
 template <typename Number>
-inline void Worker::head_of_attention(const Layer& layer, int64_t index, int b, int64_t head, bool first_of_mine) {
-    const int64_t size = m_.head_dim, group = m_.heads / m_.kv_heads, kv = head / group;
+inline void Worker::attend_to(const Layer& layer, int64_t index, Span span) {
+    const int64_t size = m_.head_dim, group = m_.heads / m_.kv_heads;
+    const int64_t b = span.group / m_.kv_heads, kv = span.group % m_.kv_heads;
     const int64_t position = in_.slot - c_.starts[b];
     const float *cos = layer.cos + position * m_.rotary, *sin = layer.sin + position * m_.rotary;
-    const int64_t offset = (((index * batch_ + b) * m_.kv_heads) + kv) * c_.capacity * size;
+    const int64_t offset = (index * batch_ * m_.kv_heads + span.group) * c_.capacity * size;
     Number *keys = static_cast<Number*>(c_.keys) + offset, *values = static_cast<Number*>(c_.values) + offset;
-    if (first_of_mine || head % group == 0) {
+    if (span.i == span.of - 1) {
+        float* key = mine_.key.data();
         norm_head(&s_.k[b * m_.kv_heads * size], kv, m_.kv_heads, size, layer.k_norm, m_.norm_across_heads, m_.eps,
-                  mine_.key.data());
-        std::copy_n(&s_.v[(b * m_.kv_heads + kv) * size], size, mine_.value.data());
-        rotate(mine_.key.data(), cos, sin, m_.rotary);
-    }
-    if (head % group == 0)
+                  key);
+        rotate(key, cos, sin, m_.rotary);
+        const float* value = &s_.v[span.group * size];
         for (int64_t i = 0; i < size; i++) {
-            put(keys + in_.slot * size + i, mine_.key[i]);
-            put(values + in_.slot * size + i, mine_.value[i]);
+            put(keys + in_.slot * size + i, key[i]);
+            put(values + in_.slot * size + i, value[i]);
         }
+    }
     float* q = mine_.query.data();  // apart from what other threads read for norms across heads
-    norm_head(&s_.q[b * m_.heads * size], head, m_.heads, size, layer.q_norm, m_.norm_across_heads, m_.eps, q);
-    rotate(q, cos, sin, m_.rotary);
+    for (int64_t i = 0; i < group; i++) {
+        norm_head(&s_.q[b * m_.heads * size], kv * group + i, m_.heads, size, layer.q_norm, m_.norm_across_heads,
+                  m_.eps, q + i * size);
+        rotate(q + i * size, cos, sin, m_.rotary);
+    }
     int64_t from = c_.starts[b];
     if (layer.window > 0) from = std::max(from, in_.slot - layer.window + 1);
-    attend(q, keys + from * size, values + from * size, mine_.key.data(), mine_.value.data(), in_.slot - from, size,
-           {m_.attention_scale, m_.attention_cap}, mine_.scores.data(), s_.mixed.data() + (b * m_.heads + head) * size);
+    const auto [first, end] = share(in_.slot + 1 - from, int(span.i), int(span.of), 1);
+    const int64_t head = span.i * batch_ * m_.heads + span.group * group;
+    attend(group, q, keys + (from + first) * size, values + (from + first) * size, end - first, size,
+           {m_.attention_scale, m_.attention_cap}, mine_.scores.data(), c_.capacity, &s_.mixed[head * size],
+           &s_.softmax[head]);
 }

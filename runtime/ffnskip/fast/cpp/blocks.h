@@ -1,4 +1,4 @@
-// The parts of a decoder layer that read no weight matrices.
+// The parts of a decoder layer that read no weight matrices, but for attention itself (attend.h).
 #pragma once
 
 #include <algorithm>
@@ -55,51 +55,5 @@ static void rotate(float* head, const float* cos, const float* sin, int64_t rota
         const float a = head[i], b = head[i + half];
         head[i] = a * cos[i] - b * sin[i];
         head[i + half] = b * cos[i + half] + a * sin[i + half];
-    }
-}
-
-struct Scores {
-    float scale, cap;  // cap 0: none
-};
-
-// N vectors of y = factor * scores . [values; value]: side by side, so that the rows of values are read in few passes.
-template <int N, typename Number>
-INLINE void mix(const Number* values, const float* value, int64_t n, int64_t size, const float* scores, float factor,
-                float* y) {
-    Floats mixed[N];
-    for (int j = 0; j < N; j++) mixed[j] = scores[n] * load(value + j * WIDTH);
-    for (int64_t t = 0; t < n; t++)
-        for (int j = 0; j < N; j++) mixed[j] += scores[t] * load(values + t * size + j * WIDTH);
-    for (int j = 0; j < N; j++) store(y + j * WIDTH, mixed[j] * factor);
-}
-
-// y = softmax(scale * q . [keys; key]) . [values; value] over `n` cached positions and the current one.
-template <typename Number>
-static void attend(const float* q, const Number* keys, const Number* values, const float* key, const float* value,
-                   int64_t n, int64_t size, Scores how, float* scores, float* y) {
-    for (int64_t t = 0; t < n; t++) scores[t] = dot(keys + t * size, q, size);
-    scores[n] = dot(key, q, size);
-    float highest = -INFINITY;
-    for (int64_t t = 0; t <= n; t++) {
-        scores[t] *= how.scale;
-        if (how.cap > 0) scores[t] = how.cap * std::tanh(scores[t] / how.cap);
-        highest = std::max(highest, scores[t]);
-    }
-    float total = 0;
-    int64_t t = 0;
-    for (; t + WIDTH <= n + 1; t += WIDTH) {
-        const Floats p = exponential(load(scores + t) - highest);
-        store(scores + t, p);
-        total += sum(p);
-    }
-    for (; t <= n; t++) total += scores[t] = std::exp(scores[t] - highest);
-    const float inverse = 1.0f / total;
-    int64_t i = 0;
-    for (; i + 4 * WIDTH <= size; i += 4 * WIDTH) mix<4>(values + i, value + i, n, size, scores, inverse, y + i);
-    for (; i + WIDTH <= size; i += WIDTH) mix<1>(values + i, value + i, n, size, scores, inverse, y + i);
-    for (; i < size; i++) {
-        float mixed = scores[n] * value[i];
-        for (t = 0; t < n; t++) mixed += scores[t] * widened(values + t * size + i);
-        y[i] = mixed * inverse;
     }
 }

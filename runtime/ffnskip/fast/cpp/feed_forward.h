@@ -13,8 +13,7 @@ inline void Worker::feed_forward(const Layer& layer, int64_t index) {
     lap(RULE);
     if (running.n) {
         const int64_t n = m_.intermediate;
-        product(layer.gate, running, mine_.x.data(), m_.hidden, s_.gate.data(), n);
-        product(layer.up, running, mine_.x.data(), m_.hidden, s_.up.data(), n);
+        product(running, mine_.x.data(), m_.hidden, {{&layer.gate, s_.gate.data(), n}, {&layer.up, s_.up.data(), n}});
         const auto [begin, end] = share(n, id_, count_, 4);
         for (int i = 0; i < running.n; i++)
             activate(m_.activation, &s_.gate[running.of[i] * n + begin], &s_.up[running.of[i] * n + begin],
@@ -27,7 +26,7 @@ inline void Worker::feed_forward(const Layer& layer, int64_t index) {
     }
     barrier_.wait();
     if (running.n) {
-        product(layer.down, running, s_.gate.data(), m_.intermediate, s_.added.data(), m_.hidden);
+        product(running, s_.gate.data(), m_.intermediate, {{&layer.down, s_.added.data(), m_.hidden}});
         lap(FFN);
     }
     if (skipping.n) {
@@ -77,15 +76,15 @@ inline void Worker::start_compensation(const Compensation& compensation, const R
     const int64_t n = compensation.gate.rows, width = compensation.last.columns, n_before = width - n;
     float* z = s_.z.data();
     if (compensation.first.data) {
-        product(compensation.first, which, mine_.x.data(), m_.hidden, z, width);
+        product(which, mine_.x.data(), m_.hidden, {{&compensation.first, z, width}});
     } else if (n_before) {
         const auto [begin, end] = share(n_before, id_, count_, WIDTH);
         for (int i = 0; i < which.n; i++)
             std::copy(x(which.of[i]) + begin, x(which.of[i]) + end, z + which.of[i] * width + begin);
     }
     if (!n) return;
-    product(compensation.gate, which, mine_.x.data(), m_.hidden, z + n_before, width);
-    product(compensation.up, which, mine_.x.data(), m_.hidden, s_.up.data(), m_.intermediate);
+    product(which, mine_.x.data(), m_.hidden,
+            {{&compensation.gate, z + n_before, width}, {&compensation.up, s_.up.data(), m_.intermediate}});
     const auto [begin, end] = share(n, id_, count_, 4);
     for (int i = 0; i < which.n; i++)
         activate(m_.activation, z + which.of[i] * width + n_before + begin,
@@ -94,7 +93,8 @@ inline void Worker::start_compensation(const Compensation& compensation, const R
 
 inline void Worker::finish_compensation(const Compensation& compensation, const Rows& which) {
     if (compensation.last.data)
-        return product(compensation.last, which, s_.z.data(), compensation.last.columns, s_.added.data(), m_.hidden);
+        return product(which, s_.z.data(), compensation.last.columns,
+                       {{&compensation.last, s_.added.data(), m_.hidden}});
     const auto [begin, end] = share(m_.hidden, id_, count_, WIDTH);
     for (int i = 0; i < which.n; i++)
         std::copy(compensation.bias + begin, compensation.bias + end, &s_.added[which.of[i] * m_.hidden + begin]);

@@ -5,7 +5,7 @@
 
 constexpr int MAX_BATCH = 16;  // vectors that one product may take
 
-enum Format : int32_t { FLOAT32, BFLOAT16, INT8, INT4 };
+enum Format : int32_t { FLOAT32, BFLOAT16, INT8, INT4 };  // integers behind floats
 constexpr int64_t GROUP = 32;  // columns of an int4 matrix that share a factor and an offset
 
 struct Matrix {  // `data` is null where there is none

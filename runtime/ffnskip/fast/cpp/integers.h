@@ -67,12 +67,14 @@ struct Rounded {
     }
 };
 
-// What `n` vectors are to a product with `w`; good until this thread's next product.
-static const Rounded* rounded(const Matrix& w, int n, const float* const* x) {
+// What `n` vectors of `columns` numbers are to products with matrices of a format, or with those of several formats the
+// last of these; null for floats. Good until this thread's next.
+static const Rounded* rounded(Format format, int64_t columns, int n, const float* const* x) {
     static thread_local std::vector<Rounded> vectors(MAX_BATCH);
+    if (format < INT8) return nullptr;
     for (int t = 0; t < n; t++) {
-        vectors[t].round(x[t], w.columns);
-        if (w.format == INT4) vectors[t].deal();
+        vectors[t].round(x[t], columns);
+        if (format == INT4) vectors[t].deal();
     }
     return vectors.data();
 }

@@ -43,15 +43,9 @@ static void tiled(int64_t begin, int64_t end, int n, const Vector* x, float* con
     }
 }
 
-static void multiply(const Matrix& w, int64_t begin, int64_t end, int n, const Rounded* x, float* const* y) {
-    if (w.format == INT8)
-        return tiled(begin, end, n, x, y,
-                     [&](auto t, int64_t row, auto x, auto y) { row_product8<t()>(w, row, x, y); });
-    tiled(begin, end, n, x, y, [&](auto t, int64_t row, auto x, auto y) { row_product4<t()>(w, row, x, y); });
-}
-
-// y[t][r] = W[r] . x[t] + bias[r] for rows r in [begin, end) and t < n.
-static void multiply(const Matrix& w, int64_t begin, int64_t end, int n, const float* const* x, float* const* y) {
+// y[t][r] = W[r] . x[t] + bias[r] for rows r in [begin, end) and t < n; `integers` are what `rounded` makes of x.
+static void multiply(const Matrix& w, int64_t begin, int64_t end, int n, const float* const* x,
+                     const Rounded* integers, float* const* y) {
     switch (w.format) {
         case FLOAT32:
             return tiled(begin, end, n, x, y,
@@ -60,7 +54,11 @@ static void multiply(const Matrix& w, int64_t begin, int64_t end, int n, const f
             return tiled(begin, end, n, x, y,
                          [&](auto t, int64_t row, auto x, auto y) { row_product<uint16_t, t()>(w, row, x, y); });
         case INT8:
-        case INT4: return multiply(w, begin, end, n, rounded(w, n, x), y);
+            return tiled(begin, end, n, integers, y,
+                         [&](auto t, int64_t row, auto x, auto y) { row_product8<t()>(w, row, x, y); });
+        case INT4:
+            return tiled(begin, end, n, integers, y,
+                         [&](auto t, int64_t row, auto x, auto y) { row_product4<t()>(w, row, x, y); });
     }
 }
 

@@ -40,10 +40,12 @@ inline void Worker::add_up(const Matrix& w, const Rows& which) {
 }
 
 // y[row] = W x[row] for rows [begin, end) of W, from the sums of all threads; they begin at output `first` of a stretch.
-inline void Worker::collect(const Matrix& w, const Rows& which, int64_t begin, int64_t end, int64_t first, float* y) {
+inline void Worker::collect(const Projection& projection, const Rows& which, int64_t begin, int64_t end,
+                            int64_t first) {
+    const Matrix& w = *projection.w;
     const float* scale = w.format == INT8 ? static_cast<const float*>(w.scale) : nullptr;
     for (int i = 0; i < which.n; i++) {
-        float* to = y + which.of[i] * w.rows;
+        float* to = projection.y + which.of[i] * projection.stride;
         std::fill(to + begin, to + end, 0.0f);
         for (int thread = 0; thread < count_; thread++) {
             const float* sums = step_.scratch[thread]->sums[turn_].data() + i * w.stretch + first;
@@ -60,15 +62,15 @@ inline void Worker::collect(const Matrix& w, const Rows& which, int64_t begin, i
 // threads read behind a barrier. Matrices of one format lie in one stretch, and are summed up as one.
 inline void Worker::project(const Rows& which, std::initializer_list<Projection> matrices) {
     int64_t first = 0, outputs = 0;  // of the stretch
-    for (const auto& [w, y] : matrices) {
+    for (const Projection& each : matrices) {
         if (first == outputs) {
-            add_up(*w, which);
+            add_up(*each.w, which);
             first = 0;
-            outputs = w->stretch;
+            outputs = each.w->stretch;
         }
-        const auto [begin, end] = share(w->rows, id_, count_, 4);
-        collect(*w, which, begin, end, first, y);
-        first += w->rows;
+        const auto [begin, end] = share(each.w->rows, id_, count_, 4);
+        collect(each, which, begin, end, first);
+        first += each.w->rows;
     }
 }
 
@@ -82,14 +84,16 @@ inline Rows Worker::running() const {
 inline void Worker::project_qkv(const Layer& layer, int64_t index) {
     const Rows rows = running();
     choose(ATTENTION_INPUT, index, rows, mine_.x.data(), m_.hidden);
-    project(rows, {{&layer.q, s_.q.data()}, {&layer.k, s_.k.data()}, {&layer.v, s_.v.data()}});
+    project(rows, {{&layer.q, s_.q.data(), layer.q.rows},
+                   {&layer.k, s_.k.data(), layer.k.rows},
+                   {&layer.v, s_.v.data(), layer.v.rows}});
 }
 
-inline void Worker::project_out(const Layer& layer, int64_t index) {
+inline void Worker::project_out(const Layer& layer, int64_t index, const float* mixed) {
     const Rows rows = running();
-    choose(ATTENTION_OUTPUT, index, rows, s_.mixed.data(), m_.heads * m_.head_dim);
+    choose(ATTENTION_OUTPUT, index, rows, mixed, m_.heads * m_.head_dim);
     add_up(layer.out, rows);
-    collect(layer.out, rows, 0, m_.hidden, 0, mine_.added.data());
+    collect({&layer.out, mine_.added.data(), m_.hidden}, rows, 0, m_.hidden, 0);
     for (int i = 0; i < rows.n; i++) add(rows.of[i], mine_.added, layer.after_attention);
 }
 
@@ -99,7 +103,7 @@ inline void Worker::feed_forward_of_parts(const Layer& layer, int64_t index) {
     for (int i = 0; i < rows.n; i++) rms_norm(h(rows.of[i]), layer.norm_ffn, m_.eps, m_.hidden, x(rows.of[i]));
     choose(FFN_INPUT, index, rows, mine_.x.data(), m_.hidden);
     lap(RULE);
-    project(rows, {{&layer.gate, s_.gate.data()}, {&layer.up, s_.up.data()}});
+    project(rows, {{&layer.gate, s_.gate.data(), n}, {&layer.up, s_.up.data(), n}});
     const auto [begin, end] = share(n, id_, count_, 4);  // what this thread has collected
     for (int i = 0; i < rows.n; i++)
         activate(m_.activation, &s_.gate[rows.of[i] * n + begin], &s_.up[rows.of[i] * n + begin], end - begin);
@@ -108,7 +112,7 @@ inline void Worker::feed_forward_of_parts(const Layer& layer, int64_t index) {
     choose(NEURONS, index, rows, s_.gate.data(), n);
     lap(RULE);
     add_up(layer.down, rows);
-    collect(layer.down, rows, 0, m_.hidden, 0, mine_.added.data());
+    collect({&layer.down, mine_.added.data(), m_.hidden}, rows, 0, m_.hidden, 0);
     for (int i = 0; i < rows.n; i++) add(rows.of[i], mine_.added, layer.after_ffn);
     lap(FFN);
 }

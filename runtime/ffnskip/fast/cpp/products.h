@@ -61,7 +61,7 @@ static void multiply_some(const Matrix& w, int64_t begin, int64_t end, int n, co
         from[t] = x + t * w.columns;
         to[t] = y + t * w.rows;
     }
-    if (!unpacked(w, n)) return multiply(w, begin, end, n, from, to);
+    if (!unpacked(w, n)) return multiply(w, begin, end, n, from, ::rounded(w.format, w.columns, n, from), to);
     switch (w.format) {
         case FLOAT32: return multiply_panels<FloatPanel<float>>(w, begin, end, n, from, y);
         case BFLOAT16: return multiply_panels<FloatPanel<uint16_t>>(w, begin, end, n, from, y);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "attend.h"
 #include "structs.h"
 
 enum Part { ATTENTION, FFN, COMPENSATION, RULE, HEAD, N_PARTS };
@@ -36,27 +37,30 @@ static int64_t most_sums(const Model& m) {
 
 // What all threads share of a step.
 struct Shared {
-    Shared(const Model& m, const Cache& c)
+    Shared(const Model& m, const Cache& c, int threads)
         : q(c.batch * m.heads * m.head_dim), k(c.batch * m.kv_heads * m.head_dim), v(k.size()),
-          mixed(c.batch * m.heads * m.head_dim), gate(c.batch * m.intermediate), up(c.batch * widest_up(m)),
-          added(c.batch * m.hidden), z(c.batch * widest_last(m)), no_limits(widest_input(m)) {}
+          mixed(threads * c.batch * m.heads * m.head_dim), gate(c.batch * m.intermediate), up(c.batch * widest_up(m)),
+          added(c.batch * m.hidden), z(c.batch * widest_last(m)), no_limits(widest_input(m)),
+          softmax(threads * c.batch * m.heads) {}
     std::vector<float> q, k, v, mixed, gate, up, added, z, no_limits;
+    std::vector<Softmax> softmax;  // [threads, batch, heads] as `mixed`: there are no more spans than threads
 };
 
 // What each thread has for itself.
 struct Scratch {
     Scratch(const Model& m, const Cache& c)
-        : h(c.batch * m.hidden), x(c.batch * m.hidden), added(c.batch * m.hidden), f(m.hidden), scores(c.capacity + 1),
-          key(m.head_dim), value(m.head_dim), query(m.head_dim), sums{std::vector<float>(c.batch * most_sums(m)),
-                                                   std::vector<float>(c.batch * most_sums(m))} {}
-    std::vector<float> h, x, added, f, scores, key, value, query;
+        : h(c.batch * m.hidden), x(c.batch * m.hidden), added(c.batch * m.hidden), f(m.hidden),
+          scores(HEADS_AT_ONCE * c.capacity), key(m.head_dim), query(m.heads / m.kv_heads * m.head_dim),
+          mixed(c.batch * m.heads * m.head_dim),
+          sums{std::vector<float>(c.batch * most_sums(m)), std::vector<float>(c.batch * most_sums(m))} {}
+    std::vector<float> h, x, added, f, scores, key, query, mixed;
     std::vector<float> sums[2];  // in turns: while others still read the one, the next product goes into the other
     Kept kept;
 };
 
 struct Step {
     Step(const Model& model, const Cache& cache, const Counts& counts, int threads)
-        : model(model), cache(cache), counts(counts), shared(model, cache), threads(threads) {
+        : model(model), cache(cache), counts(counts), shared(model, cache, threads), threads(threads) {
         for (int i = 0; i < threads; i++) scratch.push_back(std::make_unique<Scratch>(model, cache));
     }
     const Model& model;

@@ -152,6 +152,16 @@ INLINE float sum(Floats x) {
 #endif
 }
 
+// The sums of four vectors, one behind the other.
+INLINE void store_sums(float* to, Floats a, Floats b, Floats c, Floats d) {
+#if defined(__AVX2__)
+    const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps((__m256)a, (__m256)b), _mm256_hadd_ps((__m256)c, (__m256)d));
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+#else
+    to[0] = sum(a), to[1] = sum(b), to[2] = sum(c), to[3] = sum(d);
+#endif
+}
+
 // The nearest whole numbers, of numbers below 2^22.
 INLINE Floats rounded_to_whole(Floats x) {
     const Floats magic = spread(12582912.0f);  // 1.5 * 2^23: adding it leaves no bits behind the point

@@ -47,21 +47,35 @@ class Worker {
     float* h(int b) { return mine_.h.data() + b * m_.hidden; }
     float* x(int b) { return mine_.x.data() + b * m_.hidden; }
 
-    // y[row] = W x[row] for this thread's share of W's rows; `y` is shared, its rows `stride` apart.
-    void product(const Matrix& w, const Rows& which, const float* x, int64_t x_stride, float* y, int64_t y_stride) {
+    // A matrix and what its products go into: for row b of the batch y + b * stride, memory that all threads share.
+    struct Projection {
+        const Matrix* w;
+        float* y;
+        int64_t stride;
+    };
+
+    // y[row] = W x[row] of matrices that read the same inputs, for this thread's share of each one's rows.
+    void product(const Rows& which, const float* x, int64_t x_stride, std::initializer_list<Projection> projections) {
         const float* from[MAX_BATCH];
-        float* to[MAX_BATCH];
-        for (int i = 0; i < which.n; i++) {
-            from[i] = x + which.of[i] * x_stride;
-            to[i] = y + which.of[i] * y_stride;
+        for (int i = 0; i < which.n; i++) from[i] = x + which.of[i] * x_stride;
+        Format format = FLOAT32;
+        for (const auto& to : projections) format = std::max(format, to.w->format);
+        const Rounded* integers = rounded(format, projections.begin()->w->columns, which.n, from);
+        for (const auto& [w, y, stride] : projections) {
+            float* to[MAX_BATCH];
+            for (int i = 0; i < which.n; i++) to[i] = y + which.of[i] * stride;
+            const auto [begin, end] = share(w->rows, id_, count_, 4);
+            multiply(*w, begin, end, which.n, from, integers, to);
         }
-        const auto [begin, end] = share(w.rows, id_, count_, 4);
-        multiply(w, begin, end, which.n, from, to);
     }
 
     void attention(const Layer& layer, int64_t index);
+    struct Span {  // the i-th of so many, of the positions of those of a row's heads that share their keys
+        int64_t group, i, of;
+    };
+    const float* mix_values(const Layer& layer, int64_t index);
     template <typename Number>
-    void head_of_attention(const Layer& layer, int64_t index, int b, int64_t head, bool first_of_mine);
+    void attend_to(const Layer& layer, int64_t index, Span span);
 
     void feed_forward(const Layer& layer, int64_t index);
     bool skips(const Compensation& compensation, int64_t index, int b);
@@ -71,15 +85,11 @@ class Worker {
 
     Rows running() const;
     void choose(Role role, int64_t index, const Rows& which, const float* x, int64_t width);
-    struct Projection {
-        const Matrix* w;
-        float* y;
-    };
     void add_up(const Matrix& w, const Rows& which);
-    void collect(const Matrix& w, const Rows& which, int64_t begin, int64_t end, int64_t first, float* y);
+    void collect(const Projection& projection, const Rows& which, int64_t begin, int64_t end, int64_t first);
     void project(const Rows& which, std::initializer_list<Projection> matrices);
     void project_qkv(const Layer& layer, int64_t index);
-    void project_out(const Layer& layer, int64_t index);
+    void project_out(const Layer& layer, int64_t index, const float* mixed);
     void feed_forward_of_parts(const Layer& layer, int64_t index);
 
     // What a block adds for row b: its output, behind a norm if there is one.
@@ -98,7 +108,7 @@ class Worker {
 
     void head() {
         for (int b = 0; b < batch_; b++) rms_norm(h(b), m_.norm, m_.eps, m_.hidden, x(b));
-        product(m_.head, every_row(), mine_.x.data(), m_.hidden, in_.logits, m_.head.rows);
+        product(every_row(), mine_.x.data(), m_.hidden, {{&m_.head, in_.logits, m_.head.rows}});
         const auto [begin, end] = share(m_.head.rows, id_, count_, 4);
         for (int b = 0; b < batch_; b++)
             for (int64_t i = begin; i < end; i++) {
