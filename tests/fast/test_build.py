@@ -9,7 +9,7 @@ import pytest
 from support.compiler import needs_compiler
 
 from ffnskip import UnsupportedModelError
-from ffnskip.fast import structs
+from ffnskip.fast import build, structs
 from ffnskip.fast.build import _load, step_library
 
 # Without optimisation, which takes most of the ten seconds.
@@ -60,6 +60,16 @@ def test_a_compiler_without_openmp_builds_a_step_for_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse = 'case "$*" in *-fopenmp*) exit 1;; esac'
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f"{refuse}; {COMPILE}"))
+    assert step_library().ffnskip_step
+
+
+@needs_compiler
+def test_a_compiler_that_is_older_than_the_processor_builds_a_step_without_its_newest_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_vector_flags", lambda: build._VNNI)
+    refuse = 'case "$*" in *vnni*) exit 1;; esac'
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f"{refuse}; {COMPILE}"))
     assert step_library().ffnskip_step
 

@@ -91,8 +91,10 @@ def _key(compiler: list[str], flags: tuple[str, ...]) -> str:
 
 
 def _compile(compiler: list[str], flags: tuple[str, ...], target: Path) -> None:
-    for threads in (_THREADS, ()):
-        command = [*compiler, *flags, *threads, str(_SOURCES / _MAIN), "-o", str(target)]
+    """With as many of the flags as the compiler takes: some know no OpenMP, and old ones no VNNI."""
+    without_vnni = tuple(flag for flag in flags if flag not in _VNNI)
+    for tried in dict.fromkeys((*some, *threads) for some in (flags, without_vnni) for threads in (_THREADS, ())):
+        command = [*compiler, *tried, str(_SOURCES / _MAIN), "-o", str(target)]
         result = subprocess.run(command, capture_output=True, timeout=_TIMEOUT)
         if result.returncode == 0 and target.is_file():
             return
