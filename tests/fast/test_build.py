@@ -31,12 +31,16 @@ def compiler(path: Path, commands: str) -> str:
 
 
 @needs_compiler
-def test_it_is_compiled_once_and_kept(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_compiled_once_and_kept_and_logged_as_it_takes_long(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ffnskip")
     log = tmp_path / "log"
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'echo "$*" >> {log}; {COMPILE}'))
     for _ in range(2):
         _load.cache_clear()
         assert step_library().ffnskip_step
+        assert len(caplog.messages) == 1
     lines = log.read_text().splitlines()
     assert [line for line in lines if "step.cpp" in line] == [next(line for line in lines if "-shared" in line)]
     assert [path.name for path in own_cache.glob("native/*/[!.]*")] == ["step.so"]
