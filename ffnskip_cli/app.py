@@ -47,7 +47,7 @@ class Frame(TyperGroup):
         """Run the command line and exit: 0, 1 after a failure, 2 after a mistake, 130 after Ctrl-C."""
         kwargs["standalone_mode"] = False
         try:
-            with console.own_warnings():
+            with console.own_warnings(), console.own_news():
                 code = super().main(*args, **kwargs)
             print(end="", flush=True)
         except BrokenPipeError:

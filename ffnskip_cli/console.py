@@ -1,5 +1,6 @@
 """Talk and progress, all on stderr: stdout belongs to the data."""
 
+import logging
 import sys
 import time
 import warnings
@@ -67,6 +68,20 @@ def own_warnings() -> Iterator[None]:
 
 
 @contextmanager
+def own_news() -> Iterator[None]:
+    """While inside, what the runtime logs, which is work that takes long and is done once, is said, too."""
+    logger, handler = logging.getLogger("ffnskip"), _Sayer()
+    usual = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(usual)
+
+
+@contextmanager
 def busy(description: str) -> Iterator[None]:
     """Say what is being done while it is being done: a spinner on a terminal, one line elsewhere."""
     if _can_animate():
@@ -75,6 +90,14 @@ def busy(description: str) -> Iterator[None]:
     else:
         talk.print(f"{description} …", markup=False)
         yield
+
+
+class _Sayer(logging.Handler):
+    """Says what is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        talk.print(record.getMessage(), markup=False)
 
 
 def _say(label: str, style: str, sentence: str) -> None:

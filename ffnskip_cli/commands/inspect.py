@@ -13,8 +13,8 @@ from ffnskip_cli.commands.options import ProfileName
 class Options:
     """Show what a skip profile holds.
 
-    First in sentences: what it skips, saves and costs, and why. Then in tables, with how much each layer's feed-forward
-    block changes its input.
+    First in sentences: what it skips, saves and costs, and why. Then in tables; if it skips whole feed-forward blocks,
+    with how much each of them changes its input.
     """
 
     profile: ProfileName
@@ -26,6 +26,6 @@ class Options:
         str | None,
         typer.Option(
             metavar="PANEL[,PANEL…]",
-            help="What to draw: similarity, ratio, kl, first-skip; default: all that the profile holds.",
+            help="What to draw: similarity, ratio, kl, first-skip; default: all that tells of the rule.",
         ),
     ] = None

@@ -38,6 +38,6 @@ def _print_page(profile: Profile, format: Literal["table", "md"]) -> None:
         render(section.rows, section.columns, format, section.title)
         if section.note:
             print(f"{section.note}\n")
-    if profile.similarity:
+    if profile.similarity and not profile.skip.by.leaves_out_parts:  # which has little to do with whole FFNs
         fence = "```\n" if format == "md" else ""
         print(f"Similarity cos(h, h + FFN(h)) by layer:\n\n{fence}{draw(profile.similarity, profile.skip)}\n{fence}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,13 @@ def run(options: Options) -> None:
 
 
 def _server() -> typer.Typer:
-    """The command `transformers serve`, which ends the thread of continuous batching when it ends itself."""
+    """The command `transformers serve`, which looks at its port before it loads, and ends all of its threads."""
     from transformers.cli.serve import Serve
 
     class Server(Serve):
         @wraps(Serve.__init__)  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
+            _refuse_taken(kwargs["host"], kwargs["port"])
             try:
                 super().__init__(*args, **kwargs)
             finally:
@@ -57,3 +59,15 @@ def _server() -> typer.Typer:
     app = typer.Typer(add_completion=False)
     app.command()(Server)
     return app
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Raise FfnskipError where the server could not listen, which it would find out only after loading the model."""
+
+    async def listen() -> None:
+        (await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)).close()
+
+    try:
+        asyncio.run(listen())  # as the server itself will
+    except OSError as error:
+        raise FfnskipError(f"The server cannot listen ({error.strerror}): name another --port or --host.") from error

@@ -60,12 +60,14 @@ def print_bench(document: Document, format: Format) -> None:
         render(section.rows, (*named, *_FIGURES) if of_rows else section.columns, format)
         return
     for section in _sections(document):
-        columns: Sequence[Column] = section.columns
+        columns = section.columns
         title = "" if columns[0] == _NAME else section.title
         if format == "table" and columns[0] == _NAME and len(section.rows) < len(columns):
             render(*turned(section.rows, columns))
         else:
             render(section.rows, columns, format, title)
+        if section.note:
+            print(f"{section.note}\n")
     for sentence in _sentences(document):
         print_sentence(sentence, format)
 
@@ -95,7 +97,8 @@ def page(document: Document) -> str:
 
 def _sections(document: Document) -> Iterator[Section]:
     if rows := [_flat(row) for row in document.get("rows", ()) if row["missing"] is None]:
-        yield Section("the profile and its opponents", rows, (_NAME, *_measured(rows)))
+        columns = (_NAME, *_measured(rows))
+        yield Section("the profile and its opponents", rows, columns, _how_to_read(columns))
     for row in document.get("rows", ()):
         if row["kl_by_layer"]:
             added = [{"layer": layer, "kl": kl} for layer, kl in enumerate(row["kl_by_layer"])]
@@ -108,11 +111,17 @@ def _sections(document: Document) -> Iterator[Section]:
             if row["missing"] is None and (row["name"] != "dense" or point is reached[0])
         ]
         columns = (*_POINT, _NAME, *_measured(rows))
-        yield Section("at several savings (Table 4 of FFN-SkipLLM)", rows, columns)
+        yield Section("at several savings (Table 4 of FFN-SkipLLM)", rows, columns, _how_to_read(columns))
     if "worst_case" in document:
         yield Section("tokens that never skip (its Table 6)", document["worst_case"], _WORST)
     if "warm_up" in document:
         yield Section("by warm-up (its Figure 5)", document["warm_up"], _WARM_UPS)
+
+
+def _how_to_read(columns: Sequence[Column]) -> str:
+    if not any(column.key == "speedup" for column in columns):
+        return ""
+    return "The speed-up is the median of the ratios of neighbouring runs, not the ratio of the medians of tokens/s."
 
 
 def _sentences(document: Document) -> Iterator[str]:

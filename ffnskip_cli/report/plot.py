@@ -36,6 +36,7 @@ TITLES = {
     "kl": "What skipping costs",
     "first-skip": "Where skipping begins",
 }
+_OF_WHOLE_FFNS = {"similarity", "first-skip"}  # which tell nothing of a rule that leaves out parts
 _TICKS = (-1, -0.5, 0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999)
 _NEAREST_TO_ONE = 1e-4  # of 1 - cos; beyond it the logarithm would stretch the axis for nothing
 _CURVE = {"color": "0.45", "marker": "o", "markerfacecolor": "white", "markersize": 5, "label": "other thresholds"}
@@ -48,7 +49,7 @@ def plot_profile(profile: Profile, path: str | os.PathLike[str], panels: Sequenc
     Args:
         profile: what to draw.
         path: the file, complete or untouched when this returns or fails.
-        panels: names of `TITLES`; none means all that the profile has the data for.
+        panels: names of `TITLES`; none means all that it has the data for and that tell of its rule.
 
     Raises:
         FfnskipError: the suffix is another, the profile lacks the data or holds absurdly large numbers, matplotlib is
@@ -90,9 +91,11 @@ def _chosen(profile: Profile, panels: Sequence[str]) -> dict[str, Drawing]:
             raise FfnskipError(f"no panel is called {name!r}: choose from {', '.join(TITLES)}.")
         if name not in available:
             raise FfnskipError(f"the profile has no data for the panel {name}; calibrate the model again to record it.")
-    if not available:
-        raise FfnskipError("the profile has nothing to plot; calibrate the model again to record a similarity curve.")
-    return {name: drawing for name, drawing in available.items() if not panels or name in panels}
+    untold = _OF_WHOLE_FFNS if profile.skip.by.leaves_out_parts else set()
+    chosen = panels or available.keys() - untold
+    if not chosen:
+        raise FfnskipError("the profile has nothing to plot; calibrate the model again to record its curves.")
+    return {name: drawing for name, drawing in available.items() if name in chosen}
 
 
 def _refuse_absurd(profile: Profile) -> None:

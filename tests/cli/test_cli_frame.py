@@ -1,10 +1,11 @@
 """The command line as a whole: help, exit codes, and what goes to stdout and what to stderr."""
 
+import logging
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -25,7 +26,7 @@ COMMANDS = ["calibrate", "apply", "generate", "bench", "eval", "serve", "exec", 
 COMMANDS += ["profiles", "inspect", "card", "validate", "diff"]
 
 
-def run_command_that(raises: BaseException) -> Result:
+def run_command_that(raises: BaseException, logs: Sequence[str] = ()) -> Result:
     failing = typer.Typer(cls=Frame, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     @failing.callback()
@@ -34,6 +35,8 @@ def run_command_that(raises: BaseException) -> Result:
     @failing.command()
     def fail() -> None:
         print("data")
+        for sentence in logs:
+            logging.getLogger("ffnskip.fast.any").info(sentence)
         raise raises
 
     return CliRunner().invoke(failing, ["fail"])
@@ -141,6 +144,12 @@ def test_a_mistake_of_the_user_is_its_sentence_and_an_interrupt_says_nothing() -
     assert (result.exit_code, result.stdout, result.stderr) == (2, "data\n", f"Error: {sentence}\n")
     result = run_command_that(raises=KeyboardInterrupt())
     assert (result.exit_code, result.stderr) == (130, "")
+
+
+def test_what_the_runtime_logs_is_said_while_a_command_runs() -> None:
+    result = run_command_that(raises=FfnskipError("no"), logs=["It takes [long] …"])
+    assert result.stderr == "It takes [long] …\nError: no\n"
+    assert not logging.getLogger("ffnskip").isEnabledFor(logging.INFO)
 
 
 @pytest.mark.parametrize("failure", OUT_OF_MEMORY)

@@ -20,6 +20,7 @@ def test_parts_are_calibrated_inspected_and_benched(calibrate: tuple[object, ...
     said = succeed("inspect", path).stdout
     assert f"{row['threshold']:g} nats per FLOP" in said
     assert f"{row['least_skipped']:.1%}" in said
+    assert "cos(h" not in said  # by which the rule does not go
     model, text = calibrate[1], calibrate[3]
     sizes = ("--eval-dataset", text, "--eval-tokens", 256, "--prompt-tokens", 8, "--new-tokens", 12, "-r", 1)
     document = bench_document("bench", model, "--profile", path, *sizes, "--measure", "quality,speed")

@@ -120,6 +120,16 @@ def server(folder: Path, profile: Path, *command: str) -> Iterator[openai.OpenAI
         process.kill()
 
 
+def test_a_port_in_use_is_refused_before_the_model_is_loaded(folder: Path, profile: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("serve", folder, "--profile", profile, "--", "--host", "127.0.0.1", "--port", port)
+    assert result.exit_code == 2
+    assert "Error: The server cannot listen" in result.stderr.splitlines()[-1]
+    assert str(port) in result.stderr
+    assert "is loaded" not in result.stderr
+
+
 @pytest.mark.parametrize(
     "command",
     [OURS, (*OURS, "--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "128"), THEIRS],

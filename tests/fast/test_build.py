@@ -9,7 +9,7 @@ import pytest
 from support.compiler import needs_compiler
 
 from ffnskip import UnsupportedModelError
-from ffnskip.fast import structs
+from ffnskip.fast import build, structs
 from ffnskip.fast.build import _load, step_library
 
 # Without optimisation, which takes most of the ten seconds.
@@ -31,12 +31,16 @@ def compiler(path: Path, commands: str) -> str:
 
 
 @needs_compiler
-def test_it_is_compiled_once_and_kept(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_compiled_once_and_kept_and_logged_as_it_takes_long(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ffnskip")
     log = tmp_path / "log"
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'echo "$*" >> {log}; {COMPILE}'))
     for _ in range(2):
         _load.cache_clear()
         assert step_library().ffnskip_step
+        assert len(caplog.messages) == 1
     lines = log.read_text().splitlines()
     assert [line for line in lines if "step.cpp" in line] == [next(line for line in lines if "-shared" in line)]
     assert [path.name for path in own_cache.glob("native/*/[!.]*")] == ["step.so"]
@@ -60,6 +64,16 @@ def test_a_compiler_without_openmp_builds_a_step_for_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse = 'case "$*" in *-fopenmp*) exit 1;; esac'
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f"{refuse}; {COMPILE}"))
+    assert step_library().ffnskip_step
+
+
+@needs_compiler
+def test_a_compiler_that_is_older_than_the_processor_builds_a_step_without_its_newest_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_vector_flags", lambda: build._VNNI)
+    refuse = 'case "$*" in *vnni*) exit 1;; esac'
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f"{refuse}; {COMPILE}"))
     assert step_library().ffnskip_step
 

@@ -7,7 +7,7 @@ import pytest
 from support.browser import PHONE, body_width, opened
 
 from ffnskip_cli.bench.rows import empty_row
-from ffnskip_cli.report.bench import page
+from ffnskip_cli.report.bench import Format, page, print_bench
 
 ATTACK = "</td><script>fetch('https://example.org')</script>"
 
@@ -52,3 +52,16 @@ def test_the_page_has_every_figure_in_a_browser_and_asks_nobody_for_anything(
         assert seen.page.locator("figure").count() == 3
         assert body_width(seen) <= PHONE["width"]
         assert (seen.console, seen.requests) == ([], [])
+
+
+@pytest.mark.parametrize("format", ["table", "md", "csv"])
+def test_people_are_told_how_a_speed_up_is_taken_where_one_was_measured(
+    format: Format, document: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said() -> bool:
+        print_bench(document, format)
+        return "median" in capsys.readouterr().out
+
+    assert not said()
+    document["rows"][1]["speedup"] = 1.1
+    assert said() is (format != "csv")

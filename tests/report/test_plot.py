@@ -99,6 +99,14 @@ def test_panels_that_a_profile_lacks_the_data_for_are_left_out(
     assert [name for name, title in TITLES.items() if title in svg] == (panels if len(panels) > 1 else [])
 
 
+def test_of_a_rule_that_leaves_out_parts_what_tells_of_whole_ffns_is_drawn_only_when_asked_for(tmp_path: Path) -> None:
+    parts = {"attention_input": 32, "attention_output": 32, "ffn_input": 32, "neurons": 48}
+    evidence = {"similarity": SIMILARITY, "measured": MEASURED, "curve": NATS}
+    profile = make_profile(rule="price", threshold=0.01, parts=parts, **evidence)
+    assert [name for name, title in TITLES.items() if title in picture(tmp_path, profile)] == ["ratio", "kl"]
+    assert "cos(h, h + FFN(h))" in picture(tmp_path, profile, "similarity")
+
+
 def drawn(panel: str, profile: Profile | None = None, **overrides: Any) -> Any:
     axes = Figure().subplots()
     drawings(profile or full_profile(**overrides))[panel](axes)

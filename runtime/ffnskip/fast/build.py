@@ -1,14 +1,15 @@
 """Compile the CPU's decode step on first use, for the processor that it runs on.
 
-One C++ file without dependencies, compiled in seconds by whatever compiler is there and kept in the cache folder, under
-a name that holds a hash of the source, the compiler, its options and the system: machines that share a home folder do
-not share code that only one of them can run.
+One C++ file without dependencies, compiled by whatever compiler is there and kept in the cache folder, under a name
+that holds a hash of the source, the compiler, its options and the system: machines that share a home folder do not
+share code that only one of them can run.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -32,7 +33,9 @@ _AVX2 = ("-mavx2", "-mfma", "-mf16c")  # whatever has the first has the others
 # Products of integers and their sums in one instruction; vectors stay as they are.
 _VNNI = ("-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=256")
 _THREADS = ("-fopenmp",)  # torch's own threads; a compiler that knows no such option builds a step for one thread
-_TIMEOUT = 300  # seconds; it takes about ten
+_TIMEOUT = 300  # seconds; it takes ten to ninety
+
+_log = logging.getLogger(__name__)
 
 
 def step_library() -> ctypes.CDLL:
@@ -91,8 +94,11 @@ def _key(compiler: list[str], flags: tuple[str, ...]) -> str:
 
 
 def _compile(compiler: list[str], flags: tuple[str, ...], target: Path) -> None:
-    for threads in (_THREADS, ()):
-        command = [*compiler, *flags, *threads, str(_SOURCES / _MAIN), "-o", str(target)]
+    """With as many of the flags as the compiler takes: some know no OpenMP, and old ones no VNNI."""
+    _log.info("Compiling the C++ decode step for this processor, once: that may take a minute or two …")
+    without_vnni = tuple(flag for flag in flags if flag not in _VNNI)
+    for tried in dict.fromkeys((*some, *threads) for some in (flags, without_vnni) for threads in (_THREADS, ())):
+        command = [*compiler, *tried, str(_SOURCES / _MAIN), "-o", str(target)]
         result = subprocess.run(command, capture_output=True, timeout=_TIMEOUT)
         if result.returncode == 0 and target.is_file():
             return
