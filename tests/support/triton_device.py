@@ -1,5 +1,6 @@
 """Where tests run Triton kernels: on the GPU, or else on the CPU in Triton's interpreter (`conftest.py` sees to it)."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,35 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
 interpreted = pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU does not tell what it reads")
+
+
+class _Kept:
+    """In place of what would undo the interpreter's changes to `triton.language` behind every kernel."""
+
+    def restore(self) -> None:
+        pass
+
+
+def _patch_once() -> None:
+    """Let the interpreter make its changes to `triton.language` once for each module with kernels.
+
+    It makes and undoes them with every kernel, and makes them again in every function that a kernel calls, which was a
+    third of what the tests take. Nothing here needs the language without them.
+    """
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    patch_lang, kept, patched = interpreter._patch_lang, _Kept(), set()
+
+    def patch_lang_once(fn: Callable[..., Any]) -> _Kept:
+        if fn.__module__ not in patched:
+            patched.add(fn.__module__)
+            patch_lang(fn)
+        return kept
+
+    interpreter._patch_lang = patch_lang_once
+
+
+if DEVICE.type == "cpu":
+    _patch_once()
 
 
 class Draw:
