@@ -46,7 +46,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 schema: .venv/installed
 	$(BIN)/python -m ffnskip.profiles > profiles/schema.json

@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
 os.environ.pop("FORCE_COLOR", None)  # read by rich: with it, output would be coloured although it is no terminal
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,31 @@ from support.on_disk import bytes_as_tokens, save_plateau, save_text
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ffnskip_cli.sources.demo import demo_model_file as fetch_demo_model
+
+# The files that take longest, the longest first.
+LONG = (
+    "test_cuda_step",
+    "test_demo",
+    "test_cli_programs",
+    "test_integrations",
+    "test_cli_calibrate",
+    "test_cli_eval_tasks",
+    "test_cli_identity",
+    "test_lm_eval",
+    "test_triton_compiles",
+    "test_wheel",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, and go on with the files of most tests.
+
+    A file is one worker's, and the other waits for it at the end. Left alone, xdist begins with the files of most
+    tests, and files of a few long ones come last.
+    """
+    tests = Counter(item.path for item in items)
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: (order.get(item.path.stem, len(LONG)), -tests[item.path], item.path))
 
 
 @pytest.fixture(scope="session")
