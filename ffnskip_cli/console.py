@@ -71,14 +71,16 @@ def own_warnings() -> Iterator[None]:
 def own_news() -> Iterator[None]:
     """While inside, what the runtime logs, which is work that takes long and is done once, is said, too."""
     logger, handler = logging.getLogger("ffnskip"), _Sayer()
-    usual = logger.level
+    usual = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # or a program under `exec` that shows what is logged would say it once more
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(usual)
+        level, logger.propagate = usual
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -69,5 +69,6 @@ def _refuse_taken(host: str, port: int) -> None:
 
     try:
         asyncio.run(listen())  # as the server itself will
-    except OSError as error:
-        raise FfnskipError(f"The server cannot listen ({error.strerror}): name another --port or --host.") from error
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise FfnskipError(f"The server cannot listen ({why}): name another --port or --host.") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -12,12 +13,19 @@ _addresses = WeakTensorKeyDictionary()  # where each tensor was put
 
 
 def huge(nbytes: int) -> Tensor:
-    """So many bytes, zero. They go back to the system when no tensor is in them, which those of malloc may not."""
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    else:
-        memory = mmap.mmap(-1, nbytes)
+    """So many bytes, zero. They go back to the system when no tensor is in them, which those of malloc may not.
+
+    Raises:
+        MemoryError: there is no room for them.
+    """
+    try:
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MADV_HUGEPAGE") else {}
+        memory = mmap.mmap(-1, nbytes, **private)
+    except OSError as error:
+        raise MemoryError(f"cannot allocate {nbytes} bytes") from error
+    if private:
+        with suppress(OSError):  # a system without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 

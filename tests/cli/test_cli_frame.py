@@ -146,9 +146,10 @@ def test_a_mistake_of_the_user_is_its_sentence_and_an_interrupt_says_nothing() -
     assert (result.exit_code, result.stderr) == (130, "")
 
 
-def test_what_the_runtime_logs_is_said_while_a_command_runs() -> None:
+def test_what_the_runtime_logs_is_said_once_while_a_command_runs(caplog: pytest.LogCaptureFixture) -> None:
     result = run_command_that(raises=FfnskipError("no"), logs=["It takes [long] …"])
     assert result.stderr == "It takes [long] …\nError: no\n"
+    assert not caplog.records  # as a program's own logging would show them
     assert not logging.getLogger("ffnskip").isEnabledFor(logging.INFO)
 
 

@@ -24,7 +24,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("name", "heads", "kv_heads", "head_dim"),
-    [("llama", 9, 3, 16), ("llama", 7, 1, 12), ("qwen3", 4, 4, 40), ("gemma2", 8, 2, 32)],
+    [("llama", 9, 3, 16), ("llama", 7, 1, 12), ("qwen3", 4, 4, 40), ("gemma2", 8, 2, 32), ("olmo2", 6, 2, 16)],
 )
 @torch.no_grad()
 @pytest.mark.usefixtures("threads")

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from errno import ENOMEM
 
 import pytest
 import torch
@@ -63,6 +64,18 @@ def test_a_cache_grows_and_ends_where_the_model_does() -> None:
     with ffnskip.accelerate(model) as fused:
         assert generate(model, prompts, max_new_tokens=580) == expected
         assert fused.path == "fused"
+
+
+def test_where_memory_has_no_room_for_a_cache_the_model_runs_its_own_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(ENOMEM, "Cannot allocate memory")
+
+    model, prompts = pico_model(), pico_tokens(9)
+    expected = generate(model, prompts)
+    with ffnskip.accelerate(model) as fused:
+        monkeypatch.setattr("ffnskip.pages.mmap.mmap", refuse)
+        assert generate(model, prompts) == expected
+        assert "no room" in str(fused.why_general)
 
 
 def test_a_model_without_a_step_says_so() -> None:

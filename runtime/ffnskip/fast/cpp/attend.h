@@ -120,6 +120,7 @@ static void attend(int64_t heads, const float* q, const Number* keys, const Numb
         attend<count()>(q + h * size, keys, values, n, size, how, scores, stride, y + h * size, softmax + h);
         return h + count();
     };
+    static_assert(HEADS_AT_ONCE == 3);
     int64_t h = 0;
     while (heads - h > 4 || heads - h == 3) h = some(std::integral_constant<int, 3>(), h);
     while (heads - h > 1) h = some(std::integral_constant<int, 2>(), h);

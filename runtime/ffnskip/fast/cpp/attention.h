@@ -28,10 +28,11 @@ inline void Worker::attention(const Layer& layer, int64_t index) {
     lap(ATTENTION);
 }
 
-// What attention gives, [batch, heads, head_dim]. Threads share out the keys of all rows, and where these cannot be
-// dealt out evenly the positions as well, so that no two threads read the same.
+// What attention gives, [batch, heads, head_dim]. Threads share out the groups of heads that share keys, so that no two
+// threads read the same keys; where there are few, and some threads would get more than others, the positions as well.
 inline const float* Worker::mix_values(const Layer& layer, int64_t index) {
-    const int64_t groups = batch_ * m_.kv_heads, spans = count_ / std::gcd<int64_t>(count_, groups);
+    const int64_t groups = batch_ * m_.kv_heads;
+    const int64_t spans = groups < 4 * count_ ? count_ / std::gcd<int64_t>(count_, groups) : 1;
     const auto [begin, end] = share(groups * spans, id_, count_, 1);
     for (int64_t i = begin; i < end; i++) {
         const Span span{i / spans, i % spans, spans};
