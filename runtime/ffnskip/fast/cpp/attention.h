@@ -8,14 +8,11 @@
 inline void Worker::attention(const Layer& layer, int64_t index) {
     const Rows all = every_row();
     for (int b = 0; b < batch_; b++) rms_norm(h(b), layer.norm_attention, m_.eps, m_.hidden, x(b));
-    if (layer.q.stretch) {
-        project_qkv(layer, index);
-    } else {
-        product(all, mine_.x.data(), m_.hidden,
-                {{&layer.q, s_.q.data(), layer.q.rows},
-                 {&layer.k, s_.k.data(), layer.k.rows},
-                 {&layer.v, s_.v.data(), layer.v.rows}});
-    }
+    const std::initializer_list<Projection> qkv = {{&layer.q, s_.q.data(), layer.q.rows},
+                                                   {&layer.k, s_.k.data(), layer.k.rows},
+                                                   {&layer.v, s_.v.data(), layer.v.rows}};
+    if (layer.q.stretch) project_qkv(index, qkv);
+    else product(all, mine_.x.data(), m_.hidden, qkv);
     barrier_.wait();
     const float* mixed = mix_values(layer, index);
     if (layer.out.stretch) {

@@ -81,12 +81,10 @@ inline Rows Worker::running() const {
     return rows;
 }
 
-inline void Worker::project_qkv(const Layer& layer, int64_t index) {
+inline void Worker::project_qkv(int64_t index, std::initializer_list<Projection> qkv) {
     const Rows rows = running();
     choose(ATTENTION_INPUT, index, rows, mine_.x.data(), m_.hidden);
-    project(rows, {{&layer.q, s_.q.data(), layer.q.rows},
-                   {&layer.k, s_.k.data(), layer.k.rows},
-                   {&layer.v, s_.v.data(), layer.v.rows}});
+    project(rows, qkv);
 }
 
 inline void Worker::project_out(const Layer& layer, int64_t index, const float* mixed) {

@@ -88,7 +88,7 @@ class Worker {
     void add_up(const Matrix& w, const Rows& which);
     void collect(const Projection& projection, const Rows& which, int64_t begin, int64_t end, int64_t first);
     void project(const Rows& which, std::initializer_list<Projection> matrices);
-    void project_qkv(const Layer& layer, int64_t index);
+    void project_qkv(int64_t index, std::initializer_list<Projection> qkv);
     void project_out(const Layer& layer, int64_t index, const float* mixed);
     void feed_forward_of_parts(const Layer& layer, int64_t index);
 
