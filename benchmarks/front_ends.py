@@ -6,7 +6,7 @@ prints a table as Markdown. Prompts are the beginnings of documents of a text, d
 (`batched`: all at once, with continuous batching). `same` counts the prompts whose continuation is that of
 `Decoder`, the first row; with `--nothing-skipped` it says how much of what differs is the rounding of other kernels.
 Prompts are part of the time; loading is not. Front ends run one after the other, so speeds of
-a machine that others use as well are to be taken with care.
+a machine that others use as well are to be taken with care. `--only` runs the rows that it names, beside the first.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import openai
 import torch
@@ -33,13 +34,24 @@ import typer
 from transformers import pipeline
 
 import ffnskip
-from ffnskip import Decoder, SkipStats
+from ffnskip import Decoder
 from ffnskip.profiles.profile import save_profile
 from ffnskip_cli.sources.models import LoadedModel, load_model, loadable_name
 from ffnskip_cli.text.sources import open_text
 
 _SHORTEST = 400  # characters of a document that a prompt is taken from
-Result = tuple[list[str], SkipStats]
+# Of the free memory, for continuous batching's keys and values. Unless told, transformers takes nine tenths, which is
+# meant for a GPU and leaves nothing to what else runs on a CPU.
+_CB_MEMORY = ("--continuous-batching", "--cb-max-memory-percent", "0.2")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a front end wrote, and what that took."""
+
+    answers: list[str]
+    seconds: float
+    ratio: float
 
 
 def main(
@@ -51,6 +63,9 @@ def main(
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
     nothing_skipped: Annotated[bool, typer.Option(help="Move the threshold to where nothing is skipped.")] = False,
     vllm_python: Annotated[Path | None, typer.Option(help="Python of an environment with vLLM and ffnskip.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A front end to run beside Decoder, by its row's name.")
+    ] = None,
 ) -> None:
     """Measure and print."""
     if nothing_skipped:
@@ -60,83 +75,84 @@ def main(
     loaded = load_model(model, dtype="float32", device="cpu")
     documents = (document for document in open_text(text).documents() if len(document) > _SHORTEST)
     cut = [loaded.tokenizer(document)["input_ids"][:prompt_tokens] for document in islice(documents, prompts)]
-    texts = [loaded.tokenizer.decode(ids) for ids in cut]
-    ways: dict[str, Callable[[], Result]] = {
-        "Decoder": lambda: by_decoder(loaded, profile, texts, new_tokens),
-        "model.generate": lambda: by_generate(loaded, profile, texts, new_tokens),
-        "pipeline": lambda: by_pipeline(loaded, profile, texts, new_tokens),
+    asked = ([loaded.tokenizer.decode(ids) for ids in cut], new_tokens)
+    folder = loadable_name(model, False)
+    ways: dict[str, Callable[[], Row]] = {
+        "Decoder": lambda: by_decoder(loaded, profile, *asked),
+        "model.generate": lambda: by_generate(loaded, profile, *asked),
+        "pipeline": lambda: by_pipeline(loaded, profile, *asked),
+        "server": lambda: by_server(folder, profile, *asked),
+        "server, batched": lambda: by_server(folder, profile, *asked, workers=prompts, options=_CB_MEMORY),
     }
+    if vllm_python is not None:
+        ways["vLLM"] = lambda: by_vllm(vllm_python, folder, profile, *asked, batch=1)
+        ways["vLLM, batched"] = lambda: by_vllm(vllm_python, folder, profile, *asked, batch=prompts)
     print("| front end | tokens/s | same | ratio |\n|---|---|---|---|", flush=True)
     first: list[str] = []
     for name, way in ways.items():
-        start = time.perf_counter()
-        answers, stats = way()
-        seconds = time.perf_counter() - start
-        first = first or answers
-        _row(name, loaded, answers, first, seconds, f"{stats.skip_ratio:.4f}")
-    for name, workers, options in (("server", 1, ()), ("server, batched", prompts, ("--continuous-batching",))):
-        with tempfile.TemporaryDirectory() as folder:
-            log = Path(folder) / "log"
-            with server(loadable_name(model, False), profile, options, log) as ask:
-                ask(texts[0], 2)  # the first request sets up what later ones use
-                start = time.perf_counter()
-                with ThreadPoolExecutor(workers) as pool:
-                    answers = list(pool.map(partial(ask, new_tokens=new_tokens), texts))
-                seconds = time.perf_counter() - start
-            (ratio,) = re.findall(r"skip_ratio (\S+),", log.read_text())
-        _row(name, loaded, answers, first, seconds, ratio)
-    if vllm_python is not None:
-        asked = {
-            "model": loadable_name(model, False),
-            "profile": str(profile),
-            "texts": texts,
-            "new_tokens": new_tokens,
-        }
-        for name, row in zip(("vLLM", "vLLM, batched"), by_vllm(vllm_python, asked), strict=True):
-            _row(name, loaded, row["answers"], first, row["seconds"], f"{row['ratio']:.4f}")
+        if first and only and name not in only:
+            continue
+        row = way()
+        first = first or row.answers
+        tokens = sum(len(loaded.tokenizer(answer)["input_ids"]) for answer in row.answers)
+        same = sum(a == b for a, b in zip(row.answers, first, strict=True))
+        print(f"| {name} | {tokens / row.seconds:.1f} | {same} of {len(first)} | {row.ratio:.4f} |", flush=True)
 
 
-def _row(name: str, loaded: LoadedModel, answers: list[str], first: list[str], seconds: float, ratio: str) -> None:
-    tokens = sum(len(loaded.tokenizer(answer)["input_ids"]) for answer in answers)
-    same = sum(a == b for a, b in zip(answers, first, strict=True))
-    print(f"| {name} | {tokens / seconds:.1f} | {same} of {len(first)} | {ratio} |", flush=True)
-
-
-def by_decoder(loaded: LoadedModel, profile: Path, texts: list[str], new_tokens: int) -> Result:
+def by_decoder(loaded: LoadedModel, profile: Path, texts: list[str], new_tokens: int) -> Row:
     """One prompt at a time."""
     decoder = Decoder(loaded.model, profile)
     stop = loaded.model.generation_config.eos_token_id
-    answers = []
+    answers, start = [], time.perf_counter()
     for text in texts:
         ids = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
         stops = stop if isinstance(stop, list) else [stop]
         tokens = torch.cat(list(decoder.decode(ids, max_new_tokens=new_tokens, stop_tokens=stops)))
         answers.append(loaded.tokenizer.decode(tokens, skip_special_tokens=True))
-    return answers, decoder.stats
+    return Row(answers, time.perf_counter() - start, decoder.stats.skip_ratio)
 
 
-def by_generate(loaded: LoadedModel, profile: Path, texts: list[str], new_tokens: int) -> Result:
+def by_generate(loaded: LoadedModel, profile: Path, texts: list[str], new_tokens: int) -> Row:
     """One prompt at a time."""
-    answers = []
     with ffnskip.apply(loaded.model, profile) as applied:
+        answers, start = [], time.perf_counter()
         for text in texts:
             inputs = loaded.tokenizer(text, return_tensors="pt")
             output = loaded.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
             answer = output[0, inputs["input_ids"].shape[1] :]
             answers.append(loaded.tokenizer.decode(answer, skip_special_tokens=True))
-        return answers, applied.stats
+        return Row(answers, time.perf_counter() - start, applied.stats.skip_ratio)
 
 
-def by_pipeline(loaded: LoadedModel, profile: Path, texts: list[str], new_tokens: int) -> Result:
+def by_pipeline(loaded: LoadedModel, profile: Path, texts: list[str], new_tokens: int) -> Row:
     """One prompt at a time, as pipelines do by default."""
     with ffnskip.apply(loaded.model, profile) as applied:
         pipe = pipeline("text-generation", model=loaded.model, tokenizer=loaded.tokenizer)
+        start = time.perf_counter()
         outputs = pipe(texts, max_new_tokens=new_tokens, do_sample=False, return_full_text=False)
-        return [output[0]["generated_text"] for output in outputs], applied.stats
+        seconds = time.perf_counter() - start
+        return Row([output[0]["generated_text"] for output in outputs], seconds, applied.stats.skip_ratio)
 
 
-def by_vllm(python: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
-    """One prompt at a time, then all at once, in another process; see `vllm_worker.py`."""
+def by_server(
+    model: str, profile: Path, texts: list[str], new_tokens: int, workers: int = 1, options: tuple[str, ...] = ()
+) -> Row:
+    """As many requests at once as there are workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with server(model, profile, options, log) as ask:
+            ask(texts[0], 2)  # the first request sets up what later ones use
+            start = time.perf_counter()
+            with ThreadPoolExecutor(workers) as pool:
+                answers = list(pool.map(partial(ask, new_tokens=new_tokens), texts))
+            seconds = time.perf_counter() - start
+        (ratio,) = re.findall(r"skip_ratio (\S+),", log.read_text())
+        return Row(answers, seconds, float(ratio))
+
+
+def by_vllm(python: Path, model: str, profile: Path, texts: list[str], new_tokens: int, batch: int) -> Row:
+    """As many prompts at once as a batch has, in another process; see `vllm_worker.py`."""
+    asked = {"model": model, "profile": str(profile), "texts": texts, "new_tokens": new_tokens, "batch": batch}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer"
         command = [str(python), str(Path(__file__).with_name("vllm_worker.py")), str(answer)]
@@ -145,8 +161,7 @@ def by_vllm(python: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
             done = subprocess.run(command, input=json.dumps(asked), text=True, stdout=file, stderr=file)
         if done.returncode:
             raise RuntimeError(log.read_text())
-        rows: list[dict[str, Any]] = json.loads(answer.read_text())
-        return rows
+        return Row(**json.loads(answer.read_text()))
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Continue texts with vLLM, in an environment that has it; `front_ends.py` starts this.
 
-Reads a JSON object on stdin (model, profile, texts, new_tokens) and writes one to the file named by its argument, as
-vLLM itself prints to stdout: the continuations one prompt after the other, those of all at once, the seconds that each
-took, and the skip ratio of each.
+Reads a JSON object on stdin (model, profile, texts, new_tokens, batch: how many texts at once) and writes one to the
+file named by its argument, as vLLM itself prints to stdout: the continuations, the seconds that they took, and the skip
+ratio.
 """
 
 import json
@@ -30,21 +30,18 @@ def main() -> None:
         additional_config=config,
     )
     greedy = SamplingParams(temperature=0.0, max_tokens=asked["new_tokens"])
-    texts, rows = asked["texts"], []
-    llm.generate(texts[:1], SamplingParams(temperature=0.0, max_tokens=2), use_tqdm=False)
-    before: dict[str, int] = {}
-    for batches in ([[text] for text in texts], [texts]):
-        start = time.perf_counter()
-        outputs = [output for batch in batches for output in llm.generate(batch, greedy, use_tqdm=False)]
-        seconds = time.perf_counter() - start
-        (stats,) = llm.collective_rpc("ffnskip_stats")
-        skipped = {name: sum(stats[name]) for name in ("skipped", "left_out")} | {"tokens": stats["tokens"]}
-        new = {name: count - before.get(name, 0) for name, count in skipped.items()}
-        ratio = (new["skipped"] + new["left_out"]) / max(stats["n_layers"] * new["tokens"], 1)
-        rows.append({"answers": [o.outputs[0].text for o in outputs], "seconds": seconds, "ratio": ratio})
-        before = skipped
-        llm.reset_prefix_cache()
-    Path(sys.argv[1]).write_text(json.dumps(rows))
+    texts, batch = asked["texts"], asked["batch"]
+    llm.generate(texts[:1], SamplingParams(temperature=0.0, max_tokens=2), use_tqdm=False)  # sets things up
+    llm.reset_prefix_cache()
+    start = time.perf_counter()
+    batches = [texts[i : i + batch] for i in range(0, len(texts), batch)]
+    outputs = [output for some in batches for output in llm.generate(some, greedy, use_tqdm=False)]
+    seconds = time.perf_counter() - start
+    (stats,) = llm.collective_rpc("ffnskip_stats")
+    left_out = sum(stats["skipped"]) + sum(stats["left_out"])
+    ratio = left_out / max(stats["n_layers"] * stats["tokens"], 1)
+    row = {"answers": [output.outputs[0].text for output in outputs], "seconds": seconds, "ratio": ratio}
+    Path(sys.argv[1]).write_text(json.dumps(row))
 
 
 if __name__ == "__main__":
