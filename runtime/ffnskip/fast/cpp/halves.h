@@ -9,11 +9,11 @@ struct Pairs {
 
 #if defined(__AVX2__)
 INLINE float half_float(uint16_t bits) { return _cvtsh_ss(bits); }
-// Two pairs, the first in four lanes, the second in the other four.
-INLINE Pairs two_pairs(const uint16_t* from) {
-    const __m256 four = _mm256_castps128_ps256(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i*)from)));
-    return {(Floats)_mm256_permutevar8x32_ps(four, _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2)),
-            (Floats)_mm256_permutevar8x32_ps(four, _mm256_setr_epi32(1, 1, 1, 1, 3, 3, 3, 3))};
+// Four or eight numbers, with zeros behind them.
+template <int N>
+INLINE Floats load_halves(const uint16_t* from) {
+    if (N == WIDTH) return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+    return (Floats)_mm256_cvtph_ps(_mm_loadl_epi64((const __m128i*)from));
 }
 INLINE Pairs eight_pairs(const uint16_t* from) {
     const __m256i pairs = _mm256_loadu_si256((const __m256i*)from), firsts = _mm256_set1_epi32(0xffff);
@@ -28,12 +28,10 @@ INLINE float half_float(uint16_t bits) {  // of finite numbers
     const float size = exponent ? std::ldexp(float(fraction + 1024), exponent - 25) : std::ldexp(float(fraction), -24);
     return bits >> 15 ? -size : size;
 }
-INLINE Pairs two_pairs(const uint16_t* from) {
-    Pairs x;
-    for (int64_t i = 0; i < WIDTH; i++) {
-        x.first[i] = half_float(from[i / 4 * 2]);
-        x.second[i] = half_float(from[i / 4 * 2 + 1]);
-    }
+template <int N>
+INLINE Floats load_halves(const uint16_t* from) {
+    Floats x = {};
+    for (int64_t i = 0; i < N; i++) x[i] = half_float(from[i]);
     return x;
 }
 INLINE Pairs eight_pairs(const uint16_t* from) {

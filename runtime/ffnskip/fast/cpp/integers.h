@@ -8,25 +8,16 @@
 #include "format.h"
 #include "halves.h"
 
-// What 64 numbers of a vector are to an int4 product: in the order in which `block_product4` meets them, and the sums of
-// those that make one of its eight sums of products.
+// Two groups of an int4 matrix lie in one vector, from which `block_sums4` takes four bits of each sixteen at a time.
 constexpr int64_t BLOCK = 2 * GROUP;
-struct Block {
-    float sums[WIDTH];
-    int16_t numbers[BLOCK];
 
-    void deal(const int16_t* from) {
-        for (int64_t i = 0; i < BLOCK; i++) {
-            const int64_t turn = i / 16, lane = i % 16;  // which four bits of each sixteen, and which sixteen
-            numbers[i] = from[lane / 8 * GROUP + lane % 8 * 2 + turn / 2 + turn % 2 * (GROUP / 2)];
-        }
-        for (int64_t k = 0; k < WIDTH; k++) {
-            int32_t sum = 0;
-            for (int64_t i = 2 * k; i < BLOCK; i += 16) sum += numbers[i] + numbers[i + 1];
-            sums[k] = float(sum);
-        }
+// The 64 numbers that meet them, in that order.
+INLINE void deal_block(const int16_t* from, int16_t* to) {
+    for (int64_t i = 0; i < BLOCK; i++) {
+        const int64_t turn = i / 16, lane = i % 16;  // which four bits, and of which sixteen
+        to[i] = from[lane / 8 * GROUP + lane % 8 * 2 + turn / 2 + turn % 2 * (GROUP / 2)];
     }
-};
+}
 
 // The vectors of such a product, rounded to 16 bits with a scale per stretch of columns: sixteen products at a time, and
 // exact. A stretch is too short for their sum to overflow.
@@ -34,8 +25,9 @@ constexpr int64_t STRETCH = 256;
 struct Rounded {
     std::vector<int16_t> numbers;
     std::vector<float> scales;
-    std::vector<Block> blocks;  // beside int4, where rows are read
-    std::vector<float> sums;    // of groups, beside int4 that is unpacked
+    std::vector<int16_t> dealt;       // beside int4, where rows are read: block by block
+    std::vector<float> beside_pairs;  // there, too: 0 beside each group's factor, and its sum beside the offset
+    std::vector<float> sums;          // of groups, beside int4 that is unpacked
 
     void round(const float* x, int64_t n) {
         numbers.assign((n + BLOCK - 1) / BLOCK * BLOCK, 0);
@@ -54,16 +46,20 @@ struct Rounded {
     }
 
     void deal() {
-        blocks.resize(numbers.size() / BLOCK);
-        for (size_t i = 0; i < blocks.size(); i++) blocks[i].deal(&numbers[i * BLOCK]);
+        dealt.resize(numbers.size());
+        for (size_t i = 0; i < numbers.size(); i += BLOCK) deal_block(&numbers[i], &dealt[i]);
+        const size_t groups = numbers.size() / GROUP;
+        beside_pairs.assign(2 * groups + WIDTH / 2, 0.0f);  // two blocks' are loaded, of which there may be one
+        for (size_t i = 0; i < groups; i++) beside_pairs[2 * i + 1] = float(sum_of_group(i));
     }
 
     void add_up() {
         sums.resize(numbers.size() / GROUP);
-        for (size_t i = 0; i < sums.size(); i++) {
-            const int16_t* group = &numbers[i * GROUP];
-            sums[i] = float(std::accumulate(group, group + GROUP, 0)) * scales[i * GROUP / STRETCH];
-        }
+        for (size_t i = 0; i < sums.size(); i++) sums[i] = float(sum_of_group(i)) * scales[i * GROUP / STRETCH];
+    }
+
+    int32_t sum_of_group(size_t i) const {
+        return std::accumulate(&numbers[i * GROUP], &numbers[i * GROUP] + GROUP, 0);
     }
 };
 
@@ -79,6 +75,10 @@ static const Rounded* rounded(Format format, int64_t columns, int n, const float
     return vectors.data();
 }
 
+// So many bytes ahead is memory asked for. These products take longer over a byte than those of floats, and the processor,
+// left to itself, asks too late: cold rows are read a tenth (8 bits) to a fifth (4) faster so, those of floats are not.
+constexpr int64_t ROW_AHEAD = 2048;
+
 template <int T>
 INLINE void row_product8(const Matrix& w, int64_t row, const Rounded* x, float* const* y) {
     constexpr int64_t STEP = 4 * WIDTH;
@@ -91,6 +91,7 @@ INLINE void row_product8(const Matrix& w, int64_t row, const Rounded* x, float* 
         const int64_t end = std::min(whole, begin + STRETCH);
         Ints even[T] = {}, odd[T] = {};
         for (int64_t c = begin; c < end; c += STEP) {
+            __builtin_prefetch(data + c + ROW_AHEAD);
             const Shorts first = widen16(data + c), second = widen16(data + c + STEP / 2);
             for (int t = 0; t < T; t++) {
                 even[t] = add_products(even[t], first, with[t] + c);
@@ -108,50 +109,57 @@ INLINE void row_product8(const Matrix& w, int64_t row, const Rounded* x, float* 
     }
 }
 
-// Adds up two groups' products with a block of each of T vectors: the one group makes the first four of eight sums, the
-// other the last four. A group's numbers are factor * n + offset with n of 4 bits.
-template <int T>
-INLINE void block_product4(const uint8_t* data, const uint16_t* scale, const Block* const (&x)[T],
-                           Floats (&factors)[T], Floats (&offsets)[T]) {
-    const Words four = load_words(data);
-    const auto [factor, offset] = two_pairs(scale);
-    for (int t = 0; t < T; t++) {
-        const int16_t* with = x[t]->numbers;
-        Ints sums = {};
-        sums = add_products(sums, (Shorts)(four & 15), with);
-        sums = add_products(sums, (Shorts)(four >> 4 & 15), with + 16);
-        sums = add_products(sums, (Shorts)(four >> 8 & 15), with + 32);
-        sums = add_products(sums, (Shorts)(four >> 12), with + 48);
-        factors[t] += factor * __builtin_convertvector(sums, Floats);
-        offsets[t] += offset * load(x[t]->sums);
+// Eight sums of products of the four bits of two groups: the one group makes the first four, the other the last four.
+INLINE Ints block_sums4(Words four, const int16_t* with) {
+    Ints sums = {};
+    sums = add_products(sums, (Shorts)(four & 15), with);
+    sums = add_products(sums, (Shorts)(four >> 4 & 15), with + 16);
+    sums = add_products(sums, (Shorts)(four >> 8 & 15), with + 32);
+    return add_products(sums, (Shorts)(four >> 12), with + 48);
+}
+
+// Adds up the products of one or two blocks with T vectors, from their column `c` on, in units of these. A group's
+// numbers are factor * n + offset with n of 4 bits. Offsets are multiplied where they lie, beside the factors.
+template <int BLOCKS, int T>
+INLINE void add_blocks4(const uint8_t* data, const uint16_t* pairs, const Rounded* x, int64_t c, Floats (&factors)[T],
+                        Floats (&offsets)[T]) {
+    __builtin_prefetch(data + ROW_AHEAD);
+    const Floats both = load_halves<BLOCKS * WIDTH / 2>(pairs);
+    for (int i = 0; i < BLOCKS; i++) {
+        const Words four = load_words(data + i * BLOCK / 2);
+        const Floats factor = spread_two(both, 4 * i, 4 * i + 2);
+        for (int t = 0; t < T; t++) {
+            const Ints products = block_sums4(four, &x[t].dealt[c + i * BLOCK]);
+            factors[t] += factor * __builtin_convertvector(products, Floats);
+        }
     }
+    for (int t = 0; t < T; t++) offsets[t] += both * load(&x[t].beside_pairs[2 * c / GROUP]);
 }
 
 template <int T>
 INLINE void row_product4(const Matrix& w, int64_t row, const Rounded* x, float* const* y) {
-    constexpr int64_t BYTES = BLOCK / 2, SCALES = 2 * BLOCK / GROUP;
-    const int64_t groups = w.columns / GROUP, whole = w.columns / BLOCK;
-    const uint8_t* data = static_cast<const uint8_t*>(w.data) + row * w.columns / 2;
-    const uint16_t* scale = static_cast<const uint16_t*>(w.scale) + row * groups * 2;
-    const Block* with[T];
-    for (int t = 0; t < T; t++) with[t] = x[t].blocks.data();
+    const int64_t columns = w.columns, whole = columns / BLOCK * BLOCK;
+    const uint8_t* data = static_cast<const uint8_t*>(w.data) + row * columns / 2;
+    const uint16_t* pairs = static_cast<const uint16_t*>(w.scale) + row * columns / GROUP * 2;
     Floats totals[T] = {};
-    for (int64_t begin = 0; begin < whole; begin += STRETCH / BLOCK) {
+    int64_t c = 0;
+    for (; c + STRETCH <= columns; c += STRETCH, data += STRETCH / 2, pairs += STRETCH / GROUP * 2) {
         Floats factors[T] = {}, offsets[T] = {};
-        const int64_t end = std::min(whole, begin + STRETCH / BLOCK);
-        for (int64_t i = begin; i < end; i++, data += BYTES, scale += SCALES) {
-            block_product4<T>(data, scale, with, factors, offsets);
-            for (int t = 0; t < T; t++) with[t]++;
-        }
-        for (int t = 0; t < T; t++) totals[t] += (factors[t] + offsets[t]) * x[t].scales[begin * BLOCK / STRETCH];
+        for (int64_t i = 0; i < STRETCH; i += 2 * BLOCK)
+            add_blocks4<2, T>(data + i / 2, pairs + i / GROUP * 2, x, c + i, factors, offsets);
+        for (int t = 0; t < T; t++) totals[t] += (factors[t] + offsets[t]) * x[t].scales[c / STRETCH];
     }
-    if (groups % 2) {  // the last group has no other beside it
-        uint8_t numbers[BYTES] = {};
-        uint16_t scales[SCALES] = {};
-        std::copy_n(data, BYTES / 2, numbers);
-        std::copy_n(scale, SCALES / 2, scales);
+    if (c < columns) {
         Floats factors[T] = {}, offsets[T] = {};
-        block_product4<T>(numbers, scales, with, factors, offsets);
+        for (; c < whole; c += BLOCK, data += BLOCK / 2, pairs += BLOCK / GROUP * 2)
+            add_blocks4<1, T>(data, pairs, x, c, factors, offsets);
+        if (whole < columns) {  // the last group has no other beside it
+            uint8_t numbers[BLOCK / 2] = {};
+            uint16_t pair[BLOCK / GROUP * 2] = {};
+            std::copy_n(data, GROUP / 2, numbers);
+            std::copy_n(pairs, 2, pair);
+            add_blocks4<1, T>(numbers, pair, x, whole, factors, offsets);
+        }
         for (int t = 0; t < T; t++) totals[t] += (factors[t] + offsets[t]) * x[t].scales.back();
     }
     for (int t = 0; t < T; t++) y[t][row] = sum(totals[t]) + (w.bias ? w.bias[row] : 0.0f);

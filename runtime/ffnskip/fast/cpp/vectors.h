@@ -250,6 +250,11 @@ INLINE Floats pick(Floats x, Ints lanes) {
 #endif
 }
 
+// Four times the one of eight lanes, and four times the other.
+INLINE Floats spread_two(Floats x, int first, int second) {
+    return pick(x, Ints{first, first, first, first, second, second, second, second});
+}
+
 template <typename Number>
 INLINE float dot(const Number* a, const float* b, int64_t n) {
     Floats total = {};
