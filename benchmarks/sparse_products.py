@@ -62,7 +62,7 @@ extern "C" void products(const Matrix* matrices, int count, const float* x, cons
                 for (int t = 0; t < threads; t++)
                     for (int64_t r = first; r < last; r++) to[r] += sums[t][r];
             } else {
-                multiply(w, first, last, 1, &x, &to);
+                multiply(w, first, last, 1, &x, rounded(w.format, width, 1, &x), &to);
             }
             barrier.wait();
             const auto now = std::chrono::steady_clock::now();
@@ -141,7 +141,7 @@ def _at(tensor: Tensor) -> ctypes.c_void_p:
 
 def _compiled(folder: Path) -> ctypes.CDLL:
     (folder / "harness.cpp").write_text(_HARNESS)
-    command = ["c++", *build._FLAGS, *(build._AVX2 if build._has_avx2() else ()), *build._THREADS]
+    command = ["c++", *build._FLAGS, *build._vector_flags(), *build._THREADS]
     command += [f"-I{build._SOURCES}", str(folder / "harness.cpp"), "-o", str(folder / "harness.so")]
     subprocess.run(command, check=True)
     library = ctypes.CDLL(str(folder / "harness.so"))

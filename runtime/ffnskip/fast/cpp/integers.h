@@ -123,7 +123,6 @@ INLINE Ints block_sums4(Words four, const int16_t* with) {
 template <int BLOCKS, int T>
 INLINE void add_blocks4(const uint8_t* data, const uint16_t* pairs, const Rounded* x, int64_t c, Floats (&factors)[T],
                         Floats (&offsets)[T]) {
-    __builtin_prefetch(data + ROW_AHEAD);
     const Floats both = load_halves<BLOCKS * WIDTH / 2>(pairs);
     for (int i = 0; i < BLOCKS; i++) {
         const Words four = load_words(data + i * BLOCK / 2);
@@ -145,14 +144,18 @@ INLINE void row_product4(const Matrix& w, int64_t row, const Rounded* x, float* 
     int64_t c = 0;
     for (; c + STRETCH <= columns; c += STRETCH, data += STRETCH / 2, pairs += STRETCH / GROUP * 2) {
         Floats factors[T] = {}, offsets[T] = {};
-        for (int64_t i = 0; i < STRETCH; i += 2 * BLOCK)
+        for (int64_t i = 0; i < STRETCH; i += 2 * BLOCK) {
+            __builtin_prefetch(data + i / 2 + ROW_AHEAD);
             add_blocks4<2, T>(data + i / 2, pairs + i / GROUP * 2, x, c + i, factors, offsets);
+        }
         for (int t = 0; t < T; t++) totals[t] += (factors[t] + offsets[t]) * x[t].scales[c / STRETCH];
     }
     if (c < columns) {
         Floats factors[T] = {}, offsets[T] = {};
-        for (; c < whole; c += BLOCK, data += BLOCK / 2, pairs += BLOCK / GROUP * 2)
+        for (; c < whole; c += BLOCK, data += BLOCK / 2, pairs += BLOCK / GROUP * 2) {
+            __builtin_prefetch(data + ROW_AHEAD);
             add_blocks4<1, T>(data, pairs, x, c, factors, offsets);
+        }
         if (whole < columns) {  // the last group has no other beside it
             uint8_t numbers[BLOCK / 2] = {};
             uint16_t pair[BLOCK / GROUP * 2] = {};
