@@ -56,7 +56,7 @@ def main(
     file.parent.mkdir(parents=True, exist_ok=True)
     head = {"model": ours.model.id, "text": Path(text).name, "tokens": tokens, "warm_up": ours.skip.warm_up}
     head |= {"questions": list(answers), "limit": limit, "new_tokens": new_tokens, "warm_up_of_answers": warm_up}
-    before = json.loads(file.read_text()) if file.exists() else head | {"points": []}
+    before: dict[str, Any] = json.loads(file.read_text()) if file.exists() else head | {"points": []}
     points: list[dict[str, Any]] = before.pop("points")
     if before != head:
         raise typer.BadParameter(f"{file} holds the points of other settings: name another --output.")

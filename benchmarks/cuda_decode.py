@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -60,10 +61,10 @@ def main(
     profiles = {"CudaStep, dense": None, "CudaStep, skipping": skip}
     steps = {name: step_of(fused, profile, prompt + new_tokens + 1) for name, profile in profiles.items()}
     ways: dict[str, Callable[[], float]] = {
-        name: lambda step=step: seconds_per_token(step, model, tokens, new_tokens) for name, step in steps.items()
+        name: partial(seconds_per_token, step, model, tokens, new_tokens) for name, step in steps.items()
     }
     for name, implementation in (("generate, dynamic cache", None), ("generate, static cache", "static")):
-        ways[name] = lambda kind=implementation: generate_seconds(model, tokens, new_tokens, kind)
+        ways[name] = partial(generate_seconds, model, tokens, new_tokens, implementation)
     error = relative_error(steps["CudaStep, dense"], model, tokens)
     for way in ways.values():
         way()  # compiles, records
@@ -145,7 +146,7 @@ def read_prompt(step: CudaStep, model: Any, tokens: torch.Tensor) -> torch.Tenso
 
     past = DynamicCache()
     with torch.no_grad():
-        following = model(tokens, past_key_values=past).logits[:, -1].argmax(-1)
+        following: torch.Tensor = model(tokens, past_key_values=past).logits[:, -1].argmax(-1)
     step.cache.fill(past, torch.zeros(1, dtype=torch.int64))
     return following
 

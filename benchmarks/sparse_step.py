@@ -43,7 +43,7 @@ def main(
     model = random_model(layers, weights)
     profile = forced_profile(model, left_out)
     if weights in ("int8", "int4"):
-        pack_weights(model, weights)  # type: ignore[arg-type]
+        pack_weights(model, weights)
     decoders = {
         "dense": Decoder(model, path="fused", check=False),
         "parts": Decoder(model, profile, path="fused", check=False),
