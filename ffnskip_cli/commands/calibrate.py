@@ -63,7 +63,7 @@ class GoalOptions:
         chosen = [(option, text) for option, text in zip(_GOALS, texts, strict=True) if text is not None]
         if len(chosen) != 1:
             raise FfnskipError(
-                f"Say what to aim for with exactly one of {', '.join(_GOALS)}; --target-flops 0.20 is a start."
+                f"Say what to aim for with exactly one of {', '.join(_GOALS)}; --target-flops 0.15 is a start."
             )
         ((option, text),) = chosen
         kind, noun, example = _GOALS[option]

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -16,7 +17,7 @@ from torch import Tensor
 from ffnskip.decoder import Decoder
 from ffnskip.errors import FfnskipError
 from ffnskip.hub import reason
-from ffnskip.model.packed import pack_weights
+from ffnskip.model.packed import PackedLinear, pack_weights
 from ffnskip.model.sites import input_device
 from ffnskip.profiles.profile import Profile
 from ffnskip.sampling import Sampling
@@ -25,6 +26,9 @@ from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.generate import Options
 from ffnskip_cli.sources.models import LoadedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _ENOUGH_TO_TIME = 32  # tokens of an answer
 SLOWER = 0.95  # of the dense speed; one answer each cannot tell less apart
@@ -45,12 +49,20 @@ def run(options: Options) -> None:
     common.say_path(decoder)
     if profile is not None:
         common.say_expected_cost(profile, options.move)
+        _say_if_dense_is_faster(loaded.model, profile, decoder)
     writer = _Writer(loaded, tokens, options.max_new_tokens, sampling)
     answer = writer.write(None if options.compare else _stream(loaded), decoder)
     if options.compare:
         dense = writer.write(None, Decoder(loaded.model, check=False))
         _side_by_side(dense.text, answer.text)
         _warn_if_slower(answer.times, dense.times)
+
+
+def _say_if_dense_is_faster(model: PreTrainedModel, profile: Profile, decoder: Decoder) -> None:
+    """Where inputs are left out of matrices of 4 bits, which costs more than it saves on most machines."""
+    in_4_bits = any(isinstance(module, PackedLinear) and module.format == "int4" for module in model.modules())
+    if in_4_bits and profile.skip.rule == "price" and decoder.path == "fused":
+        console.talk.print("In 4 bits this rule mostly costs time: --compare shows what it does here.", highlight=False)
 
 
 def _load(options: Options) -> tuple[LoadedModel, Profile | None]:

@@ -50,7 +50,7 @@ class Move:
         float | None,
         typer.Option(
             metavar="RATIO",
-            help="Skip this share of all FFNs, as on the profile's held-out text: moves the threshold along its curve.",
+            help="Leave out this share of the FFNs, by the profile's curve on held-out text: moves the threshold.",
         ),
     ] = None
 

@@ -31,8 +31,11 @@ def command_of(options: Any, runner: str) -> Callable[..., None]:
         if "named" in options.__dataclass_fields__:
             values["named"] = _named(context)
         instance = _gather("", options, values)
-        with _starting() if "model_options" in options.__dataclass_fields__ else nullcontext():
-            run = import_module(runner).run
+        slow = not {"model", "program"}.isdisjoint(options.__dataclass_fields__)
+        with console.busy("Starting") if slow else nullcontext():
+            own = "model_options" in options.__dataclass_fields__  # what it runs is no other program's
+            with _hidden("sklearn", "scipy") if own else nullcontext():
+                run = import_module(runner).run
         run(instance)
 
     flat = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context), *_flatten("", options, None)]
@@ -43,18 +46,17 @@ def command_of(options: Any, runner: str) -> Callable[..., None]:
 
 
 @contextmanager
-def _starting() -> Iterator[None]:
-    """While the imports of a command that runs a model itself take their time.
+def _hidden(*packages: str) -> Iterator[None]:
+    """Packages that cannot be imported meanwhile.
 
-    Where scikit-learn and scipy are installed, transformers imports them, for losses and a kind of assisted decoding.
-    No such command needs these, and they take a fifth of the start: they are out of sight until it is over.
+    Where scikit-learn and scipy are installed, transformers imports them, for losses and a kind of assisted decoding,
+    which no command of ours needs. They take a fifth of the start.
     """
-    hidden = [name for name in ("sklearn", "scipy") if name not in sys.modules]
+    hidden = [name for name in packages if name not in sys.modules]
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]  # makes an import fail
     try:
-        with console.busy("Starting"):
-            yield
+        yield
     finally:
         for name in hidden:
             del sys.modules[name]
