@@ -42,7 +42,7 @@ from ffnskip_cli.text.sources import open_text
 _SHORTEST = 400  # characters of a document that a prompt is taken from
 # Of the free memory, for continuous batching's keys and values. Unless told, transformers takes nine tenths, which is
 # meant for a GPU and leaves nothing to what else runs on a CPU.
-_CB_MEMORY = ("--continuous-batching", "--cb-max-memory-percent", "0.2")
+_BATCHED = ("--continuous-batching", "--cb-max-memory-percent", "0.2")
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,13 @@ def main(
         "model.generate": lambda: by_generate(loaded, profile, *asked),
         "pipeline": lambda: by_pipeline(loaded, profile, *asked),
         "server": lambda: by_server(folder, profile, *asked),
-        "server, batched": lambda: by_server(folder, profile, *asked, workers=prompts, options=_CB_MEMORY),
+        "server, batched": lambda: by_server(folder, profile, *asked, workers=prompts, options=_BATCHED),
     }
     if vllm_python is not None:
         ways["vLLM"] = lambda: by_vllm(vllm_python, folder, profile, *asked, batch=1)
         ways["vLLM, batched"] = lambda: by_vllm(vllm_python, folder, profile, *asked, batch=prompts)
+    if unknown := set(only or ()) - ways.keys():
+        raise typer.BadParameter(f"no row is called {', '.join(sorted(unknown))}, but {', '.join(ways)}.")
     print("| front end | tokens/s | same | ratio |\n|---|---|---|---|", flush=True)
     first: list[str] = []
     for name, way in ways.items():
@@ -96,7 +98,7 @@ def main(
         first = first or row.answers
         tokens = sum(len(loaded.tokenizer(answer)["input_ids"]) for answer in row.answers)
         same = sum(a == b for a, b in zip(row.answers, first, strict=True))
-        print(f"| {name} | {tokens / row.seconds:.1f} | {same} of {len(first)} | {row.ratio:.4f} |", flush=True)
+        print(f"| {name} | {tokens / row.seconds:.1f} | {same} of {len(first)} | {row.ratio:.3f} |", flush=True)
 
 
 def by_decoder(loaded: LoadedModel, profile: Path, texts: list[str], new_tokens: int) -> Row:

@@ -50,16 +50,17 @@ def _hidden(*packages: str) -> Iterator[None]:
     """Packages that cannot be imported meanwhile.
 
     Where scikit-learn and scipy are installed, transformers imports them, for losses and a kind of assisted decoding,
-    which no command of ours needs. They take a fifth of the start.
+    which no command of ours needs. They take a fifth of the start. Once transformers itself has been imported, nothing
+    is hidden: it remembers what is installed.
     """
-    hidden = [name for name in packages if name not in sys.modules]
+    hidden = [name for name in packages if name not in sys.modules and "transformers" not in sys.modules]
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]  # makes an import fail
     try:
         yield
     finally:
         for name in hidden:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 def _named(context: typer.Context) -> frozenset[str]:

@@ -110,6 +110,21 @@ print(*sys.modules)
     return set(result.stdout.split())
 
 
+@pytest.mark.parametrize("earlier", ["import transformers", "import transformers.modeling_utils, scipy.stats"])
+def test_a_command_runs_in_a_process_that_has_used_transformers(earlier: str, pico_folder: Path) -> None:
+    program = f"""
+{earlier}
+import sys
+from typer.testing import CliRunner
+from ffnskip_cli.app import app
+result = CliRunner().invoke(app, ["generate", {str(pico_folder)!r}, "hi", "--max-new-tokens", "1"])
+import scipy.stats
+sys.exit(result.output if result.exit_code else 0)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_settings_in_python_are_those_of_the_command_line() -> None:
     help = run("calibrate", "--help").stdout
     options = [field for field in fields(Settings) if field.name not in ("goals", "on")]

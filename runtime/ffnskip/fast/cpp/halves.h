@@ -12,8 +12,8 @@ INLINE float half_float(uint16_t bits) { return _cvtsh_ss(bits); }
 // Four or eight numbers, with zeros behind them.
 template <int N>
 INLINE Floats load_halves(const uint16_t* from) {
-    if (N == WIDTH) return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
-    return (Floats)_mm256_cvtph_ps(_mm_loadl_epi64((const __m128i*)from));
+    if constexpr (N == WIDTH) return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+    else return (Floats)_mm256_cvtph_ps(_mm_loadl_epi64((const __m128i*)from));
 }
 INLINE Pairs eight_pairs(const uint16_t* from) {
     const __m256i pairs = _mm256_loadu_si256((const __m256i*)from), firsts = _mm256_set1_epi32(0xffff);

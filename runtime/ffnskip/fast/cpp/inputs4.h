@@ -33,8 +33,8 @@ struct Numbers {
     }
 };
 
-// Sums of products with the high and the low parts, for 64 outputs: of both halves of the bytes, and of these half of the
-// bytes each.
+// Sums of products with the high and the low parts, for 64 outputs: of both halves of the bytes, and of these half of
+// the bytes each.
 struct Tile {
     Shorts high[4], low[4];
 };
@@ -91,7 +91,8 @@ static void sum_inputs4(const Matrix& w, const Kept& kept, int64_t begin, int64_
     };
     for (int64_t at = begin, stop; at < end; at = stop) {
         const int32_t group = kept.index[at] / GROUP;
-        for (stop = at; stop < end && stop < at + GROUP && kept.index[stop] / GROUP == group;) stop++;
+        stop = at + 1;  // a whole group may have the last input's repetitions behind it
+        while (stop < end && stop < at + GROUP && kept.index[stop] / GROUP == group) stop++;
         for (int t = 0; t < vectors; t++) x[t].round(kept.of(t) + at, int(stop - at));
         const uint16_t* scale = static_cast<const uint16_t*>(w.scale) + group * w.stretch * 2;
         for (int64_t first = at; first < stop; first += AT_ONCE) {

@@ -19,8 +19,8 @@ INLINE void deal_block(const int16_t* from, int16_t* to) {
     }
 }
 
-// The vectors of such a product, rounded to 16 bits with a scale per stretch of columns: sixteen products at a time, and
-// exact. A stretch is too short for their sum to overflow.
+// A vector of a product in integers, rounded to 16 bits with a scale per stretch of columns: sixteen products at a
+// time, and exact. A stretch is too short for their sum to overflow.
 constexpr int64_t STRETCH = 256;
 struct Rounded {
     std::vector<int16_t> numbers;
@@ -75,8 +75,9 @@ static const Rounded* rounded(Format format, int64_t columns, int n, const float
     return vectors.data();
 }
 
-// So many bytes ahead is memory asked for. These products take longer over a byte than those of floats, and the processor,
-// left to itself, asks too late: cold rows are read a tenth (8 bits) to a fifth (4) faster so, those of floats are not.
+// So many bytes ahead is memory asked for. These products take longer over a byte than those of floats, and the
+// processor, left to itself, asks too late: cold rows are read a tenth (8 bits) to a fifth (4) faster so, those of
+// floats are not.
 constexpr int64_t ROW_AHEAD = 2048;
 
 template <int T>
