@@ -53,7 +53,7 @@ def _hidden(*packages: str) -> Iterator[None]:
     which no command of ours needs. They take a fifth of the start. Once transformers itself has been imported, nothing
     is hidden: it remembers what is installed.
     """
-    hidden = [name for name in packages if name not in sys.modules and "transformers" not in sys.modules]
+    hidden = [] if "transformers" in sys.modules else [name for name in packages if name not in sys.modules]
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]  # makes an import fail
     try:
