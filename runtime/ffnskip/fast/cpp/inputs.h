@@ -10,7 +10,7 @@
 // second cache: more lines can be under way to it than to the first, and memory answers slowly.
 template <int N, typename Number>
 INLINE void add_inputs(const Number* const* w, const Number* const* next, const float* x, int64_t n, float* y) {
-    constexpr int64_t LINE = 64 / sizeof(Number);
+    constexpr int64_t STEP = LINE / sizeof(Number);
     Floats factor[N];
     for (int k = 0; k < N; k++) factor[k] = spread(x[k]);
     const auto eight = [&](int64_t i) {
@@ -19,10 +19,10 @@ INLINE void add_inputs(const Number* const* w, const Number* const* next, const 
         store(y + i, total);
     };
     int64_t i = 0;
-    for (; i + LINE <= n; i += LINE) {
+    for (; i + STEP <= n; i += STEP) {
         if (next)
             for (int k = 0; k < N; k++) __builtin_prefetch(next[k] + i, 0, 2);
-        for (int64_t j = 0; j < LINE; j += WIDTH) eight(i + j);
+        for (int64_t j = 0; j < STEP; j += WIDTH) eight(i + j);
     }
     for (; i + WIDTH <= n; i += WIDTH) eight(i);
     for (; i < n; i++)

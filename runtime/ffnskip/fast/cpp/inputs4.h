@@ -44,7 +44,7 @@ struct Tile {
 // would be read by turns, which memory likes less.
 INLINE void add_inputs4(const uint8_t* const* w, const uint8_t* const* next, const Numbers& x, int k, int64_t bytes,
                         Tile* tiles) {
-    constexpr int64_t TILE = ROWS / 2, LINE = 64;  // bytes
+    constexpr int64_t TILE = ROWS / 2;  // bytes
     for (int64_t at = 0; at < bytes; at += TILE, tiles++) {
         if (next && at % LINE == 0)
             for (int i = 0; i < AT_ONCE; i++) __builtin_prefetch(next[i] + at, 0, 2);

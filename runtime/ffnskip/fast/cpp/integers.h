@@ -75,11 +75,6 @@ static const Rounded* rounded(Format format, int64_t columns, int n, const float
     return vectors.data();
 }
 
-// So many bytes ahead is memory asked for. These products take longer over a byte than those of floats, and the
-// processor, left to itself, asks too late: cold rows are read a tenth (8 bits) to a fifth (4) faster so, those of
-// floats are not.
-constexpr int64_t ROW_AHEAD = 2048;
-
 template <int T>
 INLINE void row_product8(const Matrix& w, int64_t row, const Rounded* x, float* const* y) {
     constexpr int64_t STEP = 4 * WIDTH;

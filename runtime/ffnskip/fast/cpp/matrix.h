@@ -12,14 +12,17 @@
 template <typename Number, int T>
 INLINE void row_product(const Matrix& w, int64_t row, const float* const* x, float* const* y) {
     constexpr int CHAINS = T == 1 ? 4 : T == 2 ? 2 : 1;  // sums that do not wait for each other
+    constexpr int64_t STEP = LINE / sizeof(Number);
     const Number* data = static_cast<const Number*>(w.data) + row * w.columns;
     Floats sums[T][CHAINS] = {};
     int64_t c = 0;
-    for (; c + CHAINS * WIDTH <= w.columns; c += CHAINS * WIDTH)
-        for (int i = 0; i < CHAINS; i++) {
+    for (; c + STEP <= w.columns; c += STEP) {
+        __builtin_prefetch(data + c + ROW_AHEAD / sizeof(Number));
+        for (int64_t i = 0; i < STEP / WIDTH; i++) {
             const Floats weights = load(data + c + i * WIDTH);
-            for (int t = 0; t < T; t++) sums[t][i] += weights * load(x[t] + c + i * WIDTH);
+            for (int t = 0; t < T; t++) sums[t][i % CHAINS] += weights * load(x[t] + c + i * WIDTH);
         }
+    }
     for (int t = 0; t < T; t++) {
         for (int i = 1; i < CHAINS; i++) sums[t][0] += sums[t][i];
         const float total = sum(sums[t][0]) + dot(data + c, x[t] + c, w.columns - c);

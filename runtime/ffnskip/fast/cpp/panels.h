@@ -1,13 +1,40 @@
-// Sixteen rows of a matrix, some of their columns, unpacked: what a product with many vectors reads again and again.
-// Numbers lie column by column, integers by pairs of columns, so that each of eight sums is that of another row.
+// Some rows of a matrix, some of their columns, unpacked: what a product with many vectors reads again and again.
+// Numbers lie column by column, integers by pairs of columns, so that each of a vector's sums is that of another row.
 #pragma once
 
 #include <algorithm>
 
-#include "integers.h"
 #include "inputs4.h"
+#include "tiles.h"
 
-constexpr int64_t PANEL = 16;  // rows
+// These products are arithmetic and not reading, so they take the widest registers that there are.
+#if defined(__AVX512VNNI__)
+constexpr int64_t LANES = 16;
+#else
+constexpr int64_t LANES = WIDTH;
+#endif
+constexpr int64_t PANEL = 2 * LANES, SIXTEEN = 16;  // rows of a panel, and of those that are unpacked at a time
+
+typedef float FloatSums __attribute__((vector_size(LANES * 4)));
+typedef int32_t IntSums __attribute__((vector_size(LANES * 4)));
+
+INLINE FloatSums load_sums(const float* from) {
+    FloatSums x;
+    memcpy(&x, from, sizeof(x));
+    return x;
+}
+INLINE void store_sums(float* to, FloatSums x) { memcpy(to, &x, sizeof(x)); }
+
+// sums + products of pairs of numbers with the same two.
+INLINE IntSums add_pairs(IntSums sums, const int16_t* two, const int16_t* pairs) {
+#if defined(__AVX512VNNI__)
+    int32_t both;
+    memcpy(&both, two, sizeof(both));
+    return (IntSums)_mm512_dpwssd_epi32((__m512i)sums, _mm512_set1_epi32(both), _mm512_loadu_si512(pairs));
+#else
+    return add_products(sums, spread_pair(two), pairs);
+#endif
+}
 
 #if defined(__AVX2__)
 // Eight times eight numbers of 32 bits: what was a row is a column.
@@ -44,8 +71,8 @@ INLINE void transpose(Ints* x) {
         }
 }
 INLINE void interleave(Shorts a, Shorts b, Ints* pairs) {
-    int16_t mixed[2 * PANEL];
-    for (int i = 0; i < PANEL; i++) {
+    int16_t mixed[2 * SIXTEEN];
+    for (int i = 0; i < SIXTEEN; i++) {
         mixed[2 * i] = a[i];
         mixed[2 * i + 1] = b[i];
     }
@@ -68,8 +95,8 @@ INLINE const Number* locate(const Matrix& w, int64_t row, int64_t c, Number* roo
 
 template <typename Stored>
 struct FloatPanel {
-    using Vector = const float*;
-    static constexpr int64_t DEPTH = 256;  // columns
+    using Tiles = FloatTiles;
+    static constexpr int64_t DEPTH = 4096 / PANEL;  // columns, of which the first cache holds a panel
     float numbers[DEPTH * PANEL];
 
     void unpack(const Matrix& w, int64_t row, int64_t begin, int64_t end) {
@@ -88,25 +115,26 @@ struct FloatPanel {
         }
     }
 
-    // y[t] += the product of the columns from `begin` to `end` with x[t], for T vectors.
+    // y[t] += the product of the columns from `begin` to `end` with T vectors from the first of a tile on. Loops over
+    // these must be unrolled, or their sums go through memory.
     template <int T>
-    void multiply(int64_t begin, int64_t end, const Vector* x, float* y) const {
-        Floats sums[T][2];
-        const float *from = numbers, *with[T];
-        for (int t = 0; t < T; t++) {
-            with[t] = x[t];
-            for (int i = 0; i < 2; i++) sums[t][i] = load(y + t * PANEL + i * WIDTH);
-        }
-        for (int64_t c = begin; c < end; c++, from += PANEL) {
-            const Floats first = load(from), second = load(from + WIDTH);
+    void multiply(int64_t begin, int64_t end, const Tiles& x, int64_t tile, float* y) const {
+        FloatSums sums[T][2];
+        const float *from = numbers, *with = x.at(tile, begin);
+#pragma GCC unroll 12
+        for (int t = 0; t < T; t++)
+            for (int i = 0; i < 2; i++) sums[t][i] = load_sums(y + t * PANEL + i * LANES);
+        for (int64_t c = begin; c < end; c++, from += PANEL, with += TILE) {
+            const FloatSums first = load_sums(from), second = load_sums(from + LANES);
+#pragma GCC unroll 12
             for (int t = 0; t < T; t++) {
-                const Floats factor = spread(with[t][c]);
-                sums[t][0] += factor * first;
-                sums[t][1] += factor * second;
+                sums[t][0] += with[t] * first;
+                sums[t][1] += with[t] * second;
             }
         }
+#pragma GCC unroll 12
         for (int t = 0; t < T; t++)
-            for (int i = 0; i < 2; i++) store(y + t * PANEL + i * WIDTH, sums[t][i]);
+            for (int i = 0; i < 2; i++) store_sums(y + t * PANEL + i * LANES, sums[t][i]);
     }
 };
 
@@ -114,8 +142,8 @@ struct FloatPanel {
 template <Format FORMAT>
 INLINE Shorts sixteen(const Matrix& w, int64_t row, int64_t c) {
     if (FORMAT == INT8) {
-        int8_t room[PANEL];
-        return widen16(locate<PANEL>(w, row, c, room));
+        int8_t room[SIXTEEN];
+        return widen16(locate<SIXTEEN>(w, row, c, room));
     }
     const uint8_t* data = static_cast<const uint8_t*>(w.data);
     const int64_t half = w.stretch ? ROWS / 2 : GROUP / 2, at = w.stretch ? row : c;  // the two numbers of a byte
@@ -125,58 +153,66 @@ INLINE Shorts sixteen(const Matrix& w, int64_t row, int64_t c) {
 
 template <Format FORMAT>
 struct IntegerPanel {
-    using Vector = Rounded;
+    using Tiles = IntegerTiles;
     static constexpr int64_t DEPTH = STRETCH;  // columns, whose numbers in a vector have one scale
     static constexpr int64_t RUN = FORMAT == INT4 ? GROUP : STRETCH;  // columns, whose numbers in a row have one factor
     int16_t numbers[DEPTH * PANEL];
     float factors[DEPTH / RUN * PANEL], offsets[DEPTH / RUN * PANEL];
 
     void unpack(const Matrix& w, int64_t row, int64_t begin, int64_t end) {
-        int16_t* to = numbers;
-        const auto put = [&](Ints pairs) {
-            memcpy(to, &pairs, sizeof(pairs));
-            to += PANEL;
-        };
-        for (int64_t c = begin; w.stretch && c < end; c += 2) {
-            Ints pairs[2];
-            interleave(sixteen<FORMAT>(w, row, c), sixteen<FORMAT>(w, row, c + 1), pairs);
-            for (int half = 0; half < 2; half++) put(pairs[half]);
-        }
-        for (int64_t c = begin; !w.stretch && c < end; c += PANEL) {
-            Ints pairs[2][WIDTH];
-            for (int64_t i = 0; i < PANEL; i++)
-                pairs[i / WIDTH][i % WIDTH] = (Ints)sixteen<FORMAT>(w, std::min(row + i, w.rows - 1), c);
-            for (int half = 0; half < 2; half++) transpose(pairs[half]);
-            for (int64_t i = 0; i < PANEL; i++) put(pairs[i % 2][i / 2]);
-        }
+        for (int64_t first = 0; first < PANEL; first += SIXTEEN)
+            unpack_sixteen(w, row + first, begin, end, numbers + 2 * first);
         for (int64_t c = begin; c < end; c += RUN) scale(w, row, c / GROUP, (c - begin) / RUN * PANEL);
     }
 
-    // y[t] += the product of the columns from `begin` to `end` with x[t], for T vectors.
+    // As FloatPanel's.
     template <int T>
-    void multiply(int64_t begin, int64_t end, const Vector* x, float* y) const {
-        const int16_t *from = numbers, *with[T];
-        for (int t = 0; t < T; t++) with[t] = x[t].numbers.data();
+    void multiply(int64_t begin, int64_t end, const Tiles& x, int64_t tile, float* y) const {
+        const int16_t *from = numbers, *with = x.at(tile, begin);
+        const Rounded* rounded = &x.rounded[tile];
         for (int64_t run = begin; run < end; run += RUN) {
-            Ints sums[T][2] = {};
-            for (int64_t c = run; c < std::min(end, run + RUN); c += 2, from += 2 * PANEL)
+            IntSums sums[T][2] = {};
+            for (int64_t c = run; c < std::min(end, run + RUN); c += 2, from += 2 * PANEL, with += 2 * TILE)
+#pragma GCC unroll 12
                 for (int t = 0; t < T; t++) {
-                    const Shorts two = spread_pair(with[t] + c);
-                    sums[t][0] = add_products(sums[t][0], two, from);
-                    sums[t][1] = add_products(sums[t][1], two, from + PANEL);
+                    sums[t][0] = add_pairs(sums[t][0], with + 2 * t, from);
+                    sums[t][1] = add_pairs(sums[t][1], with + 2 * t, from + PANEL);
                 }
             const int64_t at = (run - begin) / RUN * PANEL;
+#pragma GCC unroll 12
             for (int t = 0; t < T; t++)
-                for (int64_t i = 0; i < PANEL; i += WIDTH) {
-                    const Floats factor = load(factors + at + i) * x[t].scales[begin / STRETCH];
-                    Floats sum = load(y + t * PANEL + i) + factor * __builtin_convertvector(sums[t][i / WIDTH], Floats);
-                    if (FORMAT == INT4) sum += load(offsets + at + i) * x[t].sums[run / GROUP];
-                    store(y + t * PANEL + i, sum);
+                for (int i = 0; i < 2; i++) {
+                    const FloatSums factor = load_sums(factors + at + i * LANES) * rounded[t].scales[begin / STRETCH];
+                    FloatSums sum = load_sums(y + t * PANEL + i * LANES);
+                    sum += factor * __builtin_convertvector(sums[t][i], FloatSums);
+                    if (FORMAT == INT4) sum += load_sums(offsets + at + i * LANES) * rounded[t].sums[run / GROUP];
+                    store_sums(y + t * PANEL + i * LANES, sum);
                 }
         }
     }
 
    private:
+    // Into `to`, and 2 * PANEL behind it for each two columns.
+    static void unpack_sixteen(const Matrix& w, int64_t row, int64_t begin, int64_t end, int16_t* to) {
+        const auto put = [&](Ints first, Ints second) {
+            memcpy(to, &first, sizeof(first));
+            memcpy(to + 2 * WIDTH, &second, sizeof(second));
+            to += 2 * PANEL;
+        };
+        for (int64_t c = begin; w.stretch && c < end; c += 2) {
+            Ints pairs[2];
+            interleave(sixteen<FORMAT>(w, row, c), sixteen<FORMAT>(w, row, c + 1), pairs);
+            put(pairs[0], pairs[1]);
+        }
+        for (int64_t c = begin; !w.stretch && c < end; c += SIXTEEN) {
+            Ints pairs[2][WIDTH];
+            for (int64_t i = 0; i < SIXTEEN; i++)
+                pairs[i / WIDTH][i % WIDTH] = (Ints)sixteen<FORMAT>(w, std::min(row + i, w.rows - 1), c);
+            for (int half = 0; half < 2; half++) transpose(pairs[half]);
+            for (int64_t i = 0; i < WIDTH; i++) put(pairs[0][i], pairs[1][i]);
+        }
+    }
+
     void scale(const Matrix& w, int64_t row, int64_t group, int64_t at) {
         uint16_t pairs[2 * PANEL];
         for (int64_t i = 0; i < PANEL; i++) {

@@ -25,7 +25,7 @@ void ffnskip_step(Step* step, const Input* input) {
 
 // y[t] = W x[t] + bias for n vectors one behind the other, which as their products are in float32 or bfloat16.
 void ffnskip_multiply(const Matrix* w, int64_t n, const void* x, void* y, int32_t format, int threads) {
-    if (format == BFLOAT16) multiply_many(*w, n, static_cast<const uint16_t*>(x), static_cast<uint16_t*>(y), threads);
-    else multiply_many(*w, n, static_cast<const float*>(x), static_cast<float*>(y), threads);
+    if (format == BFLOAT16) multiply_any(*w, n, static_cast<const uint16_t*>(x), static_cast<uint16_t*>(y), threads);
+    else multiply_any(*w, n, static_cast<const float*>(x), static_cast<float*>(y), threads);
 }
 }

@@ -20,6 +20,9 @@ typedef int16_t Shorts __attribute__((vector_size(WIDTH * 4)));
 typedef uint16_t Words __attribute__((vector_size(WIDTH * 4)));
 typedef uint8_t Bytes __attribute__((vector_size(WIDTH * 4)));
 
+// So many bytes ahead is memory asked for where rows are read: left to itself, the processor asks too late for its speed.
+constexpr int64_t ROW_AHEAD = 4096, LINE = 64;
+
 INLINE Floats spread(float x) { return x - (Floats){}; }
 
 INLINE Floats load(const float* from) {
