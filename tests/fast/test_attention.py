@@ -42,7 +42,7 @@ def test_steps_give_the_logits_of_one_pass(
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     expected = exact(text, attention_mask=mask, position_ids=positions).logits[:, PROMPT:]
     step = engine.step(2, PROMPT + STEPS)
-    engine.prefill(text[:, :PROMPT], mask[:, :PROMPT], step.cache)
+    engine.prefill(text[:, :PROMPT], mask[:, :PROMPT], step)
     no = torch.zeros(2, dtype=torch.bool)
     logits = torch.stack([step(text[:, PROMPT + i], no, no, no).clone() for i in range(STEPS)], dim=1)
     tolerance = 1e-4 if dtype is torch.float32 else 0.05

@@ -120,7 +120,7 @@ def test_a_prompt_is_read_without_unpacking(format: str, monkeypatch: pytest.Mon
     expected = model(text).logits[:, -1].detach()
     engine = FusedEngine(model, None)
     monkeypatch.delattr(Matrix, "unpack")
-    logits = engine.prefill(text, None, engine.step(1, 20).cache)
+    logits = engine.prefill(text, None, engine.step(1, 20))
     assert torch.allclose(logits, expected, atol=2e-3 * float(expected.abs().max()))
 
 

@@ -22,6 +22,7 @@ from ffnskip.model.matrix import Matrix, plain
 from ffnskip.model.parts import ROLES
 from ffnskip.stats import SkipStats
 
+_CHUNK = 256  # tokens of prompts that are read at a time; between chunks the program can be interrupted
 PARTS = ("attention", "ffn", "compensation", "rule", "head")
 
 
@@ -64,12 +65,30 @@ class CpuStep:
         tokens, flags = tokens.long().contiguous(), [t.bool().contiguous() for t in (ended, counted, allowed)]
         if any(tensor.shape != (self.cache.batch,) for tensor in (tokens, *flags)):
             raise FfnskipError(f"The decode step is for {self.cache.batch} sequences at once.")
-        if not all(0 <= token < self._logits.shape[1] for token in tokens.tolist()):
-            raise FfnskipError(f"Tokens must be among the model's {self._logits.shape[1]}.")
+        self._check_tokens(tokens)
         step_input = structs.Input(_pointer(tokens), self.cache.length, *map(_pointer, (*flags, self._logits)))
         self._library.ffnskip_step(self._handle, ctypes.byref(step_input))
         self.cache.length += 1
         return self._logits
+
+    def read(self, prompts: Tensor, starts: Tensor) -> Tensor:
+        """See `FusedStep`."""
+        batch, length = prompts.shape
+        if batch != self.cache.batch or length > self.cache.capacity:
+            raise FfnskipError(f"The cache is for {self.cache.batch} prompts of at most {self.cache.capacity} tokens.")
+        self.cache.starts.copy_(starts)
+        rows, slots = (torch.arange(length) >= starts[:, None]).nonzero(as_tuple=True)
+        tokens = prompts.long()[rows, slots]
+        self._check_tokens(tokens)
+        for some in zip(*(t.tensor_split(-(-len(tokens) // _CHUNK)) for t in (tokens, rows, slots)), strict=True):
+            chunk = structs.Chunk(*map(_pointer, some), len(some[0]), length - 1, _pointer(self._logits))
+            self._library.ffnskip_read(self._handle, ctypes.byref(chunk))
+        self.cache.length = length
+        return self._logits
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if not all(0 <= token < self._logits.shape[1] for token in tokens.tolist()):
+            raise FfnskipError(f"Tokens must be among the model's {self._logits.shape[1]}.")
 
     def drain_counts(self, stats: SkipStats) -> None:
         """See `FusedStep`."""

@@ -21,7 +21,7 @@ from ffnskip.fast.parts import leaves_out_parts, refuse_parts
 from ffnskip.fast.products import multiply
 from ffnskip.fast.skipping import FusedSkip, fuse_profile
 from ffnskip.fast.step import MAX_BATCH, FusedStep
-from ffnskip.model.forward import forward, multiplied_by
+from ffnskip.model.forward import forward, has_instructions, multiplied_by
 from ffnskip.profiles.profile import Profile
 
 if TYPE_CHECKING:
@@ -94,17 +94,21 @@ class FusedEngine:
         dtype = self.model.dtype if self.model.dtype in (torch.float32, torch.bfloat16) else torch.float32
         return KeyValueCache.allocate(self.fused, batch, capacity, dtype)
 
-    def prefill(self, prompts: Tensor, mask: Tensor | None, cache: KeyValueCache) -> Tensor:
-        """Fill the cache by the model's own forward pass; logits ``[batch, vocabulary]`` of what follows.
+    def prefill(self, prompts: Tensor, mask: Tensor | None, step: FusedStep) -> Tensor:
+        """Fill the step's cache; logits ``[batch, vocabulary]`` of what follows, which the next step may write over.
 
-        Its matrices are multiplied as they are stored, where that is faster.
+        The model's own forward pass does it where that is faster, or the step cannot. There, too, matrices are
+        multiplied as they are stored, if that pays.
         """
+        real = torch.ones_like(prompts) if mask is None else mask
+        starts = (real == 0).sum(-1)
+        if self.reads_prompts:
+            return step.read(prompts, starts)
         from transformers import DynamicCache
 
-        real = torch.ones_like(prompts) if mask is None else mask
         past = DynamicCache()  # without the model's configuration it keeps every position, whatever the window
         with multiplied_by(multiply):
-            logits: Tensor = forward(
+            output = forward(
                 self.model,
                 prompts,
                 attention_mask=mask,
@@ -112,9 +116,16 @@ class FusedEngine:
                 past_key_values=past,
                 use_cache=True,
                 logits_to_keep=1,
-            ).logits
-        cache.fill(past, (real == 0).sum(-1))
-        return logits[:, -1]
+            )
+        step.cache.fill(past, starts)
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether steps read prompts: on a CPU, unless it has 16-bit products, with which PyTorch is faster."""
+        on_cpu = self.fused.device.type == "cpu"
+        return on_cpu and (self.model.dtype == torch.float32 or not has_instructions(torch.bfloat16))
 
     def check(self) -> None:
         """Compare a few dense steps with the model's own forward pass.
@@ -128,7 +139,7 @@ class FusedEngine:
         with torch.inference_mode():
             expected = forward(self.model, tokens, use_cache=False).logits[:, n_prompt:].float()
             step = build_step(self.fused, self._allocate(1, n_prompt + n_steps), None)
-            self.prefill(tokens[:, :n_prompt], None, step.cache)
+            self.prefill(tokens[:, :n_prompt], None, step)
             logits = torch.stack([step(tokens[:, n_prompt + i], no, no, no).clone() for i in range(n_steps)], dim=1)
         error = float((logits - expected).norm() / expected.norm())
         if not error <= _TOLERANCE.get(self.model.dtype, _ROUNDED):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,13 +24,21 @@ def given_by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: d
 
 
 def over_one_token(given: dict[str, Any]) -> bool:
-    """Whether a pass takes each sequence of a cache one token further."""
+    """Whether a pass takes each sequence that is in a cache one token further."""
     tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     return tokens is not None and tokens.shape[1] == 1 and given.get("past_key_values") is not None
 
 
+def over_prompts(given: dict[str, Any]) -> bool:
+    """Whether a pass begins the sequences of an empty cache, and asks only for what follows their last tokens."""
+    tokens, cache, kept = given.get("input_ids"), given.get("past_key_values"), given.get("logits_to_keep", 0)
+    if tokens is None or not isinstance(cache, DynamicCache) or isinstance(kept, Tensor):
+        return False
+    return cache.get_seq_length() == 0 and 1 in (kept, tokens.shape[1])
+
+
 def why_not_fused(given: dict[str, Any], model: PreTrainedModel) -> str | None:
-    """Why a pass over one token per sequence is more than a step computes, in one sentence; None if it is not."""
+    """Why a pass asks for more than a step computes, in one sentence; None if it does not."""
     if given.get("input_ids") is None:
         return "The pass is given embeddings in the place of tokens."
     if torch.is_grad_enabled():
@@ -54,19 +63,22 @@ def padding(given: dict[str, Any], length: int, batch: int) -> Tensor | None:
 
     Args:
         given: the pass's arguments.
-        length: of the cache, padding included.
+        length: of the cache, padding included, when the pass is over.
         batch: how many sequences there are.
     """
     mask, positions = given.get("attention_mask"), given.get("position_ids")
-    starts = torch.zeros(batch, dtype=torch.int64, device=given["input_ids"].device)
+    slots = torch.arange(length, device=given["input_ids"].device)
+    starts = torch.zeros(batch, dtype=torch.int64, device=slots.device)
     if mask is not None:
-        if not isinstance(mask, Tensor) or mask.shape != (batch, length + 1):
+        if not isinstance(mask, Tensor) or mask.shape != (batch, length):
             return None
-        real = mask.bool()
-        starts = (~real).sum(-1)
-        if not bool(torch.eq(real.long().argmax(-1), starts).all()):  # the first real token, behind all that are not
+        starts = (mask == 0).sum(-1)
+        if not torch.equal(mask != 0, slots >= starts[:, None]):
             return None
-    expected = length if mask is None else length - starts
-    if positions is not None:
-        return starts if positions.dim() == 2 and bool((positions[:, -1] == expected).all()) else None
-    return starts if mask is None or not bool(starts.any()) else None
+    if positions is None:
+        return starts if not bool(starts.any()) else None
+    of_pass = slots[length - given["input_ids"].shape[1] :]
+    if positions.dim() != 2 or positions.shape[1] != len(of_pass):
+        return None
+    expected = of_pass - starts[:, None]
+    return starts if bool(((positions == expected) | (expected < 0)).all()) else None

@@ -1,8 +1,9 @@
 """A fused step behind a model's own `forward`: whoever calls the model gets it, and need not know.
 
 `model.generate`, pipelines, servers and loops of one's own run a model by calling it. `FusedForward` takes the place of
-its `forward`: a pass over one token per sequence, on a cache whose every position is known, is the step's; any other is
-the model's own. Both leave the same cache behind (`ffnskip.fast.lent_cache`), so they may follow each other freely.
+its `forward`. A step's are the pass that begins sequences, where what follows them is all that is asked for, and passes
+over one token of each, on a cache whose every position is known; any other is the model's own. Both leave the same
+cache behind (`ffnskip.fast.lent_cache`), so they may follow each other freely.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ffnskip.errors import UnsupportedModelError
 from ffnskip.fast.engine import FusedEngine
-from ffnskip.fast.forward_pass import given_by_name, over_one_token, padding, why_not_fused
+from ffnskip.fast.forward_pass import given_by_name, over_one_token, over_prompts, padding, why_not_fused
 from ffnskip.fast.guard import Pulse, altered, traces
 from ffnskip.fast.lent_cache import LentCache, lend, why_not_lent
 from ffnskip.fast.products import multiply
@@ -45,8 +46,12 @@ class Counter(Protocol):
         """Whether passes may be a step's: the profile is awake, and what is generated skips as decoding does."""
         ...
 
-    def admit(self, tokens: Tensor, cache: LentCache) -> tuple[Tensor, Tensor, SkipStats]:
-        """Of a pass over one token of each sequence: see `Walk.admit`."""
+    def begins(self, length: int) -> bool:
+        """Whether a pass over so many tokens of each sequence, on an empty cache, holds nothing but prompts."""
+        ...
+
+    def admit(self, tokens: Tensor, cache: LentCache, mask: Tensor | None) -> tuple[Tensor, Tensor, SkipStats]:
+        """Of a pass that is a step's: see `Walk.admit`."""
         ...
 
     def count(self, stats: SkipStats) -> None:
@@ -143,9 +148,11 @@ class FusedForward:
         if engine is None or not (self._counter is None or self._counter.decoding):
             return self._own(*args, **kwargs)
         given = given_by_name(self.__signature__, args, kwargs)
-        if over_one_token(given):
+        begins = over_prompts(given)
+        if begins or over_one_token(given):
             engine, reason = self._ready(engine, given)
-            self.why_general = reason
+            if not begins:
+                self.why_general = reason
             if engine is not None and reason is None:
                 return self._fused(engine, given["input_ids"], given["past_key_values"])
         if torch.is_grad_enabled() or is_recorded():
@@ -161,11 +168,17 @@ class FusedForward:
         if cache.step.cache.length >= cache.step.cache.capacity:
             cache.step = engine.grown(cache.step.cache)
         step = cache.step
-        if self._counter is None:
+        if step.cache.length == 0:
+            starts = step.cache.starts.clone()
+            if self._counter is not None:
+                mask = torch.arange(tokens.shape[1]) >= starts[:, None]
+                self._counter.count(self._counter.admit(tokens, cache, mask)[2])
+            logits = step.read(tokens, starts)
+        elif self._counter is None:
             counted = allowed = torch.zeros(len(tokens), dtype=torch.bool)
             logits = step(tokens[:, 0], counted, counted, allowed)
         else:
-            past, may_skip, stats = self._counter.admit(tokens, cache)
+            past, may_skip, stats = self._counter.admit(tokens, cache, None)
             counted, allowed = past.flatten().cpu(), may_skip.flatten().cpu()
             logits = step(tokens[:, 0], torch.zeros_like(counted), counted, allowed)
             step.drain_counts(stats)
@@ -189,6 +202,9 @@ class FusedForward:
             if reason := why_not_lent(cache, engine.fused, len(tokens)):
                 return None, reason
         length = cache.get_seq_length()
+        if length == 0 and not self._may_read(engine, tokens.shape[1]):
+            return None, "A sequence's first tokens go through the model's own forward pass."
+        length += tokens.shape[1]
         starts = padding(given, length, len(tokens))
         if starts is None:
             return None, "The attention mask hides more than padding on the left, or the positions do not follow."
@@ -196,13 +212,18 @@ class FusedForward:
             return None, "The attention mask hides other tokens than it did."
         if bool(((tokens < 0) | (tokens >= engine.fused.vocabulary)).any()):
             return None, "There is a token that the model does not have."  # which its own pass says, too
-        if reason := engine.why_not(len(tokens), length + 1):
+        if reason := engine.why_not(len(tokens), length):
             return None, reason
-        return (engine, None) if lent else self._lent(engine, cache, starts)
+        return (engine, None) if lent else self._lent(engine, cache, starts, tokens.shape[1])
 
-    def _lent(self, engine: FusedEngine, cache: Any, starts: Tensor) -> tuple[FusedEngine | None, str | None]:
+    def _may_read(self, engine: FusedEngine, length: int) -> bool:
+        return engine.reads_prompts and (self._counter is None or self._counter.begins(length))
+
+    def _lent(
+        self, engine: FusedEngine, cache: Any, starts: Tensor, more: int
+    ) -> tuple[FusedEngine | None, str | None]:
         try:
-            lend(cache, engine, starts)
+            lend(cache, engine, starts, more)
         except (RuntimeError, MemoryError) as error:
             return None, f"There is no room for a fused decode step: {error}"
         return engine, None

@@ -110,7 +110,7 @@ class FusedPath:
         self._decodes.current = self
         self._none = torch.zeros(batch, dtype=torch.bool)
         assert self._decodes.step is not None
-        return self._decodes.engine.prefill(prompts, mask, self._decodes.step.cache)
+        return self._decodes.engine.prefill(prompts, mask, self._decodes.step)
 
     def step(self, tokens: Tensor, ended: Tensor) -> Tensor:
         """See `DecodePath`."""

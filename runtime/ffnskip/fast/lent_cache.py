@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -64,28 +65,42 @@ def why_not_lent(cache: Any, model: FusedModel, batch: int) -> str | None:
     """Why a step for the model cannot hold what is in a cache, in one sentence; None if it can."""
     if type(cache) is not DynamicCache or cache.offloading:
         return f"The fused decode step does not go on with a {type(cache).__name__} that is not plain and dynamic."
-    shape = (batch, model.kv_heads, model.head_dim)
+    if cache.layers and len(cache.layers) != len(model.layers):
+        return "The key-value cache has other layers than the model."
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             return f"The fused decode step does not go on with a {type(layer).__name__}."
         if getattr(layer, "record_past", False):
             return "The key-value cache is to give positions back that its window has dropped."
-        if not layer.is_initialized or layer.keys is None or layer.keys.numel() == 0:
-            return "A sequence's first token goes through the model's own forward pass."
-        if (*layer.keys.shape[:2], layer.keys.shape[3]) != shape or layer.keys.device != model.device:
+        if layer.is_initialized and not _fits(layer, model, batch):
             return "The key-value cache is of another shape, or on another device, than the fused decode step's."
-    return None if len(cache.layers) == len(model.layers) else "The key-value cache has other layers than the model."
+    return None
 
 
-def lend(cache: DynamicCache, engine: FusedEngine, starts: Tensor) -> None:
+def _fits(layer: Any, model: FusedModel, batch: int) -> bool:
+    shape = (batch, model.kv_heads, model.head_dim)
+    return (
+        layer.keys is not None
+        and (*layer.keys.shape[:2], *layer.keys.shape[3:]) == shape
+        and (layer.keys.device == model.device)
+    )
+
+
+def lend(cache: DynamicCache, engine: FusedEngine, starts: Tensor, more: int = 1) -> None:
     """Let a new step of the engine go on with a cache.
 
     Args:
         cache: see `why_not_lent`.
         engine: of the model that filled it.
         starts: ``[batch]``, how many padding tokens each row has in front.
+        more: how many tokens are to follow at once.
     """
-    step = engine.step(len(starts), cache.get_seq_length() + ROOM // 2)
+    step, fused = engine.step(len(starts), cache.get_seq_length() + more + ROOM // 2), engine.fused
+    if cache.get_seq_length() == 0:  # it has no layers yet, or such as do not know of what
+        shape = (len(starts), fused.kv_heads, 0, fused.head_dim)
+        nothing = torch.empty(shape, dtype=engine.model.dtype, device=fused.device)
+        for index in range(len(fused.layers)):
+            cache.update(nothing, nothing, index)
     step.cache.fill(cache, starts)
     cache.__class__ = LentCache
     assert isinstance(cache, LentCache)

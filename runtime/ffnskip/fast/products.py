@@ -50,4 +50,6 @@ def _pays(matrix: Matrix, n: int) -> bool:
         return n <= _MOST or not has_instructions(torch.bfloat16)
     if n <= _FEW:
         return not by_input
-    return not has_instructions(torch.bfloat16) and (torch.backends.cpu.get_cpu_capability() == "AVX2" or torch.cpu._is_vnni_supported())
+    return not has_instructions(torch.bfloat16) and (
+        torch.backends.cpu.get_cpu_capability() == "AVX2" or torch.cpu._is_vnni_supported()
+    )

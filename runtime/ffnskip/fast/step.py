@@ -31,6 +31,21 @@ class FusedStep(Protocol):
         """
         ...
 
+    def read(self, prompts: Tensor, starts: Tensor) -> Tensor:
+        """Run prompts through the model and fill the cache with their keys and values; nothing is skipped.
+
+        Args:
+            prompts: ``[batch, prompt]`` int64, padded on the left.
+            starts: ``[batch]``, how many padding tokens each has in front.
+
+        Returns:
+            Logits of what follows, as those of a step.
+
+        Raises:
+            UnsupportedModelError: steps for this device read no prompts.
+        """
+        ...
+
     def drain_counts(self, stats: SkipStats) -> None:
         """Move what was counted since the last call to `stats`; waits for the device."""
         ...

@@ -105,7 +105,16 @@ class Input(Structure):
     )
 
 
-MIRRORS = (Matrix, Layer, Compensation, Model, Cache, Counts, Input, Parts)
+class Chunk(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("tokens", "rows", "slots")),
+        ("n", c_int64),
+        ("last", c_int64),
+        ("logits", c_void_p),
+    )
+
+
+MIRRORS = (Matrix, Layer, Compensation, Model, Cache, Counts, Input, Parts, Chunk)
 
 
 def declare(library: ctypes.CDLL, mirrors: Iterable[type[Structure]] = MIRRORS) -> ctypes.CDLL:
@@ -130,6 +139,8 @@ def declare(library: ctypes.CDLL, mirrors: Iterable[type[Structure]] = MIRRORS) 
     library.ffnskip_seconds.restype = POINTER(c_double)
     library.ffnskip_step.argtypes = [c_void_p, c_void_p]
     library.ffnskip_step.restype = None
+    library.ffnskip_read.argtypes = [c_void_p, c_void_p]
+    library.ffnskip_read.restype = None
     library.ffnskip_multiply.argtypes = [c_void_p, c_int64, c_void_p, c_void_p, c_int32, c_int32]
     library.ffnskip_multiply.restype = None
     return library

@@ -101,6 +101,10 @@ class Sequences(local):
             return None
         return (torch.arange(length, device=tokens.device) + start - self._latest.prompt).expand(batch, length)
 
+    def begins(self, length: int) -> bool:
+        """Whether the first pass over a cache, of so many tokens, holds nothing but prompt."""
+        return not self._calls or length <= self._calls[-1].prompt
+
     def made(self, cache: object) -> None:
         """The latest pass, which was given no cache, has made one."""
         if self._latest is not None and hasattr(cache, "get_seq_length") and cache not in self._known:

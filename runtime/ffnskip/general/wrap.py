@@ -165,12 +165,16 @@ class Applied:
 
     @property
     def decoding(self) -> bool:
-        """Whether passes over single tokens may be a fused step's."""
+        """Whether passes may be a fused step's."""
         return not self.asleep and self.mode == "decode"
 
-    def admit(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor, SkipStats]:
-        """Which tokens of a pass over one of each sequence, ``[batch, 1]``, may skip; see `Walk.admit`."""
-        return self.walk.admit(self._sequences.index(tokens, cache, {}), None, len(tokens))
+    def begins(self, length: int) -> bool:
+        """Whether a pass over so many tokens of each sequence, on an empty cache, holds nothing but prompts."""
+        return self._sequences.begins(length)
+
+    def admit(self, tokens: Tensor, cache: Any, mask: Tensor | None) -> tuple[Tensor, Tensor, SkipStats]:
+        """Which tokens of a pass that is a step's may skip, ``[batch, sequence]``; see `Walk.admit`."""
+        return self.walk.admit(self._sequences.index(tokens, cache, {}), mask, tokens.numel())
 
     def count(self, stats: SkipStats) -> None:
         """Add what such a pass has counted."""

@@ -42,13 +42,20 @@ struct Softmax {
 // Scores to their exponentials.
 static Softmax exponentials(Scoring how, int64_t n, float* scores) {
     Softmax of;
-    for (int64_t t = 0; t < n; t++) {
+    Floats most = spread(-INFINITY), sums = {};
+    int64_t t = 0;
+    for (; t + WIDTH <= n && how.cap <= 0; t += WIDTH) {
+        const Floats score = load(scores + t) * how.scale;
+        store(scores + t, score);
+        most = score > most ? score : most;
+    }
+    for (int64_t i = 0; i < WIDTH; i++) of.highest = std::max(of.highest, most[i]);
+    for (; t < n; t++) {
         scores[t] *= how.scale;
         if (how.cap > 0) scores[t] = how.cap * std::tanh(scores[t] / how.cap);
         of.highest = std::max(of.highest, scores[t]);
     }
-    Floats sums = {};
-    int64_t t = 0;
+    t = 0;
     for (; t + WIDTH <= n; t += WIDTH) {
         const Floats p = exponential(load(scores + t) - of.highest);
         store(scores + t, p);

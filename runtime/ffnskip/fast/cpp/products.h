@@ -13,7 +13,8 @@
 constexpr int64_t MANY = 22 * TILE;  // vectors that an unpacked panel is multiplied with
 constexpr int FEW = 4;               // vectors, for which unpacking would take longer than the product
 
-// y[t][r] = W[r] . x[t] + bias[r] for rows r in [begin, end) and t < n.
+// y[t][r] = W[r] . x[t] + bias[r] for rows r in [begin, end) and t < n, at most MANY. Where vectors do not fill the
+// last tile, what else is in it is of no account; it is best the last of them again.
 template <typename Panel>
 static void multiply_panels(const Matrix& w, int64_t begin, int64_t end, int64_t n, const typename Panel::Tiles& x,
                             float* y) {
@@ -50,15 +51,16 @@ static void multiply_many(const Matrix& w, int64_t n, const Number* x, Number* y
     constexpr bool NARROW = std::is_same<Number, uint16_t>();
     const int64_t blocks = (n + MANY - 1) / MANY, most = whole_tiles((n + blocks - 1) / blocks);
     const std::unique_ptr<float[]> product(new float[NARROW ? most * w.rows : 0]);
-    typename Panel::Tiles tiles(w, most);
+    TileRoom tile_room(w.columns, most);
     in_parallel(threads, [&](int id, int count, Barrier& barrier) {
+        typename Panel::Tiles tiles(tile_room, w.columns);
         std::vector<float> room[TILE];
         const auto [begin, end] = share(w.rows, id, count, PANEL);
         for (int64_t first = 0; first < n; first += most) {
             const int64_t some = std::min(most, n - first);
             const auto [mine, others] = share(some, id, count, TILE);
             for (int64_t t = mine; t < others; t += TILE) {
-                const float* tile[TILE];  // the last vector takes the place of those that are none
+                const float* tile[TILE];
                 for (int i = 0; i < TILE; i++)
                     tile[i] = floats(x + (first + std::min(t + i, some - 1)) * w.columns, w.columns, room[i]);
                 tiles.put(t, tile);

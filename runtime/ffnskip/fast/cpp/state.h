@@ -35,6 +35,14 @@ static int64_t most_sums(const Model& m) {
     return std::max({(m.heads + 2 * m.kv_heads) * m.head_dim, m.hidden, 2 * m.intermediate});
 }
 
+// Products of the head to logits.
+static void finish_logits(const Model& m, int64_t begin, int64_t end, float* logits) {
+    for (int64_t i = begin; i < end; i++) {
+        logits[i] *= m.logit_scale;
+        if (m.logit_cap > 0) logits[i] = m.logit_cap * std::tanh(logits[i] / m.logit_cap);
+    }
+}
+
 // What all threads share of a step.
 struct Shared {
     Shared(const Model& m, const Cache& c, int threads)

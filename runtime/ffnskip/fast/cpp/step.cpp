@@ -5,6 +5,7 @@
 #include "feed_forward.h"
 #include "parts.h"
 #include "products.h"
+#include "prompt.h"
 
 extern "C" {
 
@@ -21,6 +22,13 @@ const double* ffnskip_seconds(const Step* step) { return step->seconds; }
 void ffnskip_step(Step* step, const Input* input) {
     in_parallel(step->threads,
                 [&](int id, int count, Barrier& barrier) { Worker(*step, *input, barrier, id, count).run(); });
+}
+
+// Writes keys and values of the chunk's tokens into the cache; no token skips anything.
+void ffnskip_read(Step* step, const Chunk* chunk) {
+    Passage passage(*step, *chunk);
+    in_parallel(step->threads,
+                [&](int id, int count, Barrier& barrier) { Reader(*step, *chunk, passage, barrier, id, count).run(); });
 }
 
 // y[t] = W x[t] + bias for n vectors one behind the other, which as their products are in float32 or bfloat16.

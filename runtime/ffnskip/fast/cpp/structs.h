@@ -67,6 +67,12 @@ struct Input {
     float* logits;
 };
 
+struct Chunk {  // of prompts: tokens of some rows, each row's one behind the other
+    const int64_t *tokens, *rows, *slots;
+    int64_t n, last;  // the slot behind which logits are wanted, [batch, vocabulary]
+    float* logits;
+};
+
 // How many bytes the struct of that name has, -1 where there is none; Python compares them with its mirrors.
 static int64_t size_of(const char* name) {
     struct Size {
@@ -76,7 +82,7 @@ static int64_t size_of(const char* name) {
     const Size sizes[] = {
         {"Matrix", sizeof(Matrix)}, {"Layer", sizeof(Layer)}, {"Compensation", sizeof(Compensation)},
         {"Model", sizeof(Model)},   {"Cache", sizeof(Cache)}, {"Counts", sizeof(Counts)},
-        {"Input", sizeof(Input)},   {"Parts", sizeof(Parts)},
+        {"Input", sizeof(Input)},   {"Parts", sizeof(Parts)}, {"Chunk", sizeof(Chunk)},
     };
     for (const Size& known : sizes)
         if (!std::strcmp(known.name, name)) return known.size;

@@ -110,12 +110,7 @@ class Worker {
         for (int b = 0; b < batch_; b++) rms_norm(h(b), m_.norm, m_.eps, m_.hidden, x(b));
         product(every_row(), mine_.x.data(), m_.hidden, {{&m_.head, in_.logits, m_.head.rows}});
         const auto [begin, end] = share(m_.head.rows, id_, count_, 4);
-        for (int b = 0; b < batch_; b++)
-            for (int64_t i = begin; i < end; i++) {
-                float& logit = in_.logits[b * m_.head.rows + i];
-                logit *= m_.logit_scale;
-                if (m_.logit_cap > 0) logit = m_.logit_cap * std::tanh(logit / m_.logit_cap);
-            }
+        for (int b = 0; b < batch_; b++) finish_logits(m_, begin, end, in_.logits + b * m_.head.rows);
         lap(HEAD);
     }
 

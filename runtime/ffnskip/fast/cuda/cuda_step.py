@@ -84,6 +84,10 @@ class CudaStep:
         """See `FusedStep`."""
         self._pass.drain(stats)
 
+    def read(self, prompts: Tensor, starts: Tensor) -> Tensor:
+        """See `FusedStep`."""
+        raise UnsupportedModelError("On a GPU the model's own forward pass reads prompts.")
+
     def seconds(self) -> None:
         """See `FusedStep`; a graph does not tell its parts apart."""
 
