@@ -1,4 +1,4 @@
-"""The fused path of `ffnskip.Decoder`: the model's own forward pass reads the prompt, a fused step makes each token.
+"""The fused path of `ffnskip.Decoder`: a fused step makes each token, and on most CPUs reads the prompt.
 
 `FusedDecodes` holds what outlives a decode (the engine, and the latest step with its cache); a `FusedPath` is one
 decode.
