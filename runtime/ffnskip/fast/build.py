@@ -30,7 +30,7 @@ _MAIN = "step.cpp"
 # Not -ffast-math: at load it would switch off denormal numbers for the whole process. Vector code is explicit instead.
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")  # whatever has the first has the others
-# Products of integers and their sums in one instruction; vectors stay as they are.
+# Products of integers and their sums in one instruction; only prompts are read with wider vectors.
 _VNNI = ("-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=256")
 _THREADS = ("-fopenmp",)  # torch's own threads; a compiler that knows no such option builds a step for one thread
 _TIMEOUT = 300  # seconds; it takes ten to ninety

@@ -82,7 +82,8 @@ class CpuStep:
         self._check_tokens(tokens)
         for some in zip(*(t.tensor_split(-(-len(tokens) // _CHUNK)) for t in (tokens, rows, slots)), strict=True):
             chunk = structs.Chunk(*map(_pointer, some), len(some[0]), length - 1, _pointer(self._logits))
-            self._library.ffnskip_read(self._handle, ctypes.byref(chunk))
+            if not self._library.ffnskip_read(self._handle, ctypes.byref(chunk)):
+                raise MemoryError(f"There is no room to read a prompt of {length} tokens.")
         self.cache.length = length
         return self._logits
 

@@ -18,10 +18,10 @@ from ffnskip.fast.families import fuse
 from ffnskip.fast.fused_model import FusedModel
 from ffnskip.fast.guard import Weights
 from ffnskip.fast.parts import leaves_out_parts, refuse_parts
-from ffnskip.fast.products import multiply
+from ffnskip.fast.products import beats_pytorch, multiply
 from ffnskip.fast.skipping import FusedSkip, fuse_profile
 from ffnskip.fast.step import MAX_BATCH, FusedStep
-from ffnskip.model.forward import forward, has_instructions, multiplied_by
+from ffnskip.model.forward import forward, multiplied_by
 from ffnskip.profiles.profile import Profile
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _CHECKED = (5, 4)  # tokens that the check reads as a prompt, and steps that fol
 # is read wrongly is off by about 1.
 _ROUNDED = 0.1
 _TOLERANCE = {torch.float32: 1e-3}
+_LONGEST_READ = 2048  # tokens of a prompt, behind which PyTorch's attention is faster
 ROOM = 512  # slots that a cache has at least for new tokens; it grows by doubling when they are full
 
 
@@ -102,7 +103,7 @@ class FusedEngine:
         """
         real = torch.ones_like(prompts) if mask is None else mask
         starts = (real == 0).sum(-1)
-        if self.reads_prompts:
+        if self.reads_prompts(prompts.shape[1]):
             return step.read(prompts, starts)
         from transformers import DynamicCache
 
@@ -121,14 +122,12 @@ class FusedEngine:
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    @property
-    def reads_prompts(self) -> bool:
-        """Whether steps read prompts: on a CPU, unless it has 16-bit products, with which PyTorch is faster."""
-        on_cpu = self.fused.device.type == "cpu"
-        return on_cpu and (self.model.dtype == torch.float32 or not has_instructions(torch.bfloat16))
+    def reads_prompts(self, length: int) -> bool:
+        """Whether steps read prompts of so many tokens: on a CPU, where that is faster."""
+        return self.fused.device.type == "cpu" and length <= _LONGEST_READ and beats_pytorch(self.model.dtype)
 
-    def check(self) -> None:
-        """Compare a few dense steps with the model's own forward pass.
+    def check(self) -> type:
+        """Compare a short prompt and a few dense steps with the model's own forward pass; gives what class it returns.
 
         Raises:
             UnsupportedModelError: they differ by more than rounding.
@@ -137,15 +136,17 @@ class FusedEngine:
         tokens = torch.arange(n_prompt + n_steps, device=self.fused.device)[None] * 7919 % self.fused.vocabulary
         no = torch.zeros(1, dtype=torch.bool)
         with torch.inference_mode():
-            expected = forward(self.model, tokens, use_cache=False).logits[:, n_prompt:].float()
+            output = forward(self.model, tokens, use_cache=False)
+            expected = output.logits[:, n_prompt - 1 :].float()
             step = build_step(self.fused, self._allocate(1, n_prompt + n_steps), None)
-            self.prefill(tokens[:, :n_prompt], None, step)
-            logits = torch.stack([step(tokens[:, n_prompt + i], no, no, no).clone() for i in range(n_steps)], dim=1)
-        error = float((logits - expected).norm() / expected.norm())
+            logits = [self.prefill(tokens[:, :n_prompt], None, step).float().clone()]
+            logits += [step(tokens[:, n_prompt + i], no, no, no).clone() for i in range(n_steps)]
+        error = float((torch.stack(logits, dim=1) - expected).norm() / expected.norm())
         if not error <= _TOLERANCE.get(self.model.dtype, _ROUNDED):
             raise UnsupportedModelError(
                 f"The fused decode step gives other logits than the model (relative error {error:.2g}): it is not used."
             )
+        return type(output)
 
 
 def _refuse_without_compiler(model: PreTrainedModel) -> None:

@@ -59,7 +59,8 @@ def why_not_fused(given: dict[str, Any], model: PreTrainedModel) -> str | None:
 
 
 def padding(given: dict[str, Any], length: int, batch: int) -> Tensor | None:
-    """How many padding tokens each sequence has in front, ``[batch]``; None if a pass sees or places tokens otherwise.
+    """How many padding tokens each sequence has in front, ``[batch]``; None if a pass sees or places
+    tokens otherwise, or a sequence is nothing but padding.
 
     Args:
         given: the pass's arguments.
@@ -73,7 +74,7 @@ def padding(given: dict[str, Any], length: int, batch: int) -> Tensor | None:
         if not isinstance(mask, Tensor) or mask.shape != (batch, length):
             return None
         starts = (mask == 0).sum(-1)
-        if not torch.equal(mask != 0, slots >= starts[:, None]):
+        if not torch.equal(mask != 0, slots >= starts[:, None]) or int(starts.max()) == length:
             return None
     if positions is None:
         return starts if not bool(starts.any()) else None

@@ -46,8 +46,8 @@ class Counter(Protocol):
         """Whether passes may be a step's: the profile is awake, and what is generated skips as decoding does."""
         ...
 
-    def begins(self, length: int) -> bool:
-        """Whether a pass over so many tokens of each sequence, on an empty cache, holds nothing but prompts."""
+    def holds_only_prompt(self, length: int) -> bool:
+        """Whether a pass over so many tokens of each sequence, on an empty cache, does."""
         ...
 
     def admit(self, tokens: Tensor, cache: LentCache, mask: Tensor | None) -> tuple[Tensor, Tensor, SkipStats]:
@@ -145,17 +145,17 @@ class FusedForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A pass, with the arguments and the result of the model's own."""
         engine = self._engine
-        if engine is None or not (self._counter is None or self._counter.decoding):
+        if engine is None or is_recorded() or not (self._counter is None or self._counter.decoding):
             return self._own(*args, **kwargs)
         given = given_by_name(self.__signature__, args, kwargs)
         begins = over_prompts(given)
         if begins or over_one_token(given):
             engine, reason = self._ready(engine, given)
-            if not begins:
+            if not begins or self._engine is None:
                 self.why_general = reason
             if engine is not None and reason is None:
                 return self._fused(engine, given["input_ids"], given["past_key_values"])
-        if torch.is_grad_enabled() or is_recorded():
+        if torch.is_grad_enabled():
             return self._own(*args, **kwargs)
         with multiplied_by(multiply), fast_products(self._model):
             output = self._own(*args, **kwargs)
@@ -169,7 +169,7 @@ class FusedForward:
             cache.step = engine.grown(cache.step.cache)
         step = cache.step
         if step.cache.length == 0:
-            starts = step.cache.starts.clone()
+            starts = step.cache.starts
             if self._counter is not None:
                 mask = torch.arange(tokens.shape[1]) >= starts[:, None]
                 self._counter.count(self._counter.admit(tokens, cache, mask)[2])
@@ -191,7 +191,8 @@ class FusedForward:
         if reason := why_not_fused(given, self._model):
             return None, reason
         cache = given["past_key_values"]
-        if isinstance(cache, LentCache) and (cache.engine is not engine or self._pulse.changed):
+        unread = isinstance(cache, LentCache) and not cache.get_seq_length()  # its prompt was interrupted
+        if isinstance(cache, LentCache) and (unread or cache.engine is not engine or self._pulse.changed):
             _ = cache.layers  # made by weights that may be others now: an ordinary one from here on
         lent, tokens = isinstance(cache, LentCache), given["input_ids"]
         if not lent:
@@ -203,7 +204,7 @@ class FusedForward:
                 return None, reason
         length = cache.get_seq_length()
         if length == 0 and not self._may_read(engine, tokens.shape[1]):
-            return None, "A sequence's first tokens go through the model's own forward pass."
+            return None, "Prompts go through the model's own forward pass."
         length += tokens.shape[1]
         starts = padding(given, length, len(tokens))
         if starts is None:
@@ -217,7 +218,10 @@ class FusedForward:
         return (engine, None) if lent else self._lent(engine, cache, starts, tokens.shape[1])
 
     def _may_read(self, engine: FusedEngine, length: int) -> bool:
-        return engine.reads_prompts and (self._counter is None or self._counter.begins(length))
+        if self._counter is not None and not self._counter.holds_only_prompt(length):
+            return False
+        sees_pictures = self._model.config is not self._model.config.get_text_config()
+        return engine.reads_prompts(length) and (self._output is not None or not sees_pictures)
 
     def _lent(
         self, engine: FusedEngine, cache: Any, starts: Tensor, more: int
@@ -244,7 +248,7 @@ class FusedForward:
             engine = FusedEngine(self._model, self._profile)
             if self._check:
                 with _asleep(self._counter):
-                    engine.check()
+                    self._output = engine.check()
         except UnsupportedModelError as error:
             return str(error)
         self._engine = engine

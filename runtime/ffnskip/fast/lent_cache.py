@@ -67,6 +67,8 @@ def why_not_lent(cache: Any, model: FusedModel, batch: int) -> str | None:
         return f"The fused decode step does not go on with a {type(cache).__name__} that is not plain and dynamic."
     if cache.layers and len(cache.layers) != len(model.layers):
         return "The key-value cache has other layers than the model."
+    if len({layer.get_seq_length() for layer in cache.layers}) > 1:
+        return "The layers of the key-value cache hold different numbers of tokens."
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             return f"The fused decode step does not go on with a {type(layer).__name__}."
@@ -91,12 +93,12 @@ def lend(cache: DynamicCache, engine: FusedEngine, starts: Tensor, more: int = 1
 
     Args:
         cache: see `why_not_lent`.
-        engine: of the model that filled it.
+        engine: of the model that filled it, or begins it.
         starts: ``[batch]``, how many padding tokens each row has in front.
         more: how many tokens are to follow at once.
     """
     step, fused = engine.step(len(starts), cache.get_seq_length() + more + ROOM // 2), engine.fused
-    if cache.get_seq_length() == 0:  # it has no layers yet, or such as do not know of what
+    if cache.get_seq_length() == 0:  # its layers must know their shape and type before anything is given back
         shape = (len(starts), fused.kv_heads, 0, fused.head_dim)
         nothing = torch.empty(shape, dtype=engine.model.dtype, device=fused.device)
         for index in range(len(fused.layers)):

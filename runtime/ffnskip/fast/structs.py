@@ -140,7 +140,7 @@ def declare(library: ctypes.CDLL, mirrors: Iterable[type[Structure]] = MIRRORS) 
     library.ffnskip_step.argtypes = [c_void_p, c_void_p]
     library.ffnskip_step.restype = None
     library.ffnskip_read.argtypes = [c_void_p, c_void_p]
-    library.ffnskip_read.restype = None
+    library.ffnskip_read.restype = c_int32
     library.ffnskip_multiply.argtypes = [c_void_p, c_int64, c_void_p, c_void_p, c_int32, c_int32]
     library.ffnskip_multiply.restype = None
     return library

@@ -47,7 +47,7 @@ def apply(
         threshold: replaces the profile's.
         target: replaces the profile's threshold by the one that its curve has at this skip_ratio.
         path: `fused` or `general`: whether passes over a single token of each sequence run a fused step
-            (`ffnskip.fast.fused_forward`) or the model's own forward pass, as all others do. None is `fused` where
+            (`ffnskip.fast.fused_forward`) or the model's own forward pass, as most others do. None is `fused` where
             there is a step for the model, and `general` in score mode.
         check: prove on the model itself, with a few short forward passes, that the profile does what it says.
         other_weights: take a profile that was made on other weights of the same architecture, such as another

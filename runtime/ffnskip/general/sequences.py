@@ -101,8 +101,8 @@ class Sequences(local):
             return None
         return (torch.arange(length, device=tokens.device) + start - self._latest.prompt).expand(batch, length)
 
-    def begins(self, length: int) -> bool:
-        """Whether the first pass over a cache, of so many tokens, holds nothing but prompt."""
+    def holds_only_prompt(self, length: int) -> bool:
+        """Whether the first pass over a cache, of so many tokens of each sequence, does."""
         return not self._calls or length <= self._calls[-1].prompt
 
     def made(self, cache: object) -> None:

@@ -51,7 +51,7 @@ class Applied:
         stats: what is skipped is added to these; None starts at zero.
         warns: whether a FfnskipWarning is given if no token was allowed to skip, when the profile is taken off or the
             program ends.
-        fused: runs passes over single tokens, in decode mode; knows no `dense_layers`.
+        fused: runs passes over prompts and single tokens, in decode mode; knows no `dense_layers`.
         dense_layers: of the skip region, those that run in full all the same.
 
     Attributes:
@@ -97,7 +97,7 @@ class Applied:
 
     @property
     def path(self) -> PathName:
-        """`fused` if passes over single tokens are a fused step's, as far as seen; `general` if all are the model's."""
+        """`fused` if passes over single tokens are a fused step's, as far as seen; `general` if the model's."""
         return "general" if self._fused is None else self._fused.path
 
     @property
@@ -168,9 +168,9 @@ class Applied:
         """Whether passes may be a fused step's."""
         return not self.asleep and self.mode == "decode"
 
-    def begins(self, length: int) -> bool:
-        """Whether a pass over so many tokens of each sequence, on an empty cache, holds nothing but prompts."""
-        return self._sequences.begins(length)
+    def holds_only_prompt(self, length: int) -> bool:
+        """Whether a pass over so many tokens of each sequence, on an empty cache, does."""
+        return self._sequences.holds_only_prompt(length)
 
     def admit(self, tokens: Tensor, cache: Any, mask: Tensor | None) -> tuple[Tensor, Tensor, SkipStats]:
         """Which tokens of a pass that is a step's may skip, ``[batch, sequence]``; see `Walk.admit`."""

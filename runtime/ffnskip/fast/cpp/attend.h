@@ -88,7 +88,7 @@ INLINE void mix(const Number* values, int64_t n, int64_t size, const float* scor
 // Lets the memory bring some numbers near.
 template <typename Number>
 INLINE void fetch(const Number* from, int64_t n) {
-    for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(Number))) __builtin_prefetch(from + i, 0, 2);
+    for (int64_t i = 0; i < n; i += LINE / int64_t(sizeof(Number))) __builtin_prefetch(from + i, 0, 2);
 }
 
 // y[h] = softmax(scale * q[h] . keys) . values over n positions, for H heads that lie one behind the other. `scores`

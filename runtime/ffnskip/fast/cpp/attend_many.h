@@ -7,7 +7,7 @@
 #include "attend.h"
 #include "products.h"
 
-constexpr int64_t QUERIES = 48;  // at a time: their scores stay in the second cache, and unpacking keys is worth it
+constexpr int64_t QUERIES = 48;  // at a time: enough for keys to be worth unpacking
 
 struct Query {
     const float* q;

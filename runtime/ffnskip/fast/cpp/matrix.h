@@ -11,8 +11,8 @@
 // what the memory's prefetching likes best: four rows at a time take twice as long from a cold cache.
 template <typename Number, int T>
 INLINE void row_product(const Matrix& w, int64_t row, const float* const* x, float* const* y) {
-    constexpr int CHAINS = T == 1 ? 4 : T == 2 ? 2 : 1;  // sums that do not wait for each other
     constexpr int64_t STEP = LINE / sizeof(Number);
+    constexpr int64_t CHAINS = T == 1 ? STEP / WIDTH : T == 2 ? 2 : 1;  // sums that do not wait for each other
     const Number* data = static_cast<const Number*>(w.data) + row * w.columns;
     Floats sums[T][CHAINS] = {};
     int64_t c = 0;
@@ -24,7 +24,7 @@ INLINE void row_product(const Matrix& w, int64_t row, const float* const* x, flo
         }
     }
     for (int t = 0; t < T; t++) {
-        for (int i = 1; i < CHAINS; i++) sums[t][0] += sums[t][i];
+        for (int64_t i = 1; i < CHAINS; i++) sums[t][0] += sums[t][i];
         const float total = sum(sums[t][0]) + dot(data + c, x[t] + c, w.columns - c);
         y[t][row] = w.bias ? total + w.bias[row] : total;
     }

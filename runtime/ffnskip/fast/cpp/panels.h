@@ -18,12 +18,12 @@ constexpr int64_t PANEL = 2 * LANES, SIXTEEN = 16;  // rows of a panel, and of t
 typedef float FloatSums __attribute__((vector_size(LANES * 4)));
 typedef int32_t IntSums __attribute__((vector_size(LANES * 4)));
 
-INLINE FloatSums load_sums(const float* from) {
+INLINE FloatSums load_lanes(const float* from) {
     FloatSums x;
     memcpy(&x, from, sizeof(x));
     return x;
 }
-INLINE void store_sums(float* to, FloatSums x) { memcpy(to, &x, sizeof(x)); }
+INLINE void store_lanes(float* to, FloatSums x) { memcpy(to, &x, sizeof(x)); }
 
 // sums + products of pairs of numbers with the same two.
 INLINE IntSums add_pairs(IntSums sums, const int16_t* two, const int16_t* pairs) {
@@ -123,9 +123,9 @@ struct FloatPanel {
         const float *from = numbers, *with = x.at(tile, begin);
 #pragma GCC unroll 12
         for (int t = 0; t < T; t++)
-            for (int i = 0; i < 2; i++) sums[t][i] = load_sums(y + t * PANEL + i * LANES);
+            for (int i = 0; i < 2; i++) sums[t][i] = load_lanes(y + t * PANEL + i * LANES);
         for (int64_t c = begin; c < end; c++, from += PANEL, with += TILE) {
-            const FloatSums first = load_sums(from), second = load_sums(from + LANES);
+            const FloatSums first = load_lanes(from), second = load_lanes(from + LANES);
 #pragma GCC unroll 12
             for (int t = 0; t < T; t++) {
                 sums[t][0] += with[t] * first;
@@ -134,7 +134,7 @@ struct FloatPanel {
         }
 #pragma GCC unroll 12
         for (int t = 0; t < T; t++)
-            for (int i = 0; i < 2; i++) store_sums(y + t * PANEL + i * LANES, sums[t][i]);
+            for (int i = 0; i < 2; i++) store_lanes(y + t * PANEL + i * LANES, sums[t][i]);
     }
 };
 
@@ -182,11 +182,11 @@ struct IntegerPanel {
 #pragma GCC unroll 12
             for (int t = 0; t < T; t++)
                 for (int i = 0; i < 2; i++) {
-                    const FloatSums factor = load_sums(factors + at + i * LANES) * rounded[t].scales[begin / STRETCH];
-                    FloatSums sum = load_sums(y + t * PANEL + i * LANES);
+                    const FloatSums factor = load_lanes(factors + at + i * LANES) * rounded[t].scales[begin / STRETCH];
+                    FloatSums sum = load_lanes(y + t * PANEL + i * LANES);
                     sum += factor * __builtin_convertvector(sums[t][i], FloatSums);
-                    if (FORMAT == INT4) sum += load_sums(offsets + at + i * LANES) * rounded[t].sums[run / GROUP];
-                    store_sums(y + t * PANEL + i * LANES, sum);
+                    if (FORMAT == INT4) sum += load_lanes(offsets + at + i * LANES) * rounded[t].sums[run / GROUP];
+                    store_lanes(y + t * PANEL + i * LANES, sum);
                 }
         }
     }

@@ -1,11 +1,12 @@
 // One thread's way through a chunk of prompts: all its tokens go through a layer together, and then through the next.
 //
-// What belongs to a token (norms, its tile of a product, its attention) is shared out by tokens, products by rows of
-// the matrices.
+// What belongs to a token (norms, its tile of a product) is shared out by tokens, attention by some tokens and the
+// heads that share keys, and products by rows of the matrices.
 #pragma once
 
 #include <algorithm>
 #include <initializer_list>
+#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -15,25 +16,29 @@
 
 // What the threads share: of each token the residual stream, and what its products are.
 struct Passage {
-    Passage(const Step& step, const Chunk& chunk) : Passage(step.model, std::min(MANY, chunk.n)) {}
+    Passage(const Step& step, const Chunk& chunk) : Passage(step.model, std::min(MANY, chunk.n)) {
+        for (int i = 0; i < step.threads; i++)
+            attention.push_back(std::make_unique<AttentionRoom>(QUERIES, chunk.last + 1, step.model.head_dim));
+    }
     Passage(const Model& m, int64_t n)
         : h(n * m.hidden), q(n * m.heads * m.head_dim), k(n * m.kv_heads * m.head_dim), v(k.size()), mixed(q.size()),
           gate(n * m.intermediate), up(gate.size()), added(h.size()),
           tiles(std::max({m.hidden, m.heads * m.head_dim, m.intermediate}), n) {}
     std::vector<float> h, q, k, v, mixed, gate, up, added;
     TileRoom tiles;
+    std::vector<std::unique_ptr<AttentionRoom>> attention;  // of each thread
 };
 
 class Reader {
    public:
     Reader(Step& step, const Chunk& chunk, Passage& passage, Barrier& barrier, int id, int count)
         : m_(step.model), c_(step.cache), mine_(*step.scratch[id]), chunk_(chunk), p_(passage), barrier_(barrier),
-          id_(id), count_(count), x_(TILE * m_.hidden),
-          room_(std::max(QUERIES, m_.heads / m_.kv_heads), chunk.last + 1, m_.head_dim) {}
+          id_(id), count_(count), x_(TILE * m_.hidden) {}
 
     void run() {
+        const int64_t parts = (chunk_.n + MANY - 1) / MANY, most = (chunk_.n + parts - 1) / parts;
         for (first_ = 0; first_ < chunk_.n; first_ += n_) {
-            n_ = std::min(MANY, chunk_.n - first_);
+            n_ = std::min(most, chunk_.n - first_);
             std::tie(begin_, end_) = share(n_, id_, count_, TILE);
             for (int64_t t = begin_; t < end_; t++) {
                 unpack_row(m_.embedding, chunk_.tokens[first_ + t], h(t));
@@ -184,15 +189,17 @@ class Reader {
             return layer.window > 0 ? std::max(start, slot(t) - layer.window + 1) : start;
         };
         const int64_t from = seen_from(begin), n = slot(end - 1) + 1 - from;
-        queries_.clear();
-        for (int64_t t = begin; t < end; t++)
-            for (int64_t i = 0; i < group; i++) {
-                float* q = &p_.mixed[(t * m_.heads + kv * group + i) * size];
-                queries_.push_back({q, seen_from(t) - from, slot(t) + 1 - from, q});
-            }
         const auto [keys, values] = cached<Number>(index, row(begin), kv);
-        attend_many(queries_, keys + from * size, values + from * size, n, size, {m_.attention_scale, m_.attention_cap},
-                    room_);
+        for (int64_t first = 0; first < group; first += QUERIES) {
+            queries_.clear();
+            for (int64_t t = begin; t < end; t++)
+                for (int64_t i = first; i < std::min(group, first + QUERIES); i++) {
+                    float* q = &p_.mixed[(t * m_.heads + kv * group + i) * size];
+                    queries_.push_back({q, seen_from(t) - from, slot(t) + 1 - from, q});
+                }
+            attend_many(queries_, keys + from * size, values + from * size, n, size,
+                        {m_.attention_scale, m_.attention_cap}, *p_.attention[id_]);
+        }
     }
 
     int64_t row(int64_t t) const { return chunk_.rows[first_ + t]; }
@@ -227,6 +234,5 @@ class Reader {
     int64_t first_ = 0, n_ = 0;    // the tokens that go together now
     int64_t begin_ = 0, end_ = 0;  // those of them that are this thread's
     std::vector<float> x_;
-    AttentionRoom room_;
     std::vector<Query> queries_;
 };

@@ -1,5 +1,6 @@
-// The functions that Python calls: one step takes every row of a batch one token further.
+// The functions that Python calls: a step takes every row of a batch one token further, or reads prompts.
 #include <memory>
+#include <new>
 
 #include "attention.h"
 #include "feed_forward.h"
@@ -24,11 +25,19 @@ void ffnskip_step(Step* step, const Input* input) {
                 [&](int id, int count, Barrier& barrier) { Worker(*step, *input, barrier, id, count).run(); });
 }
 
-// Writes keys and values of the chunk's tokens into the cache; no token skips anything.
-void ffnskip_read(Step* step, const Chunk* chunk) {
-    Passage passage(*step, *chunk);
-    in_parallel(step->threads,
-                [&](int id, int count, Barrier& barrier) { Reader(*step, *chunk, passage, barrier, id, count).run(); });
+// Writes keys and values of the chunk's tokens into the cache; no token skips anything. Whether there was memory for
+// it.
+int32_t ffnskip_read(Step* step, const Chunk* chunk) {
+    std::unique_ptr<Passage> passage;
+    try {
+        passage = std::make_unique<Passage>(*step, *chunk);
+    } catch (const std::bad_alloc&) {
+        return false;
+    }
+    in_parallel(step->threads, [&](int id, int count, Barrier& barrier) {
+        Reader(*step, *chunk, *passage, barrier, id, count).run();
+    });
+    return true;
 }
 
 // y[t] = W x[t] + bias for n vectors one behind the other, which as their products are in float32 or bfloat16.

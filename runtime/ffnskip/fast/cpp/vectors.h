@@ -1,5 +1,5 @@
 // Eight floats at a time, as in an AVX2 register or two of NEON. Sixteen, in AVX-512, were measured to be slower on a
-// processor that splits them in two, and a product waits for memory either way. Arithmetic is written with the vector
+// processor that splits them in two, and a product waits for memory either way; only panels.h has more. Arithmetic is written with the vector
 // extension of GCC and Clang; only for widening 8 and 16 bits do they need to be told the instruction.
 #pragma once
 
