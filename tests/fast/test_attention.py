@@ -1,6 +1,5 @@
 """The attention of the CPU's step, however heads share their keys and threads share out the work."""
 
-from collections.abc import Iterator
 from copy import deepcopy
 
 import pytest
@@ -10,14 +9,6 @@ from support.pico import pico_model, pico_tokens
 from ffnskip.fast.engine import FusedEngine
 
 PROMPT, STEPS, PADDING = 5, 12, 3
-
-
-@pytest.fixture
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5], indirect=True)

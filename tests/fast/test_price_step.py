@@ -69,14 +69,11 @@ def test_everything_and_nothing_can_be_left_out(threshold: float) -> None:
     assert stats.skip_ratio == stats.least == pytest.approx(float(threshold > 0))
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_threads_that_share_out_the_inputs_decide_as_one_does(threads: int) -> None:
-    model, before = pico_model("gemma2"), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        decide_alike(model, price_profile(model), TEXT)
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize("threads", [2, 3], indirect=True)
+@pytest.mark.usefixtures("threads")
+def test_threads_that_share_out_the_inputs_decide_as_one_does() -> None:
+    model = pico_model("gemma2")
+    decide_alike(model, price_profile(model), TEXT)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -95,23 +92,20 @@ def test_narrower_weights_give_the_logits_of_the_model_and_leave_out_as_much(for
     assert ratios[0] == pytest.approx(ratios[1], abs=0.05)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
 @pytest.mark.parametrize("name", ["qwen2", "qwen2-mixed", "phi3", "gemma2"])
-def test_along_a_text_int4_leaves_out_what_the_general_path_does(name: str, threads: int) -> None:
-    model, before = pico_model(name.removesuffix("-mixed"), **ROUND), torch.get_num_threads()
+@pytest.mark.usefixtures("threads")
+def test_along_a_text_int4_leaves_out_what_the_general_path_does(name: str) -> None:
+    model = pico_model(name.removesuffix("-mixed"), **ROUND)
     if "mixed" in name:
         pack_in_turns(model)
     else:
         pack_weights(model, "int4")
     profile, text = price_profile(model), pico_tokens(60)
     no, yes = torch.zeros(1, dtype=torch.bool), torch.ones(1, dtype=torch.bool)
-    torch.set_num_threads(threads)
-    try:
-        engine = FusedEngine(model, profile)
-        step = engine.step(1, 60)
-        logits = torch.stack([step(token, no, yes, yes)[0].clone() for token in text.T])
-    finally:
-        torch.set_num_threads(before)
+    engine = FusedEngine(model, profile)
+    step = engine.step(1, 60)
+    logits = torch.stack([step(token, no, yes, yes)[0].clone() for token in text.T])
     stats = SkipStats(len(engine.fused.layers), tokens=60)
     step.drain_counts(stats)
     with apply(model, profile, mode="score") as applied, torch.no_grad():

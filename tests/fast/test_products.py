@@ -59,20 +59,16 @@ def matrix_of(format: str, rows: int, columns: int, by_input: bool) -> Matrix:
     )
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
 @pytest.mark.parametrize("n", [1, 5, 37, 150])
 @pytest.mark.parametrize(("format", "by_input"), combinations(FORMATS, (BY_ROW, BY_INPUT)))
-def test_they_are_those_of_the_unpacked_numbers(format: str, by_input: bool, n: int, threads: int) -> None:
+@pytest.mark.usefixtures("threads")
+def test_they_are_those_of_the_unpacked_numbers(format: str, by_input: bool, n: int) -> None:
     torch.manual_seed(0)
-    before = torch.get_num_threads()
     odd = [] if format == "int4" else [(19, 35), (40, 257)]
     for rows, columns in [(192, 96), (64, 608), *odd]:
         matrix, x = matrix_of(format, rows, columns, by_input), torch.randn(2, n, columns)
-        torch.set_num_threads(threads)
-        try:
-            product = multiply(matrix, x)
-        finally:
-            torch.set_num_threads(before)
+        product = multiply(matrix, x)
         assert product is not None
         assert matrix.bias is not None
         expected = x @ matrix.unpack(torch.float32).T + matrix.bias

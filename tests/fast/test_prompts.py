@@ -1,6 +1,5 @@
 """Prompts that a step reads by itself: the cache and the logits are those that the model's own forward pass gives."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,14 +24,6 @@ LENGTH, PADDING = 300, 7  # of two prompts, which are read in chunks of less, an
 
 def model_of(name: str = "llama", dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
     return pico_model(name, dtype, max_position_embeddings=512, **config)
-
-
-@pytest.fixture
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 @torch.inference_mode()
