@@ -149,6 +149,35 @@ def test_a_step_that_is_lost_as_a_prompt_begins_is_said(monkeypatch: pytest.Monk
         assert "float16" in str(fused.why_general)
 
 
+@torch.no_grad()
+def test_a_prompt_that_was_interrupted_can_be_followed_by_a_longer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FusedEngine, "reads_prompts", lambda self, length: True)
+    model, longer, cache = pico_model(max_position_embeddings=2048), pico_tokens(700), DynamicCache()
+    expected = model(longer, logits_to_keep=1).logits
+    with accelerate(model):
+        with monkeypatch.context() as patch:
+            patch.setattr(CpuStep, "read", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                model(pico_tokens(20), past_key_values=cache, logits_to_keep=1)
+        found = model(longer, past_key_values=cache, logits_to_keep=1).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def interrupt(self: CpuStep, prompts: Tensor, starts: Tensor) -> Tensor:
+    raise KeyboardInterrupt
+
+
+@torch.no_grad()
+def test_a_cache_that_is_filled_in_part_is_the_models_own() -> None:
+    model = model_of()
+    cache = DynamicCache(config=model.config)
+    held = torch.randn(1, 2, 3, 8)
+    cache.update(held, held, 0)
+    with accelerate(model) as fused:
+        model(pico_tokens(1), past_key_values=cache)
+        assert "different numbers of tokens" in str(fused.why_general)
+
+
 def test_a_prompt_can_be_traced() -> None:
     class Traced(torch.nn.Module):
         def __init__(self, model: PreTrainedModel) -> None:

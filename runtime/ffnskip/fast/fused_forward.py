@@ -47,7 +47,7 @@ class Counter(Protocol):
         ...
 
     def holds_only_prompt(self, length: int) -> bool:
-        """Whether a pass over so many tokens of each sequence, on an empty cache, does."""
+        """Whether a cache's first pass, over so many tokens of each sequence, is nothing but prompt."""
         ...
 
     def admit(self, tokens: Tensor, cache: LentCache, mask: Tensor | None) -> tuple[Tensor, Tensor, SkipStats]:
@@ -191,9 +191,10 @@ class FusedForward:
         if reason := why_not_fused(given, self._model):
             return None, reason
         cache = given["past_key_values"]
-        unread = isinstance(cache, LentCache) and not cache.get_seq_length()  # its prompt was interrupted
-        if isinstance(cache, LentCache) and (unread or cache.engine is not engine or self._pulse.changed):
-            _ = cache.layers  # made by weights that may be others now: an ordinary one from here on
+        if isinstance(cache, LentCache):
+            interrupted = not cache.get_seq_length()  # while its prompt was read, for which alone it has room
+            if interrupted or cache.engine is not engine or self._pulse.changed:  # or made by other weights
+                _ = cache.layers  # an ordinary one from here on
         lent, tokens = isinstance(cache, LentCache), given["input_ids"]
         if not lent:
             found, changed = self._looked_at(engine)

@@ -102,7 +102,7 @@ class Sequences(local):
         return (torch.arange(length, device=tokens.device) + start - self._latest.prompt).expand(batch, length)
 
     def holds_only_prompt(self, length: int) -> bool:
-        """Whether the first pass over a cache, of so many tokens of each sequence, does."""
+        """Whether a cache's first pass, over so many tokens of each sequence, is nothing but prompt."""
         return not self._calls or length <= self._calls[-1].prompt
 
     def made(self, cache: object) -> None:

@@ -169,7 +169,7 @@ class Applied:
         return not self.asleep and self.mode == "decode"
 
     def holds_only_prompt(self, length: int) -> bool:
-        """Whether a pass over so many tokens of each sequence, on an empty cache, does."""
+        """Whether a cache's first pass, over so many tokens of each sequence, is nothing but prompt."""
         return self._sequences.holds_only_prompt(length)
 
     def admit(self, tokens: Tensor, cache: Any, mask: Tensor | None) -> tuple[Tensor, Tensor, SkipStats]:
