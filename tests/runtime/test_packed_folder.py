@@ -174,3 +174,28 @@ def test_a_manifest_that_says_something_else_is_one_sentence(text: str, folder: 
     with pytest.raises(FfnskipError, match="does not describe a packed model") as caught:
         load_packed(folder)
     assert "\n" not in str(caught.value)
+
+
+def in_memory(file: Path) -> int:
+    """KiB of a mapped file that count as this process's memory."""
+    kib, of_file = 0, False
+    for fields in map(str.split, Path("/proc/self/smaps").read_text().splitlines()):
+        if not fields[0].endswith(":"):
+            of_file = fields[-1] == str(file)
+        elif of_file and fields[0] == "Rss:":
+            kib += int(fields[1])
+    return kib
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux says what is in memory")
+def test_a_model_that_is_laid_out_lets_go_of_its_file_but_not_of_what_was_written_over_it(tmp_path: Path) -> None:
+    save_packed(packed_model(vocab_size=2**16, tie_word_embeddings=True), tmp_path, id="pico")
+    loaded = load_packed(tmp_path)
+    before = in_memory(tmp_path / TENSORS)
+    fuse(loaded)
+    assert in_memory(tmp_path / TENSORS) < before / 2
+    loaded = load_packed(tmp_path)
+    mapped = loaded.get_output_embeddings().data.detach()
+    mapped.fill_(7)
+    fuse(loaded)
+    assert bool((mapped == 7).all())

@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from ffnskip.model.packed import PackedLinear
 from ffnskip.pages import huge, settle, settled
 
 _ALIGNMENT = 64  # bytes, a cache line
-_MADV_PAGEOUT = 21  # Linux; Python's mmap has no name for it
 
 
 @torch.inference_mode(False)  # or the model could never be trained again
@@ -134,17 +133,26 @@ def _lies(stretch: Sequence[Tensor], by_input: bool) -> bool:
 
 
 def _mapped_files() -> list[tuple[int, int]]:
-    """Address ranges of files in memory, in order."""
+    """Address ranges of files in memory that nobody has written to there, in order."""
     try:
-        lines: Iterable[str] = Path("/proc/self/maps").read_text().splitlines()
+        lines = Path("/proc/self/smaps").read_text().splitlines()
     except OSError:
         return []
-    fields = (line.split() for line in lines)
-    return sorted(tuple(int(end, 16) for end in f[0].split("-")) for f in fields if f[4] != "0")  # type: ignore[misc]
+    ranges: list[tuple[int, int]] = []
+    for fields in map(str.split, lines):
+        if not fields[0].endswith(":"):  # the first line of a range: addresses, rights, offset, device, inode, path
+            begin, end = (int(address, 16) for address in fields[0].split("-"))
+            of_file = fields[4] != "0"
+        elif fields[0] == "Anonymous:" and of_file and fields[1] == "0":  # no page was written to, and so copied
+            ranges.append((begin, end))
+    return sorted(ranges)
 
 
 def _forget_pages(tensor: Tensor, files: list[tuple[int, int]]) -> None:
-    """Let the system drop the pages of a mapped file from memory; should anyone still read them, they come back."""
+    """Let go of the pages of a mapped file. Should anyone still read them, they come back from the file.
+
+    The system goes on caching the file, or the next start would wait for the disk.
+    """
     begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     index = bisect_right(files, (begin, sys.maxsize)) - 1
     if index < 0 or end > files[index][1]:
@@ -152,5 +160,5 @@ def _forget_pages(tensor: Tensor, files: list[tuple[int, int]]) -> None:
     first, last = -(-begin // mmap.PAGESIZE), end // mmap.PAGESIZE
     if last > first:
         ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(first * mmap.PAGESIZE), ctypes.c_size_t((last - first) * mmap.PAGESIZE), _MADV_PAGEOUT
+            ctypes.c_void_p(first * mmap.PAGESIZE), ctypes.c_size_t((last - first) * mmap.PAGESIZE), mmap.MADV_DONTNEED
         )
