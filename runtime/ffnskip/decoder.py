@@ -12,8 +12,10 @@ from torch import Tensor
 from ffnskip.arguments import check_decode
 from ffnskip.decode import DecodePath, GeneralPath, generate_tokens
 from ffnskip.errors import FfnskipError, UnsupportedModelError
+from ffnskip.fast.engine import FusedEngine
 from ffnskip.fast.fused_forward import PathName
 from ffnskip.fast.fused_path import FusedDecodes
+from ffnskip.fast.guard import altered
 from ffnskip.fast.products import multiply
 from ffnskip.general.apply import fitting
 from ffnskip.general.wrap import Applied, refuse_second_profile
@@ -85,7 +87,8 @@ class Decoder:
         )
         self._stats = SkipStats(n_layers)
         self._applied: Applied | None = None
-        self._fused: FusedDecodes | None = None
+        self._engine: FusedEngine | None = None
+        self._fused: FusedDecodes | None = None  # by the engine
         if path != "general":
             self._read_weights()
 
@@ -176,13 +179,14 @@ class Decoder:
 
     def _fused_for(self, prompts: Tensor, max_new_tokens: int) -> FusedDecodes | None:
         """The fused path if it can take this decode, with the model's weights as they are now."""
-        if self._fused is not None and self._fused.engine.stale:
+        if self._fused is not None and self._engine is not None and self._engine.stale:
             self._fused.drain_counts()
-            self._fused = None
+            self._engine = self._fused = None  # or the weights would be held twice while they are read
             self._read_weights()
         if self._fused is None:
             return None
-        self.why_general = self._fused.why_not(prompts, max_new_tokens)
+        batch, length = prompts.shape
+        self.why_general = self._fused.engine.why_not(batch, length + max_new_tokens) or altered(self._model)
         if self.why_general is None:
             return self._fused
         if self._fused_only:
@@ -191,12 +195,15 @@ class Decoder:
 
     def _read_weights(self) -> None:
         try:
-            fused = FusedDecodes(self._model, self.profile, self._stats)
+            if reason := altered(self._model):
+                raise UnsupportedModelError(reason)
+            engine = FusedEngine(self._model, self.profile)
+            fused = FusedDecodes(engine, self._stats)
             if self._check:
-                fused.engine.check()
+                engine.check(self._model)
         except UnsupportedModelError as error:
             if self._fused_only:
                 raise
             self.why_general = str(error)
         else:
-            self._fused = fused
+            self._engine, self._fused = engine, fused

@@ -63,14 +63,23 @@ def test_a_laid_out_model_can_be_copied_and_saved(tmp_path: Path) -> None:
 def test_windows_and_rotary_tables_are_those_of_each_layer() -> None:
     assert {layer.window for layer in fuse(pico_model("llama")).layers} == {None}
     assert {layer.window for layer in fuse(pico_model("mistral")).layers} == {8}
-    gemma = fuse(pico_model("gemma3_text"))
-    assert {(layer.window, gemma.rope_types[layer.rope]) for layer in gemma.layers} == {
-        (8, "sliding_attention"),
-        (None, "full_attention"),
-    }
+    model = pico_model("gemma3_text")
+    gemma = fuse(model)
     cos, sin = gemma.rotary_tables(9)
     assert cos.shape == sin.shape == (2, 9, 8)
+    for layer, kind in zip(gemma.layers, model.config.layer_types, strict=True):
+        assert layer.window == (8 if kind == "sliding_attention" else None)
+        expected = model.model.rotary_emb(torch.zeros(1), torch.arange(9)[None], kind)
+        assert torch.equal(torch.stack([cos[layer.rope], sin[layer.rope]]), torch.cat(expected))
     assert not torch.equal(cos[0], cos[1])
+
+
+def test_a_rotary_embedding_that_computes_something_else_is_not_fused() -> None:
+    model = pico_model()
+    turn = model.model.rotary_emb.forward
+    model.model.rotary_emb.forward = lambda x, positions: turn(x, 2 * positions)
+    with pytest.raises(UnsupportedModelError, match="rotary embedding"):
+        fuse(model)
 
 
 def test_tables_that_grow_with_the_text_hold_for_the_original_length() -> None:

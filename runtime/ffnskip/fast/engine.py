@@ -1,8 +1,8 @@
 """A model that a fused step can run, and the steps built for it: what outlives a decode.
 
-`FusedEngine` reads a model and its profile once and builds steps, each on a key-value cache of its own. Who asks for
-them is `ffnskip.fast.fused_path`, behind `ffnskip.Decoder`, and `ffnskip.fast.fused_forward`, behind the model's own
-`forward`.
+`Steps` builds steps, each on a key-value cache of its own, and `FusedEngine` those of a Hugging Face model, which it
+reads once. Who asks for them is `ffnskip.fast.fused_path`, behind `ffnskip.Decoder`, and `ffnskip.fast.fused_forward`,
+behind the model's own `forward`.
 """
 
 from __future__ import annotations
@@ -36,37 +36,21 @@ _LONGEST_READ = 2048  # tokens of a prompt, behind which PyTorch's attention is 
 ROOM = 512  # slots that a cache has at least for new tokens; it grows by doubling when they are full
 
 
-class FusedEngine:
-    """A fused model and profile, for which it builds steps.
+class Steps:
+    """Builds the steps of a fused model and its profile.
 
     Args:
-        model: the model; see `fuse` for what becomes of it.
+        fused: the model as plain numbers, which is all that steps need.
         profile: complete with its weights, or None to run dense.
 
     Raises:
-        UnsupportedModelError: there is no fused step for this model, or none that runs here.
+        UnsupportedModelError: there is no fused step for the profile's rule.
     """
 
-    def __init__(self, model: PreTrainedModel, profile: Profile | None) -> None:
-        self.model = model
+    def __init__(self, fused: FusedModel, profile: Profile | None) -> None:
+        self.fused = fused
         self.profile = profile
-        _refuse_without_compiler(model)
-        self._by_input = leaves_out_parts(profile)
-        if self._by_input:
-            refuse_parts(model)
-        self.fused = fuse(model, by_input=self._by_input)
-        self._weights = Weights(model)
-        self._skip = None if profile is None else fuse_profile(profile, self.fused.intermediate, self.fused.device)
-
-    @property
-    def stale(self) -> bool:
-        """Whether the model's weights have changed since they were read."""
-        return self._weights.changed
-
-    def lay_out_by_row(self) -> None:
-        """Let the model's matrices lie row by row, as those of other models do, when no step reads them any more."""
-        if self._by_input and not self.stale:
-            fuse(self.model)
+        self._skip = None if profile is None else fuse_profile(profile, fused.intermediate, fused.device)
 
     def why_not(self, batch: int, length: int) -> str | None:
         """Why there is no step for so many sequences of this length, in one sentence; None if there is."""
@@ -92,21 +76,80 @@ class FusedEngine:
 
     def _allocate(self, batch: int, capacity: int) -> KeyValueCache:
         """A cache in the model's precision, or in float32 where a step does not read that (a packed float16 model)."""
-        dtype = self.model.dtype if self.model.dtype in (torch.float32, torch.bfloat16) else torch.float32
+        dtype = self.fused.dtype if self.fused.dtype in (torch.float32, torch.bfloat16) else torch.float32
         return KeyValueCache.allocate(self.fused, batch, capacity, dtype)
 
-    def prefill(self, prompts: Tensor, mask: Tensor | None, step: FusedStep) -> Tensor:
-        """Fill the step's cache; logits ``[batch, vocabulary]`` of what follows, which the next step may write over.
+    def reads_prompts(self, length: int) -> bool:
+        """Whether steps read prompts of so many tokens: on a CPU, where no other way is faster."""
+        return self.fused.device.type == "cpu" and length <= _LONGEST_READ and beats_pytorch(self.fused.dtype)
 
-        The model's own forward pass does it where that is faster, or the step cannot. There, too, matrices are
-        multiplied as they are stored, if that pays.
+    def prefill(self, prompts: Tensor, mask: Tensor | None, step: FusedStep) -> Tensor:
+        """Fill the step's cache; logits ``[batch, vocabulary]`` of what follows, which the next step may write over."""
+        return step.read(prompts, _starts(prompts, mask))
+
+    def check(self, model: PreTrainedModel) -> type:
+        """Compare a short prompt and a few dense steps with the model's own forward pass; gives what class it returns.
+
+        Raises:
+            UnsupportedModelError: they differ by more than rounding.
         """
-        real = torch.ones_like(prompts) if mask is None else mask
-        starts = (real == 0).sum(-1)
+        n_prompt, n_steps = _CHECKED
+        tokens = torch.arange(n_prompt + n_steps, device=self.fused.device)[None] * 7919 % self.fused.vocabulary
+        no = torch.zeros(1, dtype=torch.bool)
+        with torch.inference_mode():
+            output = forward(model, tokens, use_cache=False)
+            expected = output.logits[:, n_prompt - 1 :].float()
+            step = build_step(self.fused, self._allocate(1, n_prompt + n_steps), None)
+            logits = [self.prefill(tokens[:, :n_prompt], None, step).float().clone()]
+            logits += [step(tokens[:, n_prompt + i], no, no, no).clone() for i in range(n_steps)]
+        error = float((torch.stack(logits, dim=1) - expected).norm() / expected.norm())
+        if not error <= _TOLERANCE.get(self.fused.dtype, _ROUNDED):
+            raise UnsupportedModelError(
+                f"The fused decode step gives other logits than the model (relative error {error:.2g}): it is not used."
+            )
+        return type(output)
+
+
+class FusedEngine(Steps):
+    """The steps of a Hugging Face model, which may change meanwhile, and reads prompts itself where that is faster.
+
+    Args:
+        model: the model; see `fuse` for what becomes of it.
+        profile: complete with its weights, or None to run dense.
+
+    Raises:
+        UnsupportedModelError: there is no fused step for this model, or none that runs here.
+    """
+
+    def __init__(self, model: PreTrainedModel, profile: Profile | None) -> None:
+        self.model = model
+        _refuse_without_compiler(model)
+        self._by_input = leaves_out_parts(profile)
+        if self._by_input:
+            refuse_parts(model)
+        super().__init__(fuse(model, by_input=self._by_input), profile)
+        self._weights = Weights(model)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the model's weights have changed since they were read."""
+        return self._weights.changed
+
+    def lay_out_by_row(self) -> None:
+        """Let the model's matrices lie row by row, as those of other models do, when no step reads them any more."""
+        if self._by_input and not self.stale:
+            fuse(self.model)
+
+    def prefill(self, prompts: Tensor, mask: Tensor | None, step: FusedStep) -> Tensor:
+        """See `Steps`. The model's own forward pass does it where that is faster, or steps cannot.
+
+        There, too, matrices are multiplied as they are stored, if that pays.
+        """
         if self.reads_prompts(prompts.shape[1]):
-            return step.read(prompts, starts)
+            return super().prefill(prompts, mask, step)
         from transformers import DynamicCache
 
+        real = torch.ones_like(prompts) if mask is None else mask
         past = DynamicCache()  # without the model's configuration it keeps every position, whatever the window
         with multiplied_by(multiply):
             output = forward(
@@ -118,35 +161,14 @@ class FusedEngine:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        step.cache.fill(past, starts)
+        step.cache.fill(past, _starts(prompts, mask))
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    def reads_prompts(self, length: int) -> bool:
-        """Whether steps read prompts of so many tokens: on a CPU, where that is faster."""
-        return self.fused.device.type == "cpu" and length <= _LONGEST_READ and beats_pytorch(self.model.dtype)
 
-    def check(self) -> type:
-        """Compare a short prompt and a few dense steps with the model's own forward pass; gives what class it returns.
-
-        Raises:
-            UnsupportedModelError: they differ by more than rounding.
-        """
-        n_prompt, n_steps = _CHECKED
-        tokens = torch.arange(n_prompt + n_steps, device=self.fused.device)[None] * 7919 % self.fused.vocabulary
-        no = torch.zeros(1, dtype=torch.bool)
-        with torch.inference_mode():
-            output = forward(self.model, tokens, use_cache=False)
-            expected = output.logits[:, n_prompt - 1 :].float()
-            step = build_step(self.fused, self._allocate(1, n_prompt + n_steps), None)
-            logits = [self.prefill(tokens[:, :n_prompt], None, step).float().clone()]
-            logits += [step(tokens[:, n_prompt + i], no, no, no).clone() for i in range(n_steps)]
-        error = float((torch.stack(logits, dim=1) - expected).norm() / expected.norm())
-        if not error <= _TOLERANCE.get(self.model.dtype, _ROUNDED):
-            raise UnsupportedModelError(
-                f"The fused decode step gives other logits than the model (relative error {error:.2g}): it is not used."
-            )
-        return type(output)
+def _starts(prompts: Tensor, mask: Tensor | None) -> Tensor:
+    """Where each prompt begins behind its padding, ``[batch]``."""
+    return ((torch.ones_like(prompts) if mask is None else mask) == 0).sum(-1)
 
 
 def _refuse_without_compiler(model: PreTrainedModel) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ffnskip.errors import UnsupportedModelError
-from ffnskip.fast.fused_model import NO_ROPE, Activation, FusedLayer, FusedModel
+from ffnskip.fast.fused_model import Activation, FusedLayer, FusedModel, Rope
 from ffnskip.fast.layout import input_stretch, lay_out
 from ffnskip.model.int4 import ROWS
 from ffnskip.model.matrix import Matrix, plain
@@ -35,6 +35,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 # Rotary tables of these kinds change with the length of the sequence, once it is longer than the model's original.
 _GROWING_ROPE = ("dynamic", "longrope")
+_NO_ROPE = "none"  # of layers without positions
 
 
 def fuse(model: PreTrainedModel, *, by_input: bool = False) -> FusedModel:
@@ -65,18 +66,19 @@ def fuse(model: PreTrainedModel, *, by_input: bool = False) -> FusedModel:
     assert norm is not None
     layers: Any = body.layers
     ropes = [_rope_type(layer.self_attn, config, index) for index, layer in enumerate(layers)]
-    rope_types = tuple(dict.fromkeys(ropes))
-    _matrix(model.get_output_embeddings())  # this and the following raise before anything has been moved
+    kinds, longest = list(dict.fromkeys(ropes)), _max_length(config)
+    matrix_of(model.get_output_embeddings())  # this and the following raise before anything has been moved
     hidden = _embedding(embedding).columns
     for layer in layers:
         _check_shapes(layer, config, hidden)
+    tables = tuple(_rope(body.get_submodule("rotary_emb"), kind, longest) for kind in kinds)
     lay_out([group for layer in layers for group in _groups(layer)], by_input=by_input)
     lay_out([[model.get_output_embeddings()]])  # by itself: it stays where it is when the layers are laid out anew
     return FusedModel(
-        layers=[_layer(layer, config, rope_types.index(rope)) for layer, rope in zip(layers, ropes, strict=True)],
+        layers=[_layer(layer, config, kinds.index(rope)) for layer, rope in zip(layers, ropes, strict=True)],
         embedding=_embedding(embedding),
         norm=norm,
-        head=_matrix(model.get_output_embeddings()),
+        head=matrix_of(model.get_output_embeddings()),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=layers[0].self_attn.head_dim,
@@ -91,9 +93,9 @@ def fuse(model: PreTrainedModel, *, by_input: bool = False) -> FusedModel:
         logit_scale=1.0 / getattr(config, "logits_scaling", 1.0),
         norm_across_heads=_norm_across_heads(layers[0].self_attn),
         activation=activation,
-        max_length=_max_length(config),
-        rope_types=rope_types,
-        rotary=body.get_submodule("rotary_emb"),
+        max_length=longest,
+        ropes=tables,
+        dtype=model.dtype,
     )
 
 
@@ -109,7 +111,7 @@ def _check_shapes(layer: Any, config: Any, hidden: int) -> None:
     """Raise UnsupportedModelError unless a layer is as large as the configuration says: steps rely on it."""
     size = layer.self_attn.head_dim
     of_heads, of_kv_heads = config.num_attention_heads * size, 2 * config.num_key_value_heads * size
-    qkv, out, gate_up, down = ([_matrix(linear) for linear in group] for group in _groups(layer))
+    qkv, out, gate_up, down = ([matrix_of(linear) for linear in group] for group in _groups(layer))
     shapes = [
         *((sum(m.rows for m in group), {m.columns for m in group}) for group in (qkv, out, gate_up, down)),
         *((norm.weight.numel(), {1}) for name in _NORMS if (norm := getattr(layer, name, None)) is not None),
@@ -147,20 +149,20 @@ def _layer(layer: Any, config: Any, rope: int) -> FusedLayer:
     of_heads = config.num_attention_heads * attention.head_dim
     of_kv_heads = config.num_key_value_heads * attention.head_dim
     if hasattr(attention, "qkv_proj"):  # Phi-3
-        q, k, v = _slices(_matrix(attention.qkv_proj), [of_heads, of_kv_heads, of_kv_heads])
-        gate, up = _slices(_matrix(ffn.gate_up_proj), [config.intermediate_size] * 2)
+        q, k, v = _slices(matrix_of(attention.qkv_proj), [of_heads, of_kv_heads, of_kv_heads])
+        gate, up = _slices(matrix_of(ffn.gate_up_proj), [config.intermediate_size] * 2)
     else:
-        q, k, v = map(_matrix, (attention.q_proj, attention.k_proj, attention.v_proj))
-        gate, up = map(_matrix, (ffn.gate_proj, ffn.up_proj))
+        q, k, v = map(matrix_of, (attention.q_proj, attention.k_proj, attention.v_proj))
+        gate, up = map(matrix_of, (ffn.gate_proj, ffn.up_proj))
     norms = {name: _norm(getattr(layer, name, None)) for name in _NORMS}
     return FusedLayer(
         q=q,
         k=k,
         v=v,
-        out=_matrix(attention.o_proj),
+        out=matrix_of(attention.o_proj),
         gate=gate,
         up=up,
-        down=_matrix(ffn.down_proj),
+        down=matrix_of(ffn.down_proj),
         norm_attention=norms["input_layernorm"],
         norm_ffn=norms["pre_feedforward_layernorm" if behind else "post_attention_layernorm"],
         after_attention=norms["post_attention_layernorm"] if behind else None,
@@ -180,8 +182,25 @@ def _window_of_all(config: Any) -> int | None:
 def _rope_type(attention: Any, config: Any, layer: int) -> str | None:
     """Gemma 3 has a rotary table per type of layer, SmolLM3 none in some layers, and the others one for all."""
     if not getattr(attention, "use_rope", True):
-        return NO_ROPE
+        return _NO_ROPE
     return str(config.layer_types[layer]) if config.model_type == "gemma3_text" else None
+
+
+@torch.inference_mode()
+def _rope(rotary: Any, kind: str | None, longest: int) -> Rope:
+    """A rotary embedding as numbers; raises UnsupportedModelError where the module computes something else."""
+    name, of_kind = ("", ()) if kind in (None, _NO_ROPE) else (f"{kind}_", (kind,))
+    original = getattr(rotary, f"{name}original_inv_freq").float()
+    if kind == _NO_ROPE:
+        return Rope(torch.zeros_like(original), 1.0)
+    rope = Rope(original.clone(), float(getattr(rotary, f"{name}attention_scaling")))
+    positions = torch.tensor([0, 1, longest - 1], device=original.device)
+    like = torch.zeros(1, dtype=torch.float32, device=original.device)
+    rotary(like, positions[None, :1], *of_kind)  # frequencies that have grown with a text are the original ones again
+    expected = rotary(like, positions[None], *of_kind)
+    if not all(torch.allclose(x, y[0], atol=1e-5) for x, y in zip(rope.turns(positions), expected, strict=True)):
+        raise UnsupportedModelError("The model's rotary embedding has no fused decode step.")
+    return rope
 
 
 def _norm_across_heads(attention: Any) -> bool:
@@ -213,7 +232,7 @@ def _embedding_scale(embedding: nn.Module) -> float:
     return 1.0 if scale is None else float(scale.to(embedding.weight.dtype))  # rounded as the model itself does
 
 
-def _matrix(linear: nn.Module) -> Matrix:
+def matrix_of(linear: nn.Module) -> Matrix:
     if isinstance(linear, PackedLinear):
         return linear.matrix.map(Tensor.detach)  # the module's own tensors move when it is laid out otherwise
     if type(linear) is not nn.Linear:

@@ -249,7 +249,7 @@ class FusedForward:
             engine = FusedEngine(self._model, self._profile)
             if self._check:
                 with _asleep(self._counter):
-                    self._output = engine.check()
+                    self._output = engine.check(self._model)
         except UnsupportedModelError as error:
             return str(error)
         self._engine = engine

@@ -16,12 +16,29 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ffnskip.model.matrix import Matrix, stack
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
-NO_ROPE = "no rope"  # a table that turns nothing, for layers without positions (SmolLM3)
+
+
+@dataclass(frozen=True, eq=False)
+class Rope:
+    """A rotary embedding: at position ``p``, channels ``i`` and ``i + n`` of a head turn by ``p * frequencies[i]``.
+
+    Attributes:
+        frequencies: ``[n]`` float32, in radians; zeros turn nothing, for layers without positions (SmolLM3).
+        scale: of cosines and sines.
+    """
+
+    frequencies: Tensor
+    scale: float
+
+    def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines at some positions ``[length]``, ``[length, 2 * n]`` float32 each."""
+        angles = torch.outer(positions.float(), self.frequencies).repeat(1, 2)
+        return angles.cos() * self.scale, angles.sin() * self.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +104,8 @@ class FusedModel:
         attention_cap, logit_cap: ``cap * tanh(x / cap)`` bounds scores and logits; None where they are not.
         activation: of the gate.
         max_length: the longest sequence that the rotary tables hold for.
-        rope_types: one name per rotary table, as the model's rotary embedding knows them, or `NO_ROPE`.
+        ropes: the rotary embeddings that layers have, all for the same channels.
+        dtype: the model's, of what is not packed.
     """
 
     layers: list[FusedLayer]
@@ -107,8 +125,8 @@ class FusedModel:
     norm_across_heads: bool
     activation: Activation
     max_length: int
-    rope_types: tuple[str | None, ...]
-    rotary: nn.Module
+    ropes: tuple[Rope, ...]
+    dtype: torch.dtype
 
     @property
     def hidden(self) -> int:
@@ -133,15 +151,6 @@ class FusedModel:
     @torch.inference_mode()
     def rotary_tables(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions 0 to `length` - 1, ``[tables, length, rotary_dim]`` float32 each."""
-        positions = torch.arange(length, device=self.device)[None]
-        like = torch.zeros(1, dtype=torch.float32, device=self.device)
-
-        def table(kind: str | None, of: Tensor) -> Tensor:
-            cos, sin = self.rotary(like, of, *([] if kind in (None, NO_ROPE) else [kind]))
-            turns = torch.stack([cos[0], sin[0]])
-            return torch.stack([torch.ones_like(cos[0]), torch.zeros_like(sin[0])]) if kind == NO_ROPE else turns
-
-        for kind in self.rope_types:  # frequencies that have grown with what was read are the original ones again
-            table(kind, positions[:, :1])
-        cos, sin = torch.stack([table(kind, positions) for kind in self.rope_types], dim=1)
-        return cos.contiguous(), sin.contiguous()
+        positions = torch.arange(length, device=self.device)
+        cos, sin = zip(*(rope.turns(positions) for rope in self.ropes), strict=True)
+        return torch.stack(cos), torch.stack(sin)

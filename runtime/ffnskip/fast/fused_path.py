@@ -6,54 +6,39 @@ decode.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from ffnskip.errors import FfnskipError, UnsupportedModelError
-from ffnskip.fast.engine import ROOM, FusedEngine
-from ffnskip.fast.guard import altered
+from ffnskip.errors import FfnskipError
+from ffnskip.fast.engine import ROOM, Steps
 from ffnskip.fast.step import FusedStep
-from ffnskip.profiles.profile import Profile
 from ffnskip.rules import may_skip
 from ffnskip.stats import SkipStats
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class FusedDecodes:
     """The decodes of one decoder, one after the other, by steps that they share.
 
     Args:
-        model: the model; see `ffnskip.fast.families.fuse` for what becomes of it.
-        profile: complete with its weights, or None to run dense.
+        engine: builds the steps.
         stats: what is skipped is added to these; see `drain_counts`.
 
     Attributes:
-        engine: builds the steps.
+        engine: see above.
         step: the latest, on a cache that the latest decode fills.
         current: the latest decode, which alone can go on; None before the first.
 
     Raises:
-        UnsupportedModelError: there is no fused step for this model, or none that runs here.
+        UnsupportedModelError: no step can be built.
     """
 
-    def __init__(self, model: PreTrainedModel, profile: Profile | None, stats: SkipStats) -> None:
-        if reason := altered(model):
-            raise UnsupportedModelError(reason)
-        self.engine = FusedEngine(model, profile)
+    def __init__(self, engine: Steps, stats: SkipStats) -> None:
+        self.engine = engine
         self.stats = stats
         self.step: FusedStep | None = None
         self._earlier_seconds: dict[str, float] = {}  # of steps that were replaced
         self.current: FusedPath | None = None
         self.reserve(1, 1)  # fails here and not in the middle of a decode where no step can be built
-
-    def why_not(self, prompts: Tensor, max_new_tokens: int) -> str | None:
-        """Why these cannot be decoded, in one sentence; None if they can."""
-        batch, length = prompts.shape
-        return self.engine.why_not(batch, length + max_new_tokens) or altered(self.engine.model)
 
     def path(self, max_new_tokens: int) -> FusedPath:
         """A path for one decode, of which only the latest can go on: they share the key-value cache."""
