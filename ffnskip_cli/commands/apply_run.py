@@ -8,7 +8,7 @@ from ffnskip.general.wrap import Applied
 from ffnskip.model.forward import forward
 from ffnskip.model.sites import input_device
 from ffnskip_cli import console
-from ffnskip_cli.commands import common
+from ffnskip_cli.commands import common, loading
 from ffnskip_cli.commands.apply import Options
 from ffnskip_cli.commands.options import Format
 from ffnskip_cli.report.tables import Column, print_json, render
@@ -28,7 +28,7 @@ SAMPLE = (
 def run(options: Options) -> None:
     """Check the profile on its model, then score the sample and print what is skipped."""
     model, move = options.model, options.move
-    loaded, profile, _ = common.load_pair(
+    loaded, profile, _ = loading.load_pair(
         model, options.profile, move, options.model_options, other_weights=options.other_weights, gguf_as_is=True
     )
     with apply(loaded.model, profile, mode="score", other_weights=True) as applied:  # that was checked

@@ -13,7 +13,7 @@ from ffnskip_cli import console
 from ffnskip_cli.bench.suite import PARTS, Plan, run_suite
 from ffnskip_cli.bench.tables import sweep, warm_ups, worst_case
 from ffnskip_cli.calibration.lab import Lab
-from ffnskip_cli.commands import common
+from ffnskip_cli.commands import common, loading
 from ffnskip_cli.commands.bench import Options
 from ffnskip_cli.commands.options import Weights
 from ffnskip_cli.measure.speed import pair_ratios
@@ -39,7 +39,7 @@ def run(options: Options) -> None:
     if common.is_page(options.output):
         refuse_without_matplotlib()
     offline = options.model_options.offline
-    loaded, profile, profile_name = common.load_pair(
+    loaded, profile, profile_name = loading.load_pair(
         options.model,
         options.profile,
         options.move,

@@ -19,7 +19,7 @@ from ffnskip_cli.calibration.recording.file import Identity, Source, Statistics,
 from ffnskip_cli.calibration.settings import Goal, Settings
 from ffnskip_cli.calibration.texts import held_out_of, refuse_other_texts, text_to_fit, text_to_record
 from ffnskip_cli.calibration.threshold.solve import PROMISED
-from ffnskip_cli.commands import common
+from ffnskip_cli.commands import common, loading
 from ffnskip_cli.commands.calibrate import Options
 from ffnskip_cli.commands.calibrate_files import Files
 from ffnskip_cli.commands.options import Format
@@ -172,7 +172,7 @@ def run(options: Options) -> None:
     with join_ranks() as ranks:
         if ranks.rank > 0:
             console.mute()
-        loaded = common.load(name, options.model_options, settings.rule, profiled=False)
+        loaded = loading.load(name, options.model_options, settings.rule, profiled=False)
         common.refuse_longer(loaded.model, settings.sequence_length, "lower --sequence-length")
         calibration = Run(name, loaded, settings, files, datasets, eval_datasets, offline)
         calibration.start(statistics, files.share(), ranks, options.format)

@@ -8,7 +8,7 @@ from ffnskip_cli.calibration.compare import budget, build_texts, check_texts, co
 from ffnskip_cli.calibration.lab import Lab
 from ffnskip_cli.calibration.recording.collect import source_of
 from ffnskip_cli.calibration.settings import DEFAULT_WARM_UP, Goal
-from ffnskip_cli.commands import common
+from ffnskip_cli.commands import common, loading
 from ffnskip_cli.commands.compare_text import Options, PaperSettings
 from ffnskip_cli.commands.options import refuse_unwritable
 from ffnskip_cli.report.compare_text import print_comparison
@@ -26,7 +26,7 @@ def run(options: Options) -> None:
         choices["warm_up"] = min(DEFAULT_WARM_UP, choices["sequence_length"] // 4)
     settings = PaperSettings((Goal("target_ratio", options.target),), **choices)
     check_texts(names, offline)
-    loaded = common.load(options.model, options.model_options, settings.rule)
+    loaded = loading.load(options.model, options.model_options, settings.rule)
     common.refuse_longer(loaded.model, settings.sequence_length, "lower --sequence-length")
     with console.busy("Preparing text"):
         texts = build_texts(loaded, names, settings, offline)

@@ -11,13 +11,12 @@ from typing import Any
 import datasets
 
 from ffnskip.cached import cache_dir
-from ffnskip.errors import FfnskipError
+from ffnskip.errors import FfnskipError, reason
 from ffnskip.fast.fused_forward import FusedForward
-from ffnskip.hub import reason
 from ffnskip.profiles.fingerprint import weights_sha256
 from ffnskip.profiles.identity import config_sha256
 from ffnskip_cli import console
-from ffnskip_cli.commands import common
+from ffnskip_cli.commands import common, loading
 from ffnskip_cli.commands.eval import Options
 from ffnskip_cli.evaluation import conversations, documents, figures, writing
 from ffnskip_cli.evaluation.answers import Answers, DenseLM, Remembering, SkippingLM
@@ -34,7 +33,7 @@ def run(options: Options) -> None:
     if common.is_page(options.output):
         refuse_without_matplotlib()
     exam = _Exam(options)
-    pair = common.load_pair(
+    pair = loading.load_pair(
         options.model, options.profile, options.move, options.model_options, other_weights=options.other_weights
     )
     loaded, profile, _ = pair
@@ -131,7 +130,7 @@ def _mt_bench(options: Options) -> list[documents.Document]:
     return questions[: options.limit]
 
 
-def _answers(options: Options, pair: common.Pair) -> tuple[Answers, Answers]:
+def _answers(options: Options, pair: loading.Pair) -> tuple[Answers, Answers]:
     """Where the answers of the dense model are kept, and those of the one with the profile; says so."""
     loaded, profile, _ = pair
     subject = {
@@ -158,11 +157,11 @@ def _judged(options: Options, pairs: Sequence[Pair], folder: Path) -> dict[str, 
     return {"model": asked.judge_model, "rows": rows, "failures": dict(judge.failures)}
 
 
-def _dtype(pair: common.Pair) -> str:
+def _dtype(pair: loading.Pair) -> str:
     return str(pair.loaded.model.dtype).removeprefix("torch.")
 
 
-def _about(options: Options, pair: common.Pair) -> dict[str, Any]:
+def _about(options: Options, pair: loading.Pair) -> dict[str, Any]:
     loaded, profile, profile_name = pair
     return {
         "schema": "ffnskip-eval/v1",

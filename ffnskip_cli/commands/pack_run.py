@@ -14,13 +14,13 @@ from ffnskip.files import sync
 from ffnskip.model.packed import pack_weights
 from ffnskip.model.packed_folder import save_packed
 from ffnskip_cli import console
-from ffnskip_cli.commands import common
+from ffnskip_cli.commands import common, loading
 from ffnskip_cli.commands.pack import Options
 
 
 def run(options: Options) -> None:
     """Load, pack, save, and say how large it is."""
-    loaded = common.load(options.model, options.model_options)
+    loaded = loading.load(options.model, options.model_options)
     with console.busy(f"Packing weights to {options.weights}"):
         pack_weights(loaded.model, options.weights)
     with console.busy(f"Writing {options.output}"), _new_folder(options.output) as folder:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
 from importlib import import_module
@@ -15,6 +14,7 @@ import typer
 from typer.models import ParameterInfo
 
 from ffnskip_cli import console
+from ffnskip_cli.imports import swift_imports
 
 
 def command_of(options: Any, runner: str) -> Callable[..., None]:
@@ -34,7 +34,7 @@ def command_of(options: Any, runner: str) -> Callable[..., None]:
         slow = not {"model", "program"}.isdisjoint(options.__dataclass_fields__)
         with console.busy("Starting") if slow else nullcontext():
             own = "model_options" in options.__dataclass_fields__  # what it runs is no other program's
-            with _hidden("sklearn", "scipy") if own else nullcontext():
+            with swift_imports(all_used=not own):
                 run = import_module(runner).run
         run(instance)
 
@@ -43,24 +43,6 @@ def command_of(options: Any, runner: str) -> Callable[..., None]:
     command.__signature__ = Signature(flat)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
     return command
-
-
-@contextmanager
-def _hidden(*packages: str) -> Iterator[None]:
-    """Packages that cannot be imported meanwhile.
-
-    Where scikit-learn and scipy are installed, transformers imports them, for losses and a kind of assisted decoding,
-    which no command of ours needs. They take a fifth of the start. Once transformers itself has been imported, nothing
-    is hidden: it remembers what is installed.
-    """
-    hidden = [] if "transformers" in sys.modules else [name for name in packages if name not in sys.modules]
-    for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # makes an import fail
-    try:
-        yield
-    finally:
-        for name in hidden:
-            sys.modules.pop(name, None)
 
 
 def _named(context: typer.Context) -> frozenset[str]:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ffnskip.errors import FfnskipError
-from ffnskip.hub import reason
+from ffnskip.errors import FfnskipError, reason
 from ffnskip_cli import console
 from ffnskip_cli.evaluation.documents import FORMATS
 

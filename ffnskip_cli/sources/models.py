@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import is_offline_mode, snapshot_download
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -22,26 +21,18 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ffnskip.errors import FfnskipError
-from ffnskip.files import sha256_file
-from ffnskip.hub import commit_of, hub_errors
-from ffnskip.model.gguf_model import load_gguf, why_not_as_it_is
+from ffnskip.model.gguf_model import load_gguf
 from ffnskip.model.packed import PackedLinear
 from ffnskip.model.packed_folder import MANIFEST, load_packed, read_manifest
 from ffnskip.profiles.identity import architecture
 from ffnskip.profiles.schema import MOST_LAYERS, ModelInfo
 from ffnskip.quantizer import FFNSkipQuantizer
-from ffnskip_cli.sources.demo import DEMO_MODEL_SHA256, demo_model_file
 from ffnskip_cli.sources.devices import check_device_map, parse_device, parse_dtype
-from ffnskip_cli.sources.gguf_files import described, expanded
-from ffnskip_cli.sources.names import looks_like_path, public_name
-from ffnskip_cli.sources.weights import load_weights, one_sentence
+from ffnskip_cli.sources.failures import one_sentence
+from ffnskip_cli.sources.locate import CONFIG_FILES, MODEL_FILES, locate, locate_local
+from ffnskip_cli.sources.weights import load_weights
 
-DEMO_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _VOCABULARIES = ["tokenizer.json", "*.model", "*.tiktoken", "*vocab*"]
-_HUB_CONFIG = ["*config*.json"]
-_HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt"]
-# Sub-folders hold other formats, and consolidated*.safetensors the same weights once more under other names.
-_HUB_EXTRAS = ["*/*", "consolidated*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class LoadedModel:
 
     `id` is a Hub id or a base name, never a path; `revision` a Hub commit (40 hex digits) or None; `gguf_sha256` the
     hash of the `.gguf` file that the weights came from, or None. `note` is a sentence on how that was read, if there
-    is anything to say.
+    is anything to say. `folder` holds its safetensors files, if it was read from such.
     """
 
     model: PreTrainedModel
@@ -59,6 +50,7 @@ class LoadedModel:
     revision: str | None = None
     gguf_sha256: str | None = None
     note: str | None = None
+    folder: Path | None = None
 
     @property
     def placement(self) -> str:
@@ -66,16 +58,6 @@ class LoadedModel:
         spread = getattr(self.model, "hf_device_map", {"": self.model.device})
         devices = [device if device == "disk" else str(torch.device(device)) for device in spread.values()]
         return ", ".join(dict.fromkeys(devices))
-
-
-@dataclass(frozen=True)
-class _Located:
-    folder: Path
-    id: str
-    revision: str | None = None
-    gguf_sha256: str | None = None
-    gguf: Path | None = None  # that is read as it is
-    note: str | None = None
 
 
 def load_model(
@@ -103,8 +85,9 @@ def load_model(
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
     check_device_map(device_map, device)
-    files = [*_HUB_FILES, *["*.py"] * trust_remote_code]
-    located = _locate(name, revision, files, offline, gguf_as_is and torch_device.type == "cpu")
+    files = [*MODEL_FILES, *["*.py"] * trust_remote_code]
+    as_is = gguf_as_is and torch_device.type == "cpu"
+    located = locate(name, revision, files=files, offline=offline, gguf_as_is=as_is)
     # Everything is on disk by now, except code that a model's config borrows from a second repository.
     options = {"trust_remote_code": trust_remote_code, "local_files_only": offline or not trust_remote_code}
     config = _read_config(located.folder, name, options)
@@ -132,7 +115,8 @@ def load_model(
     if device_map is None:
         with one_sentence(name):
             model.to(torch_device)
-    return LoadedModel(model, tokenizer, located.id, located.revision, located.gguf_sha256, located.note)
+    folder = located.folder if located.gguf is None else None
+    return LoadedModel(model, tokenizer, located.id, located.revision, located.gguf_sha256, located.note, folder)
 
 
 def describe_model(name: str, *, revision: str | None, trust_remote_code: bool, offline: bool) -> ModelInfo:
@@ -141,7 +125,8 @@ def describe_model(name: str, *, revision: str | None, trust_remote_code: bool, 
     Raises FfnskipError for what `load_model` would refuse by its name or configuration.
     """
     transformers_logging.set_verbosity_error()
-    located = _locate(name, revision, [*_HUB_CONFIG, *["*.py"] * trust_remote_code], offline)
+    files = [*CONFIG_FILES, *["*.py"] * trust_remote_code]
+    located = locate(name, revision, files=files, offline=offline)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": offline or not trust_remote_code}
     config = _read_config(located.folder, name, options)
     return architecture(config, id=located.id, revision=located.revision, gguf_sha256=located.gguf_sha256)
@@ -155,62 +140,13 @@ def loadable_name(name: str, offline: bool) -> str:
     if (Path(name) / MANIFEST).exists():
         raise FfnskipError(f"{name} is packed, and this command loads models by transformers: name the model itself")
     in_gguf = name == "demo" or (name.lower().endswith(".gguf") and os.path.exists(name))
-    return str(_locate_local(name, offline).folder) if in_gguf else name
-
-
-def _locate(name: str, revision: str | None, files: list[str], offline: bool, gguf_as_is: bool = False) -> _Located:
-    base, _, at_revision = name.partition("@")
-    if name == "demo" or os.path.exists(name):
-        if revision:
-            raise FfnskipError(f"a revision goes only with a Hub id, and {name} is none: leave --revision out")
-        return _locate_local(name, offline, gguf_as_is)
-    if base == "demo" or os.path.exists(base):
-        raise FfnskipError(f"a revision goes only with a Hub id, and {base} is none: leave @{at_revision} out")
-    if looks_like_path(base, (".gguf",)):
-        raise FfnskipError(f"no such file or folder: {name}")
-    if revision and at_revision and revision != at_revision:
-        raise FfnskipError(f"{name} and --revision {revision} name two revisions: give only one of them")
-    return _fetch(base, revision or at_revision or None, files, offline)
-
-
-def _locate_local(name: str, offline: bool, gguf_as_is: bool = False) -> _Located:
-    if name == "demo":
-        gguf = demo_model_file(offline)
-        return _Located(expanded(gguf, DEMO_MODEL_SHA256), DEMO_MODEL_ID, gguf_sha256=DEMO_MODEL_SHA256)
-    path = Path(os.path.abspath(name))  # a symbolic link keeps its own name: files in the Hub's cache are links
-    if path.is_dir():
-        return _Located(path, public_name(path))
-    if path.suffix.lower() != ".gguf":
-        raise FfnskipError(f"{name} is neither a folder nor a .gguf file: name the folder that holds config.json")
-    with one_sentence(name):
-        sha256 = sha256_file(path)
-        why_not = why_not_as_it_is(path) if gguf_as_is else None
-    if gguf_as_is and why_not is None:
-        return _Located(described(path, sha256), public_name(path), gguf_sha256=sha256, gguf=path)
-    note = why_not and f"{name} is expanded to bfloat16: {why_not}."
-    return _Located(expanded(path, sha256), public_name(path), gguf_sha256=sha256, note=note)
+    return str(locate_local(name, offline).folder) if in_gguf else name
 
 
 def _formats(model: PreTrainedModel) -> str:
     """How many matrices of a packed model are in which format."""
     formats = Counter(module.format for module in model.modules() if isinstance(module, PackedLinear))
     return ", ".join(f"{n} in {format}" for format, n in sorted(formats.items()))
-
-
-def _fetch(name: str, revision: str | None, files: list[str], offline: bool) -> _Located:
-    """Download what is missing of a Hub repository, of the files wanted; the snapshot folder is named by its commit."""
-    offline = offline or is_offline_mode()
-    with hub_errors("model", name, offline):
-        if not offline:
-            commit_of("model", name, revision)  # fails in seconds where the download would wait for ever
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            local_files_only=offline,
-            allow_patterns=files,
-            ignore_patterns=_HUB_EXTRAS,
-        )
-    return _Located(Path(folder), name, revision=Path(folder).name)
 
 
 def _read_config(folder: Path, name: str, options: dict[str, Any]) -> PretrainedConfig:

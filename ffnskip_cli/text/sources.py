@@ -11,8 +11,8 @@ from typing import Any
 from huggingface_hub import is_offline_mode
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from ffnskip.errors import FfnskipError
-from ffnskip.hub import commit_of, hub_errors, reason
+from ffnskip.errors import FfnskipError, reason
+from ffnskip.hub import commit_of, hub_errors
 from ffnskip_cli.sources.demo import demo_text_file
 from ffnskip_cli.sources.names import looks_like_path, public_name
 

@@ -51,12 +51,8 @@ def build_once(folder: Path, build: Callable[[Path], None], hashes: Mapping[str,
         FfnskipError: the cache cannot be read or written, or belongs to somebody else.
     """
     try:
-        if folder.is_symlink() or folder.exists():
-            _refuse_strangers_above(folder)
-            for file in (folder, *folder.rglob("*")):
-                refuse_strangers(file, "the cache entry")
-            if _is_whole(folder, hashes):
-                return folder
+        if _is_usable(folder, hashes):
+            return folder
         folder.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         _refuse_strangers_above(folder)
         _build(folder, build, hashes)
@@ -66,6 +62,24 @@ def build_once(folder: Path, build: Callable[[Path], None], hashes: Mapping[str,
             "or set FFNSKIP_CACHE to another folder"
         ) from error
     return folder
+
+
+def is_built(folder: Path) -> bool:
+    """Whether `build_once` would return the folder as it is, by the hashes that are kept in it."""
+    try:
+        return _is_usable(folder, None)
+    except (OSError, FfnskipError):
+        return False
+
+
+def _is_usable(folder: Path, hashes: Mapping[str, str] | None) -> bool:
+    """Whether a folder is there and whole; raises FfnskipError for one that others can have written to."""
+    if not (folder.is_symlink() or folder.exists()):
+        return False
+    _refuse_strangers_above(folder)
+    for file in (folder, *folder.rglob("*")):
+        refuse_strangers(file, "the cache entry")
+    return _is_whole(folder, hashes)
 
 
 def discard(folder: Path) -> None:

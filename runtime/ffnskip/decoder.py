@@ -14,6 +14,7 @@ from ffnskip.decode import DecodePath, GeneralPath, generate_tokens
 from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.engine import FusedEngine
 from ffnskip.fast.fused_forward import PathName
+from ffnskip.fast.fused_model import FusedModel
 from ffnskip.fast.fused_path import FusedDecodes
 from ffnskip.fast.guard import altered
 from ffnskip.fast.products import multiply
@@ -96,6 +97,11 @@ class Decoder:
     def path(self) -> PathName:
         """See the class."""
         return "fused" if self.why_general is None else "general"
+
+    @property
+    def fused(self) -> FusedModel | None:
+        """The model as the fused path reads it; None where that is not taken."""
+        return self._engine.fused if self._engine is not None and self.why_general is None else None
 
     @property
     def stats(self) -> SkipStats:

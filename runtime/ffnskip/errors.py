@@ -26,3 +26,11 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is slow to import
         return True
     return isinstance(error, RuntimeError | OSError) and _NO_MEMORY.search(str(error)) is not None
+
+
+def reason(error: Exception) -> str:
+    """What `error` says, on one line and short enough to stand in a sentence."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if isinstance(error, KeyError):  # which says the key and nothing else
+        text = f"the name {text} is missing or unknown"
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import logging
 
-from ffnskip.errors import FfnskipError
+from ffnskip.errors import FfnskipError, reason
 
 Kind = Literal["model", "dataset", "profile"]
 
@@ -37,14 +37,6 @@ _IF_CACHED = {
     "dataset": "pass --offline if `datasets.load_dataset` has cached it",
     "profile": "set HF_HUB_OFFLINE=1 if it was fetched before",  # not all that read a profile have the option
 }
-
-
-def reason(error: Exception) -> str:
-    """What `error` says, on one line and short enough to stand in a sentence."""
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    if isinstance(error, KeyError):  # which says the key and nothing else
-        text = f"the name {text} is missing or unknown"
-    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def commit_of(kind: Kind, name: str, revision: str | None = None) -> str | None:

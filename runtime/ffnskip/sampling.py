@@ -31,10 +31,10 @@ class Sampling:
 
     def chooser(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """A function from logits ``[batch, vocabulary]`` to tokens ``[batch]``; when it samples, it has a state."""
-        from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
-
         if self.temperature == 0.0:
             return _likeliest
+        from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
         warp = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
         if self.top_p < 1.0:
             warp.append(TopPLogitsWarper(self.top_p))

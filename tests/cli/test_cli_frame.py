@@ -187,7 +187,7 @@ def test_running_out_of_memory_is_a_sentence_that_names_what_to_turn(
 
     monkeypatch.chdir(tmp_path)
     save_profile(make_profile(), tmp_path / "p.yaml")
-    monkeypatch.setattr("ffnskip_cli.commands.common.load", fail)
+    monkeypatch.setattr("ffnskip_cli.commands.loading.load", fail)
     advice += ", " * bool(advice) + "--dtype bfloat16 or --device-map auto"
     assert mistake(*arguments) == f"{arguments[0]} ran out of memory: try {advice}."
     options = run(arguments[0], "--help").stdout

@@ -128,7 +128,7 @@ def test_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     def unreachable(*args: object, **kwargs: object) -> None:
         raise TimeoutError("timed out")
 
-    monkeypatch.setattr("ffnskip_cli.sources.models.is_offline_mode", lambda: False)
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", unreachable)
     assert "(timed out): pass --offline" in sentence(lambda: load_model("org/never-fetched"))
     message = sentence(lambda: load_model("nomodel"))

@@ -51,6 +51,11 @@ def step_library() -> ctypes.CDLL:
     return loaded
 
 
+def library_key() -> str:
+    """Names the library: another for another source, compiler, processor or system; raises as `step_library`."""
+    return Path(step_library()._name).parent.name
+
+
 @cache
 def _load() -> ctypes.CDLL | str:
     """The library, or why there is none; tried once per process."""

@@ -233,6 +233,11 @@ def _embedding_scale(embedding: nn.Module) -> float:
 
 
 def matrix_of(linear: nn.Module) -> Matrix:
+    """The weights and bias of a linear layer, sharing its memory.
+
+    Raises:
+        UnsupportedModelError: they are not such as steps read.
+    """
     if isinstance(linear, PackedLinear):
         return linear.matrix.map(Tensor.detach)  # the module's own tensors move when it is laid out otherwise
     if type(linear) is not nn.Linear:

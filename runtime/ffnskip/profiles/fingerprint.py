@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from ffnskip.model.sites import decoder_body
@@ -107,6 +106,8 @@ def _rounded(value: Any) -> Any:
 
 def _weights(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every weight below a module, by its name there."""
+    from accelerate.utils import align_module_device  # who takes no fingerprint need not wait for it
+
     for prefix, module in root.named_modules():
         if _is_idle_adapter(root, prefix):
             continue

@@ -13,6 +13,8 @@ import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ffnskip.errors import FfnskipError, FfnskipWarning, ProfileError
 from ffnskip.model.sites import ffn_sites
 from ffnskip.profiles.fingerprint import weights_sha256
@@ -95,6 +97,12 @@ def architecture(
 
 
 def shared_profile(model: PreTrainedModel) -> Located:
+    """The profile that `shared_profile_of` gives for a model."""
+    described = architecture(model.config, id="model")
+    return shared_profile_of(described.model_copy(update={"weights_sha256": weights_sha256(model)}))
+
+
+def shared_profile_of(model: ModelInfo) -> Located:
     """Of the profiles that come with ffnskip and were made on this very model, the one that saves most.
 
     Those over the quality budget do not count.
@@ -102,14 +110,12 @@ def shared_profile(model: PreTrainedModel) -> Located:
     Raises:
         FfnskipError: there is none.
     """
-    described = architecture(model.config, id="model")
     candidates = [(place, load_profile(place, with_weights=False)) for place in locate_all(shared_profiles())]
-    candidates = [(place, profile) for place, profile in candidates if _same_architecture(profile, described)]
-    found = weights_sha256(model) if candidates else None
     savings = {
         place: profile.measured.flops_saved
         for place, profile in candidates
-        if profile.model.weights_sha256 == found and profile.measured and profile.measured.within_budget
+        if _same_architecture(profile, model) and profile.model.weights_sha256 == model.weights_sha256
+        if profile.measured and profile.measured.within_budget
     }
     if not savings:
         raise FfnskipError(
@@ -139,12 +145,17 @@ def check_identity(profile: Profile, model: PreTrainedModel, *, other_weights: b
     """
     found = model_info(model, id=profile.model.id)
     refuse_other_architecture(profile, found)
-    for name, tensor in profile.weights.tensors.items() if profile.weights else ():
-        if tensor.is_floating_point() and not bool(tensor.to(model.dtype).isfinite().all()):
-            kind = str(model.dtype).removeprefix("torch.")
-            raise ProfileError(f"The weights: {name}: holds numbers too large for {kind}: load the model in another.")
+    refuse_too_large(profile, model.dtype)
     if not other_weights:
         refuse_other_weights(profile, found)
+
+
+def refuse_too_large(profile: Profile, dtype: torch.dtype) -> None:
+    """Raise ProfileError when the profile's weights do not fit into the model's precision."""
+    for name, tensor in profile.weights.tensors.items() if profile.weights else ():
+        if tensor.is_floating_point() and not bool(tensor.to(dtype).isfinite().all()):
+            kind = str(dtype).removeprefix("torch.")
+            raise ProfileError(f"The weights: {name}: holds numbers too large for {kind}: load the model in another.")
 
 
 def refuse_other_architecture(profile: Profile, found: ModelInfo) -> None:

@@ -1,0 +1,1 @@
+"""What `ffnskip generate` makes text with."""

@@ -1,0 +1,107 @@
+"""A model as transformers loads it, with its tokenizer, for `ffnskip generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ffnskip.decoder import Decoder
+from ffnskip.errors import FfnskipError, reason
+from ffnskip.model.packed import PackedLinear, pack_weights
+from ffnskip.model.sites import input_device
+from ffnskip.profiles.profile import Profile
+from ffnskip_cli import console
+from ffnskip_cli.commands import common
+from ffnskip_cli.commands.generate import Options
+from ffnskip_cli.commands.loading import load, load_pair
+from ffnskip_cli.generation.speaker import Show
+from ffnskip_cli.sources.models import LoadedModel
+
+
+class LoadedSpeaker:
+    """See `ffnskip_cli.generation.speaker.Speaker`.
+
+    Args:
+        options: the command line's.
+        text: of the prompt.
+
+    Attributes:
+        loaded: the model and its tokenizer.
+
+    Raises:
+        FfnskipError: the model or the profile cannot be loaded, or the prompt is too long.
+    """
+
+    def __init__(self, options: Options, text: str) -> None:
+        self.loaded, profile = _load(options)
+        self.prompt = self._tokens(text, options.raw)
+        length = self.prompt.shape[1] + options.max_new_tokens
+        common.refuse_longer(self.loaded.model, length, "shorten the prompt or --max-new-tokens")
+        if (weights := options.model_options.weights) != "auto":
+            with console.busy(f"Packing weights to {weights}"):
+                pack_weights(self.loaded.model, weights)
+        self.decoder = Decoder(self.loaded.model, profile, other_weights=True)  # that was checked
+        self.stop_tokens = _stop_tokens(self.loaded)
+        packed = {module.format for module in self.loaded.model.modules() if isinstance(module, PackedLinear)}
+        self.format = "int4" if "int4" in packed else "int8" if packed else str(self.loaded.model.dtype)
+        common.say_path(self.decoder)
+
+    def dense(self) -> Decoder:
+        """A decoder without the profile."""
+        return Decoder(self.loaded.model, check=False)
+
+    def text(self, tokens: list[int]) -> str:
+        """See `Speaker`."""
+        return str(self.loaded.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def stream(self) -> Show:
+        """See `Speaker`."""
+        from transformers import TextStreamer
+
+        streamer = TextStreamer(self.loaded.tokenizer, skip_special_tokens=True)
+
+        def show(token: int | None) -> None:
+            if token is None:
+                streamer.end()
+            else:
+                streamer.put(torch.tensor([token]))
+
+        return show
+
+    def _tokens(self, text: str, raw: bool) -> Tensor:
+        """``[1, prompt]``, by the model's chat template if it has one."""
+        tokens = prompt_tokens(self.loaded, text, raw)
+        if tokens.shape[1] == 0:
+            raise FfnskipError("The prompt has no tokens: write more, or pass --raw if the chat template drops it.")
+        return tokens.to(input_device(self.loaded.model))
+
+
+def prompt_tokens(loaded: LoadedModel, text: str, raw: bool) -> Tensor:
+    """``[1, prompt]``; raises FfnskipError where the chat template fails."""
+    if raw or not loaded.tokenizer.chat_template:
+        tokens: Tensor = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
+        return tokens
+    messages = [{"role": "user", "content": text}]
+    template: Callable[..., dict[str, Tensor]] = loaded.tokenizer.apply_chat_template
+    try:
+        return template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    except Exception as error:  # it is a program of the model's authors
+        raise FfnskipError(f"The chat template of {loaded.id} fails ({reason(error)}): pass --raw.") from error
+
+
+def _load(options: Options) -> tuple[LoadedModel, Profile | None]:
+    model, model_options = options.model, options.model_options
+    if options.profile is None:
+        return load(model, model_options, gguf_as_is=True), None
+    loaded, profile, _ = load_pair(
+        model, options.profile, options.move, model_options, other_weights=options.other_weights, gguf_as_is=True
+    )
+    return loaded, profile
+
+
+def _stop_tokens(loaded: LoadedModel) -> set[int]:
+    configured = loaded.model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return {token for token in [*listed, loaded.tokenizer.eos_token_id] if token is not None}
