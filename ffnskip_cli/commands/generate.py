@@ -18,7 +18,7 @@ class Options:
 
     Without a profile it is the dense model's. The text goes to stdout; tokens per second, skip_ratio and
     never_skip_fraction go to stderr. On a CPU a quantized GGUF file is read as it is, unless --dtype or --weights ask
-    for something else.
+    for something else. What the first run of a model keeps in the cache folder lets the next ones start sooner.
     """
 
     model: ModelName

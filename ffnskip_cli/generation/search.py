@@ -11,7 +11,7 @@ from ffnskip_cli.commands.generate import Options
 from ffnskip_cli.generation import kept
 from ffnskip_cli.generation.speaker import Speaker
 from ffnskip_cli.imports import swift_imports
-from ffnskip_cli.sources.locate import locate_here
+from ffnskip_cli.sources.locate import is_current, locate_here
 
 
 class Search:
@@ -26,10 +26,15 @@ class Search:
         self._found = ThreadPoolExecutor(1).submit(self._find) if kept.allows(options) else None
 
     def _find(self) -> tuple[Path, kept.Kept] | None:
-        asked = self._options.model_options
-        folder = locate_here(self._options.model, asked.revision, offline=asked.offline)
-        found = None if folder is None else kept.find(folder)
-        return None if folder is None or found is None else (folder, found)
+        name, asked = self._options.model, self._options.model_options
+        try:
+            folder = locate_here(name, asked.revision)
+            found = None if folder is None else kept.find(folder)
+            if folder is None or found is None:
+                return None
+            return (folder, found) if is_current(folder, name, asked.revision, offline=asked.offline) else None
+        except (OSError, FfnskipError):  # a folder that cannot be read, or no cache folder
+            return None
 
     def speaker(self, text: str) -> Speaker | None:
         """A speaker for a prompt; None where nothing is kept, or it does not do for this prompt or profile."""

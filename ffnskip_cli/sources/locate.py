@@ -92,24 +92,38 @@ def locate_local(name: str, offline: bool, gguf_as_is: bool = False) -> Located:
     return Located(expanded(lambda: path, sha256), public_name(path), gguf_sha256=sha256, note=note)
 
 
-def locate_here(name: str, revision: str | None = None, *, offline: bool = False) -> Path | None:
-    """The folder that `locate` gives if nothing has to be fetched or made for that; else None. Reads no weights."""
+def locate_here(name: str, revision: str | None = None) -> Path | None:
+    """A folder on this disk that `locate` may give, and gives for all but the Hub's; None if there is none.
+
+    Nothing is fetched, asked or made for it.
+    """
     base, _, at_revision = name.partition("@")
     if name == "demo":
         folder = expanded_folder(DEMO_MODEL_SHA256)
         return folder if is_built(folder) else None
     if os.path.exists(name) or os.path.exists(base) or looks_like_path(base, (".gguf",)):
         return Path(os.path.abspath(name)) if os.path.isdir(name) and not revision else None
-    from huggingface_hub import is_offline_mode, snapshot_download
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(base, revision=revision or at_revision or None, local_files_only=True))
+    except Exception:  # `locate` says what it is
+        return None
+
+
+def is_current(folder: Path, name: str, revision: str | None = None, *, offline: bool = False) -> bool:
+    """Whether `locate` gives the folder that `locate_here` gave: the Hub may name another commit by now."""
+    if name == "demo" or os.path.isdir(name):
+        return True
+    from huggingface_hub import is_offline_mode
 
     from ffnskip.hub import commit_of
 
-    wanted = revision or at_revision or None
+    base, _, at_revision = name.partition("@")
     try:
-        commit = wanted if offline or is_offline_mode() else commit_of("model", base, wanted)
-        return Path(snapshot_download(base, revision=commit, local_files_only=True, allow_patterns=list(MODEL_FILES)))
+        return offline or is_offline_mode() or commit_of("model", base, revision or at_revision or None) == folder.name
     except Exception:  # `locate` says what it is
-        return None
+        return False
 
 
 def _why_not_as_it_is(path: Path) -> str | None:
