@@ -34,7 +34,8 @@ def keep(options: Options, speaker: LoadedSpeaker, answer: list[int]) -> None:
     if fused is None or folder is None or not kept.allows(options) or kept.find(folder) is not None:
         return
     try:
-        _keep(speaker, fused, folder, answer)
+        with console.busy("Keeping what the next start needs"):
+            _keep(speaker, fused, folder, answer)
     except UnsupportedModelError:
         return  # this model starts as it has always done
     except FfnskipError as error:

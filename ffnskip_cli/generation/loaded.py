@@ -44,8 +44,8 @@ class LoadedSpeaker:
                 pack_weights(self.loaded.model, weights)
         self.decoder = Decoder(self.loaded.model, profile, other_weights=True)  # that was checked
         self.stop_tokens = _stop_tokens(self.loaded)
-        packed = {module.format for module in self.loaded.model.modules() if isinstance(module, PackedLinear)}
-        self.format = "int4" if "int4" in packed else "int8" if packed else str(self.loaded.model.dtype)
+        formats = {module.format for module in self.loaded.model.modules() if isinstance(module, PackedLinear)}
+        self.format = min(formats, default=str(self.loaded.model.dtype).removeprefix("torch."))  # int4 before int8
         common.say_path(self.decoder)
 
     def dense(self) -> Decoder:

@@ -37,7 +37,7 @@ class Speaker(Protocol):
 
     Attributes:
         prompt: ``[1, prompt]`` token ids.
-        format: of the matrices, such as int4.
+        format: of the matrices, such as bfloat16; the smallest one where there are several.
     """
 
     prompt: Tensor

@@ -97,12 +97,12 @@ def locate_here(name: str, revision: str | None = None) -> Path | None:
 
     Nothing is fetched, asked or made for it.
     """
+    if name == "demo" or os.path.isdir(name):
+        folder = expanded_folder(DEMO_MODEL_SHA256) if name == "demo" else Path(os.path.abspath(name))
+        return folder if not revision and (name != "demo" or is_built(folder)) else None
     base, _, at_revision = name.partition("@")
-    if name == "demo":
-        folder = expanded_folder(DEMO_MODEL_SHA256)
-        return folder if is_built(folder) else None
-    if os.path.exists(name) or os.path.exists(base) or looks_like_path(base, (".gguf",)):
-        return Path(os.path.abspath(name)) if os.path.isdir(name) and not revision else None
+    if os.path.exists(base) or looks_like_path(base, (".gguf",)) or (revision and at_revision):
+        return None
     from huggingface_hub import snapshot_download
 
     try:
