@@ -15,8 +15,8 @@ from ffnskip.errors import FfnskipError
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.generate import Options
-from ffnskip_cli.generation.search import Search
-from ffnskip_cli.generation.speaker import Decodes, Show, Speaker
+from ffnskip_cli.commands.generation.search import Search
+from ffnskip_cli.commands.generation.speaker import Decodes, Show, Speaker
 from ffnskip_cli.imports import swift_imports
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def run(options: Options) -> None:
         _write(quick, quick.decoder, options, sampling, quick.stream())
         return
     with swift_imports():
-        from ffnskip_cli.generation.keep import keep
-        from ffnskip_cli.generation.loaded import LoadedSpeaker
+        from ffnskip_cli.commands.generation.keep import keep
+        from ffnskip_cli.commands.generation.loaded import LoadedSpeaker
 
     speaker = LoadedSpeaker(options, text)
     _say_what_to_expect(options, speaker)

@@ -121,9 +121,9 @@ def test_a_model_that_has_changed_is_loaded_and_kept_anew(folder: Path) -> None:
 def test_another_processor_or_package_does_not_believe_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = generate(folder, quick=True)
     with monkeypatch.context() as patch:
-        patch.setattr("ffnskip_cli.generation.quick.library_key", lambda: "another")
+        patch.setattr("ffnskip_cli.commands.generation.quick.library_key", lambda: "another")
         assert generate(folder) == text
-    monkeypatch.setattr("ffnskip_cli.generation.kept.version", lambda package: "0.0.1")
+    monkeypatch.setattr("ffnskip_cli.commands.generation.kept.version", lambda package: "0.0.1")
     assert generate(folder) == text
     assert generate(folder, quick=True) == text
 

@@ -4,7 +4,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ffnskip import FfnskipError
-from ffnskip_cli.generation.plain_tokenizer import PlainTokenizer
+from ffnskip_cli.commands.generation.plain_tokenizer import PlainTokenizer
 
 TEXTS = ["a cab", "  über 😀\n\n", "<s>not a beginning</s>"]
 TEMPLATES = [

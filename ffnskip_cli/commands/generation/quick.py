@@ -19,15 +19,15 @@ from ffnskip.profiles.identity import (
 from ffnskip.profiles.locate import is_auto
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli.commands.generate import Options
-from ffnskip_cli.generation import kept
-from ffnskip_cli.generation.plain_tokenizer import PlainTokenizer
-from ffnskip_cli.generation.speaker import Show
+from ffnskip_cli.commands.generation import kept
+from ffnskip_cli.commands.generation.plain_tokenizer import PlainTokenizer
+from ffnskip_cli.commands.generation.speaker import Show
 from ffnskip_cli.sources.devices import pick_device
 from ffnskip_cli.sources.profiles import read_profile
 
 
 class QuickSpeaker:
-    """See `ffnskip_cli.generation.speaker.Speaker`.
+    """See `ffnskip_cli.commands.generation.speaker.Speaker`.
 
     Args:
         options: the command line's.

@@ -1,7 +1,7 @@
 """A tokenizer and its chat template without transformers, whose import takes longer than all else of a start.
 
 The tokenizer is the one that transformers' own is made around, and templates are rendered by Jinja as there. Whether
-both give what transformers gives is compared before it is kept (`ffnskip_cli.generation.keep`).
+both give what transformers gives is compared before it is kept (`ffnskip_cli.commands.generation.keep`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from ffnskip.errors import FfnskipError, reason
-from ffnskip_cli.generation.speaker import Show
+from ffnskip_cli.commands.generation.speaker import Show
 
 
 class PlainTokenizer:

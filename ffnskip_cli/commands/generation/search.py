@@ -8,8 +8,8 @@ from pathlib import Path
 from ffnskip.errors import FfnskipError
 from ffnskip_cli import console
 from ffnskip_cli.commands.generate import Options
-from ffnskip_cli.generation import kept
-from ffnskip_cli.generation.speaker import Speaker
+from ffnskip_cli.commands.generation import kept
+from ffnskip_cli.commands.generation.speaker import Speaker
 from ffnskip_cli.imports import swift_imports
 from ffnskip_cli.sources.locate import is_current, locate_here
 
@@ -41,7 +41,7 @@ class Search:
         if self._found is None:
             return None
         with swift_imports():
-            from ffnskip_cli.generation.quick import QuickSpeaker
+            from ffnskip_cli.commands.generation.quick import QuickSpeaker
 
         if (found := self._found.result()) is None:
             return None

@@ -15,13 +15,13 @@ from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.generate import Options
+from ffnskip_cli.commands.generation.speaker import Show
 from ffnskip_cli.commands.loading import load, load_pair
-from ffnskip_cli.generation.speaker import Show
 from ffnskip_cli.sources.models import LoadedModel
 
 
 class LoadedSpeaker:
-    """See `ffnskip_cli.generation.speaker.Speaker`.
+    """See `ffnskip_cli.commands.generation.speaker.Speaker`.
 
     Args:
         options: the command line's.

@@ -13,10 +13,10 @@ from ffnskip.fast.stored import store
 from ffnskip.profiles.identity import model_info
 from ffnskip_cli import console
 from ffnskip_cli.commands.generate import Options
-from ffnskip_cli.generation import kept
-from ffnskip_cli.generation.loaded import LoadedSpeaker, prompt_tokens
-from ffnskip_cli.generation.plain_tokenizer import PlainTokenizer
-from ffnskip_cli.generation.quick import plain_tokenizer
+from ffnskip_cli.commands.generation import kept
+from ffnskip_cli.commands.generation.loaded import LoadedSpeaker, prompt_tokens
+from ffnskip_cli.commands.generation.plain_tokenizer import PlainTokenizer
+from ffnskip_cli.commands.generation.quick import plain_tokenizer
 from ffnskip_cli.sources.models import LoadedModel
 
 _PROBE = "  A prompt, \u00fcber\u00adall \U0001f600\u65e5\u672c:\n\n\tx = [1, 2]  # 'don't' "
