@@ -16,7 +16,8 @@ from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.generate import Options
 from ffnskip_cli.commands.generation.search import Search
-from ffnskip_cli.commands.generation.speaker import Decodes, Show, Speaker
+from ffnskip_cli.commands.generation.speaker import Decodes, Speaker
+from ffnskip_cli.commands.generation.stream import Stream
 from ffnskip_cli.imports import swift_imports
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def run(options: Options) -> None:
     sampling = Sampling(options.temperature, options.top_p, options.seed)
     if (quick := search.speaker(text)) is not None:
         _say_what_to_expect(options, quick)
-        _write(quick, quick.decoder, options, sampling, quick.stream())
+        _write(quick, quick.decoder, options, sampling, streamed=True)
         return
     with swift_imports():
         from ffnskip_cli.commands.generation.keep import keep
@@ -46,7 +47,7 @@ def run(options: Options) -> None:
     speaker = LoadedSpeaker(options, text)
     _say_what_to_expect(options, speaker)
     if not options.compare:
-        answer = _write(speaker, speaker.decoder, options, sampling, speaker.stream())
+        answer = _write(speaker, speaker.decoder, options, sampling, streamed=True)
         keep(options, speaker, answer.tokens)
         return
     answer = _write(speaker, speaker.decoder, options, sampling)
@@ -82,9 +83,10 @@ class _Answer:
 
 
 def _write(
-    speaker: Speaker, decoder: Decodes, options: Options, sampling: Sampling, show: Show | None = None
+    speaker: Speaker, decoder: Decodes, options: Options, sampling: Sampling, *, streamed: bool = False
 ) -> _Answer:
-    """Answer the prompt, showing each token (and None at the end) as it comes, and say how it went."""
+    """Answer the prompt, if it is streamed to stdout as the tokens come, and say how it went."""
+    stream = Stream(speaker.text, lambda part: print(part, end="", flush=True)) if streamed else None
     tokens: list[int] = []
     times: list[float] = []
     for token in decoder.decode(
@@ -92,10 +94,10 @@ def _write(
     ):
         tokens.append(int(token[0]))
         times.append(time.perf_counter())
-        if show is not None:
-            show(tokens[-1])
-    if show is not None:
-        show(None)
+        if stream is not None:
+            stream(tokens[-1])
+    if stream is not None:
+        stream.end()
     _say_how_it_went(times, None if decoder.profile is None else decoder.stats)
     return _Answer(tokens, times)
 

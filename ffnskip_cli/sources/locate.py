@@ -4,6 +4,8 @@ Nothing here imports torch or transformers before something has to be made of a 
 before the Hub is named.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +39,31 @@ class Located:
     gguf_sha256: str | None = None
     gguf: Path | None = None
     note: str | None = None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model's folder, and what its files were like when they were looked at: size, times of writing, and inode."""
+
+    path: Path
+    files: dict[str, list[int]]
+
+    @classmethod
+    def seen(cls, path: Path) -> Folder:
+        """As it is now; raises OSError if it cannot be read."""
+        found = {file.name: file.stat() for file in sorted(path.iterdir()) if file.is_file()}
+        files = {name: [at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino] for name, at in found.items()}
+        return cls(Path(os.path.abspath(path)), files)
+
+    @property
+    def weights(self) -> list[Path]:
+        """Its safetensors files."""
+        return [self.path / name for name in self.files if name.endswith(".safetensors")]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether its files are what they were."""
+        return self == Folder.seen(self.path)
 
 
 def locate(

@@ -29,7 +29,7 @@ from ffnskip.profiles.schema import MOST_LAYERS, ModelInfo
 from ffnskip.quantizer import FFNSkipQuantizer
 from ffnskip_cli.sources.devices import check_device_map, parse_device, parse_dtype
 from ffnskip_cli.sources.failures import one_sentence
-from ffnskip_cli.sources.locate import CONFIG_FILES, MODEL_FILES, locate, locate_local
+from ffnskip_cli.sources.locate import CONFIG_FILES, MODEL_FILES, Folder, locate, locate_local
 from ffnskip_cli.sources.weights import load_weights
 
 _VOCABULARIES = ["tokenizer.json", "*.model", "*.tiktoken", "*vocab*"]
@@ -41,7 +41,7 @@ class LoadedModel:
 
     `id` is a Hub id or a base name, never a path; `revision` a Hub commit (40 hex digits) or None; `gguf_sha256` the
     hash of the `.gguf` file that the weights came from, or None. `note` is a sentence on how that was read, if there
-    is anything to say. `folder` holds its safetensors files, if it was read from such.
+    is anything to say. `folder` is what it was read from, as it was before, but for GGUF files.
     """
 
     model: PreTrainedModel
@@ -50,7 +50,7 @@ class LoadedModel:
     revision: str | None = None
     gguf_sha256: str | None = None
     note: str | None = None
-    folder: Path | None = None
+    folder: Folder | None = None
 
     @property
     def placement(self) -> str:
@@ -88,6 +88,7 @@ def load_model(
     files = [*MODEL_FILES, *["*.py"] * trust_remote_code]
     as_is = gguf_as_is and torch_device.type == "cpu"
     located = locate(name, revision, files=files, offline=offline, gguf_as_is=as_is)
+    folder = Folder.seen(located.folder) if located.gguf is None else None
     # Everything is on disk by now, except code that a model's config borrows from a second repository.
     options = {"trust_remote_code": trust_remote_code, "local_files_only": offline or not trust_remote_code}
     config = _read_config(located.folder, name, options)
@@ -115,7 +116,6 @@ def load_model(
     if device_map is None:
         with one_sentence(name):
             model.to(torch_device)
-    folder = located.folder if located.gguf is None else None
     return LoadedModel(model, tokenizer, located.id, located.revision, located.gguf_sha256, located.note, folder)
 
 

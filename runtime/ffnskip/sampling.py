@@ -33,18 +33,26 @@ class Sampling:
         """A function from logits ``[batch, vocabulary]`` to tokens ``[batch]``; when it samples, it has a state."""
         if self.temperature == 0.0:
             return _likeliest
-        from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
-
-        warp = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
-        if self.top_p < 1.0:
-            warp.append(TopPLogitsWarper(self.top_p))
         generator = torch.Generator(device).manual_seed(self.seed)
 
         def sample(logits: Tensor) -> Tensor:
-            probabilities = warp(None, logits.float()).softmax(dim=-1)
+            probabilities = _nucleus(logits.float() / self.temperature, self.top_p).softmax(dim=-1)
             return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
         return sample
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """The logits of the likeliest tokens that make up `top_p` together, and -inf (Holtzman et al. 2020).
+
+    As transformers has it, whose own would have to be imported.
+    """
+    if top_p == 1.0:
+        return logits
+    ascending, order = logits.sort(dim=-1)
+    unlikely = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+    unlikely[:, -1] = False
+    return logits.masked_fill(unlikely.scatter(-1, order, unlikely), -torch.inf)
 
 
 def _likeliest(logits: Tensor) -> Tensor:

@@ -7,19 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from support.cli import mistake, succeed, talk
 from support.compiler import needs_compiler
+from support.on_disk import pieces_as_tokens
 from support.pico import pico_model
 from support.price import price_profile
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ffnskip.fast.fused_decoder import FusedDecoder
 from ffnskip.profiles.profile import save_profile
+from ffnskip_cli.commands import generate_run
 from ffnskip_cli.sources.locate import is_current
 
 pytestmark = needs_compiler
@@ -118,14 +121,71 @@ def test_a_model_that_has_changed_is_loaded_and_kept_anew(folder: Path) -> None:
     assert generate(folder) == generate(folder, quick=True) == after[: after.index("]") + 1] + "\n"
 
 
-def test_another_processor_or_package_does_not_believe_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_written_over_with_their_old_times_are_noticed(folder: Path) -> None:
+    (file,) = folder.glob("*.safetensors")
+    was, data = file.stat(), bytearray(file.read_bytes())
+    data[-2:] = b"\x40\x40"
+    file.write_bytes(data)
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert (file.stat().st_mtime_ns, file.stat().st_ino) == (was.st_mtime_ns, was.st_ino)
+    generate(folder)
+
+
+def test_files_that_change_while_they_are_answered_from_are_not_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "extra.txt").touch()  # so that it is loaded
+    own = generate_run._write
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        answer = own(*args, **options)
+        (folder / "extra.txt").write_text("more")
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_run, "_write", meanwhile)
+        result = succeed("generate", folder, PROMPT, "--max-new-tokens", 3)
+    assert "The next start will take as long: the model's files have changed meanwhile" in result.stderr
+    generate(folder)
+    generate(folder, quick=True)
+
+
+def test_other_libraries_and_packages_do_not_believe_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = generate(folder, quick=True)
     with monkeypatch.context() as patch:
-        patch.setattr("ffnskip_cli.commands.generation.quick.library_key", lambda: "another")
+        for module in ("quick", "keep"):
+            patch.setattr(f"ffnskip_cli.commands.generation.{module}.library_key", lambda: "another")
         assert generate(folder) == text
-    monkeypatch.setattr("ffnskip_cli.commands.generation.kept.version", lambda package: "0.0.1")
+        assert generate(folder, quick=True) == text
     assert generate(folder) == text
-    assert generate(folder, quick=True) == text
+    with monkeypatch.context() as patch:
+        patch.setattr("ffnskip_cli.commands.generation.kept.version", lambda package: "0.0.1")
+        assert generate(folder) == text
+        assert generate(folder, quick=True) == text
+    assert generate(folder, quick=True) == text  # others have an entry of their own
+
+
+@pytest.mark.parametrize("failure", [FileNotFoundError("gone"), SafetensorError("cut short")])
+def test_what_fails_under_way_leaves_the_model_to_be_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise failure
+
+    text = generate(folder, quick=True)
+    monkeypatch.setattr("ffnskip_cli.commands.generation.quick.stored", fail)
+    assert generate(folder) == text
+
+
+def test_an_answer_stands_though_nothing_can_be_kept(plateau_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("ffnskip_cli.commands.generation.keep.store", full)
+    for _ in range(2):
+        result = succeed("generate", plateau_folder, PROMPT, "--max-new-tokens", 24)
+        assert result.stdout == loaded(plateau_folder)
+        assert "The next start will take as long: No space left on device" in result.stderr
 
 
 def test_a_damaged_entry_is_made_anew(folder: Path, cache: Path) -> None:
@@ -161,7 +221,8 @@ def test_mistakes_are_the_same_sentences(folder: Path, plateau_profiles: Path, p
 
 def test_a_prompt_that_the_model_reads_sooner_is_left_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = generate(folder, quick=True)
-    monkeypatch.setattr(FusedDecoder, "takes", lambda self, prompt, new: False)
+    monkeypatch.setattr("ffnskip_cli.commands.generation.quick._SOON_READ", 3)
+    monkeypatch.setattr("ffnskip_cli.commands.generation.quick.read_by_steps", lambda length, dtype: False)
     assert generate(folder) == text
 
 
@@ -179,11 +240,33 @@ def test_models_without_a_step_keep_nothing(folder: Path, cache: Path) -> None:
     assert sorted((cache / "starts").iterdir()) == before
 
 
-def test_tokenizers_that_do_more_than_their_library_keep_nothing(plateau_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"clean_up_tokenization_spaces": True},
+        {"split_special_tokens": True},
+        {"chat_template": [{"name": name, "template": "a"} for name in ("rag", "tools")]},
+    ],
+)
+def test_models_whose_tokenizers_do_more_than_their_library_are_loaded_and_tried_once(
+    plateau_folder: Path, tmp_path: Path, more: dict[str, object]
+) -> None:
     folder = Path(shutil.copytree(plateau_folder, tmp_path / "plateau"))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"clean_up_tokenization_spaces": True}))
-    assert generate(folder) == generate(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | more))
+    assert "Keeping" in succeed("generate", folder, PROMPT, "--raw", "--max-new-tokens", 3).stderr
+    assert generate(folder, "--raw")
+    assert "Keeping" not in succeed("generate", folder, PROMPT, "--raw", "--max-new-tokens", 3).stderr
+
+
+def test_tokenizers_of_pieces_and_bytes_print_the_same(tmp_path: Path) -> None:
+    model = pico_model(vocab_size=275, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=None)
+    model.save_pretrained(tmp_path / "pieces")
+    pieces_as_tokens().save_pretrained(tmp_path / "pieces")
+    generate(tmp_path / "pieces")
+    for seed in range(6):
+        options = ("--temperature", 1, "--seed", seed)
+        assert generate(tmp_path / "pieces", *options, quick=True) == loaded(tmp_path / "pieces", *options)
 
 
 def test_what_is_kept_of_models_that_are_gone_is_removed(folder: Path, pico_folder: Path, cache: Path) -> None:

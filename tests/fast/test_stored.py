@@ -112,20 +112,3 @@ def test_weights_that_are_not_in_the_files_are_not_stored(disk: Disk) -> None:
     save_file(tensors, disk.files[0])
     with pytest.raises(UnsupportedModelError, match=r"no tensor model.layers.2.mlp.up_proj.weight"):
         disk.store()
-
-
-@pytest.mark.parametrize(("prompt", "new", "takes"), [(100, 28, True), (100, 29, False), (1, 1, True)])
-def test_what_a_decoder_takes(disk: Disk, prompt: int, new: int, takes: bool) -> None:
-    disk.store()
-    fused = stored(disk.entry, disk.files, by_input=False)
-    assert fused.max_length == 128
-    assert FusedDecoder(fused, None).takes(prompt, new) == takes
-
-
-def test_long_prompts_are_left_to_a_model_that_reads_them_sooner(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk.store()
-    decoder = FusedDecoder(stored(disk.entry, disk.files, by_input=False), None)
-    monkeypatch.setattr("ffnskip.fast.fused_decoder._SOON_READ", 8)
-    monkeypatch.setattr(Steps, "reads_prompts", lambda self, length: False)
-    assert decoder.takes(8, 1)
-    assert not decoder.takes(9, 1)

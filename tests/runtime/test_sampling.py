@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.pico import VOCABULARY, float64_model, pico_tokens
 from torch import Tensor
+from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from ffnskip import FfnskipError, Sampling
 from ffnskip.decode import GeneralPath, generate_tokens
@@ -51,6 +52,17 @@ def test_samples_come_from_the_nucleus_and_grow_wilder_with_temperature() -> Non
     size = int((likely.values.cumsum(0) < 0.5).sum()) + 1
     drawn = frequencies(temperature=1.0, top_p=0.5).nonzero().flatten()
     assert set(drawn.tolist()) == set(likely.indices[:size].tolist())
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 1.0])
+def test_the_nucleus_is_that_of_transformers(top_p: float) -> None:
+    logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)).mul(3).round(decimals=1)  # many alike
+    warped = TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(0.7)(None, logits))
+    draw = Sampling(temperature=0.7, top_p=top_p, seed=1).chooser(torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        expected = torch.multinomial(warped.softmax(dim=-1), 1, generator=generator)[:, 0]
+        assert torch.equal(draw(logits), expected)
 
 
 @pytest.mark.parametrize("options", [{"temperature": -0.5}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 2}])

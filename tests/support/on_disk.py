@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from support.pico import pico_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL_BYTES = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": None}
@@ -20,6 +20,18 @@ def bytes_as_tokens() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=64, padding_side="left"
     )
+
+
+def pieces_as_tokens() -> PreTrainedTokenizerFast:
+    """Letters, which begin a word as another token, and bytes for all else: as the tokenizers of Llama 2 and Gemma."""
+    letters = "abcdefgh"
+    names = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *letters]
+    vocabulary = {name: index for index, name in enumerate([*names, *(f"\u2581{letter}" for letter in letters)])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("\u2581", letter) for letter in letters], byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    space, strip = decoders.Replace("\u2581", " "), decoders.Strip(" ", 1, 0)
+    tokenizer.decoder = decoders.Sequence([space, decoders.ByteFallback(), decoders.Fuse(), strip])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
 def save_plateau(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaModel,
 from ffnskip.files import sha256_file
 from ffnskip_cli.sources import demo
 from ffnskip_cli.sources.devices import pick_device
+from ffnskip_cli.sources.locate import locate_here
 from ffnskip_cli.sources.models import load_model
 from ffnskip_cli.sources.names import public_name
 
@@ -122,6 +123,12 @@ def test_names_of_the_hub_that_are_not_cached_while_offline() -> None:
         "nomodel is neither a local folder, a .gguf file, `demo` nor a Hub id like org/name, and no model of the Hub "
         "with so short an id is in the local cache: check the spelling, or run once with a network"
     )
+
+
+def test_what_lies_here_is_found_without_asking(pico_folder: Path) -> None:
+    assert locate_here(str(pico_folder)) == pico_folder
+    for name, revision in ((str(pico_folder), "v1"), ("demo", "v1"), ("org/never-fetched", None), ("model.gguf", None)):
+        assert locate_here(name, revision) is None
 
 
 def test_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +265,8 @@ def test_broken_gguf_leaves_nothing_in_the_cache(tmp_path: Path, own_cache: Path
 def test_demo_model(demo_model_file: Path) -> None:
     assert sha256_file(demo_model_file) == demo.DEMO_MODEL_SHA256
     loaded = load_model("demo", offline=True)
+    assert loaded.folder is not None
+    assert locate_here("demo") == loaded.folder.path
     assert loaded.id == loaded.model.config._name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert (loaded.revision, loaded.gguf_sha256) == (None, demo.DEMO_MODEL_SHA256)
     assert (loaded.model.config.num_hidden_layers, loaded.model.config.hidden_size) == (30, 576)

@@ -39,13 +39,3 @@ def test_chat_templates(byte_tokenizer: PreTrainedTokenizerFast, template: str, 
 def test_a_template_that_fails_is_one_sentence(byte_tokenizer: PreTrainedTokenizerFast, template: str) -> None:
     with pytest.raises(FfnskipError, match=r"The chat template fails \(.*\): pass --raw\."):
         plain(byte_tokenizer, template).tokens("a", raw=False)
-
-
-def test_a_stream_has_whole_characters_and_ends_with_a_line(byte_tokenizer: PreTrainedTokenizerFast) -> None:
-    tokens, parts = byte_tokenizer("aü😀")["input_ids"], list[str]()
-    show = plain(byte_tokenizer).stream(parts.append)
-    for token in [*tokens, 257, *tokens[:2]]:  # </s> is not shown, and half a character waits for its other half
-        show(token)
-    assert [part for part in parts if part] == ["a", "ü", "😀", "a"]
-    show(None)
-    assert "".join(parts) == "aü😀a\N{REPLACEMENT CHARACTER}\n"

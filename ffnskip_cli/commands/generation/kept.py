@@ -8,20 +8,23 @@ the packages that made it, and the processor that it was compared on.
 from __future__ import annotations
 
 import hashlib
-import os
+import json
+import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+import ffnskip
+import ffnskip_cli
 from ffnskip.cached import cache_dir, is_built
 from ffnskip.profiles.schema import ModelInfo, Section
 from ffnskip_cli.commands.generate import Options
+from ffnskip_cli.sources.locate import Folder
 
 SETTINGS, TOKENIZER = "start.json", "tokenizer.json"
-_EDITION = 1  # of what is written; a new one when it changes
-_PACKAGES = ("ffnskip", "torch", "transformers", "tokenizers")
+_PACKAGES = ("torch", "transformers", "tokenizers")
 
 
 class Kept(Section):
@@ -29,14 +32,20 @@ class Kept(Section):
 
     folder: str
     """Where the model lies."""
-    stamp: dict[str, Any]
-    """Of the files and packages that it holds for."""
+    files: dict[str, list[int]]
+    """That it holds for, see `Folder`."""
+    why_not: str | None
+    """Why the model is loaded all the same; None if it need not be."""
     library: str
     """The compiled step that was compared."""
     model: ModelInfo
     """Which model it is, for profiles."""
+    dtype: str
+    """Of what is not packed."""
     format: str
     """Of its matrices."""
+    max_length: int
+    """The longest sequence that steps decode."""
     chat_template: str | None
     """Of its tokenizer."""
     special_tokens: dict[str, Any]
@@ -53,23 +62,26 @@ def allows(options: Options) -> bool:
     return as_stored and alone and model.device in ("auto", "cpu") and not options.model.lower().endswith(".gguf")
 
 
-def place(folder: Path) -> Path:
-    """Where it is kept of the model in a folder."""
-    return cache_dir() / "starts" / hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
+def entries() -> Path:
+    """The folder of all that is kept."""
+    return cache_dir() / "starts"
 
 
-def stamp(folder: Path) -> dict[str, Any]:
-    """The model's files, and the versions of all that what is kept was made with."""
-    found = {file.name: file.stat() for file in sorted(folder.iterdir()) if file.is_file()}
-    files = {name: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in found.items()}
-    return {"edition": _EDITION, "files": files, **{package: version(package) for package in _PACKAGES}}
+def place(folder: Folder) -> Path:
+    """Where it is kept of a model, by its files and by what keeps it: others have places of their own."""
+    sources = [
+        (path.stat().st_size, path.stat().st_mtime_ns)
+        for package in (ffnskip, ffnskip_cli)
+        for path in sorted(Path(str(package.__file__)).parent.rglob("*.py"))
+    ]
+    made_with = [str(folder.path), folder.files, sources, platform.node(), *map(version, _PACKAGES)]
+    return entries() / hashlib.sha256(json.dumps(made_with).encode()).hexdigest()[:32]
 
 
-def find(folder: Path) -> Kept | None:
-    """What is kept of the model in a folder, if that still holds."""
+def find(folder: Folder) -> Kept | None:
+    """What is kept of the model in a folder."""
     entry = place(folder)
-    found = read(entry) if is_built(entry) else None
-    return found if found is not None and found.stamp == stamp(folder) else None
+    return read(entry) if is_built(entry) else None
 
 
 def read(entry: Path) -> Kept | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ffnskip.decoder import Decoder
@@ -15,7 +14,6 @@ from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
 from ffnskip_cli.commands import common
 from ffnskip_cli.commands.generate import Options
-from ffnskip_cli.commands.generation.speaker import Show
 from ffnskip_cli.commands.loading import load, load_pair
 from ffnskip_cli.sources.models import LoadedModel
 
@@ -55,20 +53,6 @@ class LoadedSpeaker:
     def text(self, tokens: list[int]) -> str:
         """See `Speaker`."""
         return str(self.loaded.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def stream(self) -> Show:
-        """See `Speaker`."""
-        from transformers import TextStreamer
-
-        streamer = TextStreamer(self.loaded.tokenizer, skip_special_tokens=True)
-
-        def show(token: int | None) -> None:
-            if token is None:
-                streamer.end()
-            else:
-                streamer.put(torch.tensor([token]))
-
-        return show
 
     def _tokens(self, text: str, raw: bool) -> Tensor:
         """``[1, prompt]``, by the model's chat template if it has one."""

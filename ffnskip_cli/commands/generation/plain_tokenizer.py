@@ -7,7 +7,7 @@ both give what transformers gives is compared before it is kept (`ffnskip_cli.co
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -16,10 +16,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from ffnskip.errors import FfnskipError, reason
-from ffnskip_cli.commands.generation.speaker import Show
 
 
 class PlainTokenizer:
@@ -59,22 +57,6 @@ class PlainTokenizer:
     def text(self, tokens: list[int]) -> str:
         """The text of some tokens, without special ones."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def stream(self, write: Callable[[str], object]) -> Show:
-        """A function that writes text as its tokens come, whole characters at a time."""
-        decoded, tokens, written = DecodeStream(skip_special_tokens=True), list[int](), ""
-
-        def show(token: int | None) -> None:
-            nonlocal written
-            if token is None:  # what is left may be half a character
-                write(self.text(tokens).removeprefix(written) + "\n")
-                return
-            tokens.append(token)
-            if part := decoded.step(self._tokenizer, token):
-                written += part
-                write(part)
-
-        return show
 
 
 class _Generation(Extension):

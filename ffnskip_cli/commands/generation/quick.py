@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from ffnskip.errors import UnsupportedModelError
 from ffnskip.fast.build import library_key
+from ffnskip.fast.engine import read_by_steps
 from ffnskip.fast.fused_decoder import FusedDecoder
 from ffnskip.fast.stored import stored
 from ffnskip.profiles.identity import (
@@ -21,9 +20,11 @@ from ffnskip.profiles.profile import Profile
 from ffnskip_cli.commands.generate import Options
 from ffnskip_cli.commands.generation import kept
 from ffnskip_cli.commands.generation.plain_tokenizer import PlainTokenizer
-from ffnskip_cli.commands.generation.speaker import Show
 from ffnskip_cli.sources.devices import pick_device
+from ffnskip_cli.sources.locate import Folder
 from ffnskip_cli.sources.profiles import read_profile
+
+_SOON_READ = 256  # tokens of a prompt that steps have read before the model could be loaded to read them faster
 
 
 class QuickSpeaker:
@@ -37,38 +38,38 @@ class QuickSpeaker:
 
     Raises:
         FfnskipError: this does not do for the prompt, the profile or the device.
+        OSError, SafetensorError: files that it was made of, or is kept in, are gone or others by now.
     """
 
-    def __init__(self, options: Options, text: str, folder: Path, found: kept.Kept) -> None:
+    def __init__(self, options: Options, text: str, folder: Folder, found: kept.Kept) -> None:
         if pick_device(options.model_options.device).type != "cpu" or found.library != library_key():
             raise UnsupportedModelError("The model was compared with steps of another device or processor.")
         if options.model_options.threads is not None:
             torch.set_num_threads(options.model_options.threads)
+        entry, dtype = kept.place(folder), getattr(torch, found.dtype)
         self.stop_tokens, self.format = found.stop_tokens, found.format
-        self._tokenizer = plain_tokenizer(kept.place(folder), found)
-        tokens = self._tokenizer.tokens(text, options.raw)
-        profile = None if options.profile is None else _profile(options.profile, options, found)
-        by_input = profile is not None and profile.skip.by.leaves_out_parts
-        fused = stored(kept.place(folder), sorted(folder.glob("*.safetensors")), by_input=by_input)
-        if profile is not None:
-            refuse_too_large(profile, fused.dtype)
-        self.decoder = FusedDecoder(fused, profile)
-        if not tokens or not self.decoder.takes(len(tokens), options.max_new_tokens):
+        self._tokenizer = plain_tokenizer((entry / kept.TOKENIZER).read_text(), found)
+        self.prompt = torch.tensor([self._tokenizer.tokens(text, options.raw)])
+        length = self.prompt.shape[1]
+        reads = length <= _SOON_READ or read_by_steps(length, dtype)
+        if not length or not reads or length + options.max_new_tokens > found.max_length:
             raise UnsupportedModelError("The prompt is too short or too long.")
-        self.prompt = torch.tensor([tokens])
+        profile = None if options.profile is None else _profile(options.profile, options, found)
+        if profile is not None:
+            refuse_too_large(profile, dtype)
+        by_input = profile is not None and profile.skip.by.leaves_out_parts
+        self.decoder = FusedDecoder(stored(entry, folder.weights, by_input=by_input), profile)
+        if not folder.unchanged:
+            raise UnsupportedModelError("The model's files have changed meanwhile.")
 
     def text(self, tokens: list[int]) -> str:
         """See `Speaker`."""
         return self._tokenizer.text(tokens)
 
-    def stream(self) -> Show:
-        """See `Speaker`."""
-        return self._tokenizer.stream(lambda part: print(part, end="", flush=True))
 
-
-def plain_tokenizer(entry: Path, found: kept.Kept) -> PlainTokenizer:
-    """The tokenizer that was kept."""
-    return PlainTokenizer((entry / kept.TOKENIZER).read_text(), found.chat_template, found.special_tokens)
+def plain_tokenizer(state: str, found: kept.Kept) -> PlainTokenizer:
+    """The tokenizer that was kept, by the state that the library writes."""
+    return PlainTokenizer(state, found.chat_template, found.special_tokens)
 
 
 def _profile(name: str, options: Options, found: kept.Kept) -> Profile:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import Future
+from threading import Thread
+
+from safetensors import SafetensorError
 
 from ffnskip.errors import FfnskipError
 from ffnskip_cli import console
@@ -11,11 +13,13 @@ from ffnskip_cli.commands.generate import Options
 from ffnskip_cli.commands.generation import kept
 from ffnskip_cli.commands.generation.speaker import Speaker
 from ffnskip_cli.imports import swift_imports
-from ffnskip_cli.sources.locate import is_current, locate_here
+from ffnskip_cli.sources.locate import Folder, is_current, locate_here
+
+_Found = tuple[Folder, kept.Kept] | None
 
 
 class Search:
-    """Begins when it is made, in the background.
+    """Begins when it is made, in a thread that no end of the program waits for.
 
     Args:
         options: the command line's.
@@ -23,30 +27,35 @@ class Search:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._found = ThreadPoolExecutor(1).submit(self._find) if kept.allows(options) else None
+        self._found: Future[_Found] = Future()
+        Thread(target=self._search, daemon=True).start()
 
-    def _find(self) -> tuple[Path, kept.Kept] | None:
-        name, asked = self._options.model, self._options.model_options
+    def _search(self) -> None:
         try:
-            folder = locate_here(name, asked.revision)
-            found = None if folder is None else kept.find(folder)
-            if folder is None or found is None:
-                return None
-            return (folder, found) if is_current(folder, name, asked.revision, offline=asked.offline) else None
+            self._found.set_result(self._find() if kept.allows(self._options) else None)
         except (OSError, FfnskipError):  # a folder that cannot be read, or no cache folder
+            self._found.set_result(None)
+        except BaseException as error:
+            self._found.set_exception(error)
+
+    def _find(self) -> _Found:
+        name, asked = self._options.model, self._options.model_options
+        path = locate_here(name, asked.revision)
+        folder = None if path is None else Folder.seen(path)
+        found = None if folder is None else kept.find(folder)
+        if folder is None or found is None or found.why_not is not None:
             return None
+        return (folder, found) if is_current(folder.path, name, asked.revision, offline=asked.offline) else None
 
     def speaker(self, text: str) -> Speaker | None:
         """A speaker for a prompt; None where nothing is kept, or it does not do for this prompt or profile."""
-        if self._found is None:
+        if (found := self._found.result()) is None:
             return None
         with swift_imports():
             from ffnskip_cli.commands.generation.quick import QuickSpeaker
 
-        if (found := self._found.result()) is None:
-            return None
         try:
             with console.busy(f"Loading {self._options.model}, as checked before"):
                 return QuickSpeaker(self._options, text, *found)
-        except FfnskipError:  # the model itself is loaded instead, and says in a sentence whatever is wrong
+        except (FfnskipError, OSError, SafetensorError):  # whatever is wrong, loading the model tells in a sentence
             return None

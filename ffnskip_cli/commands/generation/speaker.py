@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from ffnskip.profiles.profile import Profile
     from ffnskip.sampling import Sampling
     from ffnskip.stats import SkipStats
-
-Show = Callable[[int | None], None]
 
 
 class Decodes(Protocol):
@@ -55,8 +53,4 @@ class Speaker(Protocol):
 
     def text(self, tokens: list[int]) -> str:
         """An answer's tokens as words."""
-        ...
-
-    def stream(self) -> Show:
-        """A function that prints an answer to stdout as its tokens come, and is shown None at its end."""
         ...

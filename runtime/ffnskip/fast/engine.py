@@ -81,7 +81,7 @@ class Steps:
 
     def reads_prompts(self, length: int) -> bool:
         """Whether steps read prompts of so many tokens: on a CPU, where no other way is faster."""
-        return self.fused.device.type == "cpu" and length <= _LONGEST_READ and beats_pytorch(self.fused.dtype)
+        return self.fused.device.type == "cpu" and read_by_steps(length, self.fused.dtype)
 
     def prefill(self, prompts: Tensor, mask: Tensor | None, step: FusedStep) -> Tensor:
         """Fill the step's cache; logits ``[batch, vocabulary]`` of what follows, which the next step may write over."""
@@ -164,6 +164,11 @@ class FusedEngine(Steps):
         step.cache.fill(past, _starts(prompts, mask))
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def read_by_steps(length: int, dtype: torch.dtype) -> bool:
+    """Whether steps on a CPU read prompts of so many tokens at least as fast as a model in such a type does."""
+    return length <= _LONGEST_READ and beats_pytorch(dtype)
 
 
 def _starts(prompts: Tensor, mask: Tensor | None) -> Tensor:

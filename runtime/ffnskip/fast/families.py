@@ -190,17 +190,18 @@ def _rope_type(attention: Any, config: Any, layer: int) -> str | None:
 def _rope(rotary: Any, kind: str | None, longest: int) -> Rope:
     """A rotary embedding as numbers; raises UnsupportedModelError where the module computes something else."""
     name, of_kind = ("", ()) if kind in (None, _NO_ROPE) else (f"{kind}_", (kind,))
-    original = getattr(rotary, f"{name}original_inv_freq").float()
-    if kind == _NO_ROPE:
-        return Rope(torch.zeros_like(original), 1.0)
-    rope = Rope(original.clone(), float(getattr(rotary, f"{name}attention_scaling")))
-    positions = torch.tensor([0, 1, longest - 1], device=original.device)
-    like = torch.zeros(1, dtype=torch.float32, device=original.device)
-    rotary(like, positions[None, :1], *of_kind)  # frequencies that have grown with a text are the original ones again
-    expected = rotary(like, positions[None], *of_kind)
-    if not all(torch.allclose(x, y[0], atol=1e-5) for x, y in zip(rope.turns(positions), expected, strict=True)):
-        raise UnsupportedModelError("The model's rotary embedding has no fused decode step.")
-    return rope
+    original: Tensor | None = getattr(rotary, f"{name}original_inv_freq", None)
+    if original is not None and kind == _NO_ROPE:
+        return Rope(torch.zeros_like(original, dtype=torch.float32), 1.0)
+    if original is not None:
+        rope = Rope(original.float().clone(), float(getattr(rotary, f"{name}attention_scaling")))
+        positions = torch.tensor([0, 1, longest - 1], device=original.device)
+        like = torch.zeros(1, dtype=torch.float32, device=original.device)
+        rotary(like, positions[None, :1], *of_kind)  # frequencies that have grown with a text are the original ones
+        expected = rotary(like, positions[None], *of_kind)
+        if all(torch.allclose(x, y[0], atol=1e-5) for x, y in zip(rope.turns(positions), expected, strict=True)):
+            return rope
+    raise UnsupportedModelError("The model's rotary embedding has no fused decode step.")
 
 
 def _norm_across_heads(attention: Any) -> bool:

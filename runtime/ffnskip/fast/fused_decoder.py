@@ -14,8 +14,6 @@ from ffnskip.profiles.profile import Profile
 from ffnskip.sampling import GREEDY, Sampling
 from ffnskip.stats import SkipStats
 
-_SOON_READ = 256  # tokens of a prompt that a step has read before the model could be loaded to read them faster
-
 
 class FusedDecoder:
     """Continues a prompt as `ffnskip.Decoder` does on its fused path.
@@ -30,19 +28,13 @@ class FusedDecoder:
 
     def __init__(self, fused: FusedModel, profile: Profile | None) -> None:
         self.profile = profile
-        self._steps = Steps(fused, profile)
-        self._decodes = FusedDecodes(self._steps, SkipStats(len(fused.layers)))
+        self._decodes = FusedDecodes(Steps(fused, profile), SkipStats(len(fused.layers)))
 
     @property
     def stats(self) -> SkipStats:
         """What was skipped."""
         self._decodes.drain_counts()
         return self._decodes.stats
-
-    def takes(self, prompt: int, max_new_tokens: int) -> bool:
-        """Whether it can continue a prompt of so many tokens, and the model itself would not read that sooner."""
-        reads = prompt <= _SOON_READ or self._steps.reads_prompts(prompt)
-        return reads and self._steps.why_not(1, prompt + max_new_tokens) is None
 
     def decode(
         self,

@@ -22,6 +22,7 @@ from ffnskip.model.packed import PackedLinear
 from ffnskip.pages import huge, settle, settled
 
 _ALIGNMENT = 64  # bytes, a cache line
+_COPIES = ("Anonymous:", "Swap:", "Private_Hugetlb:")  # where Linux counts pages that are no longer the file's
 
 
 @torch.inference_mode(False)  # or the model could never be trained again
@@ -133,19 +134,19 @@ def _lies(stretch: Sequence[Tensor], by_input: bool) -> bool:
 
 
 def _mapped_files() -> list[tuple[int, int]]:
-    """Address ranges of files in memory that nobody has written to there, in order."""
+    """Address ranges of files in memory, in order; of those alone of which no page was written to, and so copied."""
     try:
         lines = Path("/proc/self/smaps").read_text().splitlines()
     except OSError:
         return []
-    ranges: list[tuple[int, int]] = []
+    ranges: dict[tuple[int, int], bool] = {}
     for fields in map(str.split, lines):
         if not fields[0].endswith(":"):  # the first line of a range: addresses, rights, offset, device, inode, path
             begin, end = (int(address, 16) for address in fields[0].split("-"))
-            of_file = fields[4] != "0"
-        elif fields[0] == "Anonymous:" and of_file and fields[1] == "0":  # no page was written to, and so copied
-            ranges.append((begin, end))
-    return sorted(ranges)
+            ranges[begin, end] = fields[4] != "0"
+        elif fields[0] in _COPIES:
+            ranges[begin, end] &= fields[1] == "0"
+    return sorted(place for place, of_file in ranges.items() if of_file)
 
 
 def _forget_pages(tensor: Tensor, files: list[tuple[int, int]]) -> None:
