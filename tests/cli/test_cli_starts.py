@@ -99,7 +99,7 @@ def test_profiles_skip_and_count_the_same(
 
 
 def test_it_runs_where_transformers_cannot_be_imported(folder: Path, plateau_profiles: Path) -> None:
-    for options in ((), ("--profile", plateau_profiles / "0.30.yaml")):
+    for options in ((), ("--profile", plateau_profiles / "0.30.yaml"), ("--temperature", 1, "--top-p", 0.9)):
         arguments = ["generate", folder, PROMPT, "--max-new-tokens", 24, *options]
         command = [sys.executable, "-c", WITHOUT, *map(str, arguments)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)

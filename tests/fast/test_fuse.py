@@ -80,6 +80,9 @@ def test_a_rotary_embedding_that_computes_something_else_is_not_fused() -> None:
     model.model.rotary_emb.forward = lambda x, positions: turn(x, 2 * positions)
     with pytest.raises(UnsupportedModelError, match="rotary embedding"):
         fuse(model)
+    del model.model.rotary_emb.forward, model.model.rotary_emb.original_inv_freq
+    with pytest.raises(UnsupportedModelError, match="rotary embedding"):
+        fuse(model)
 
 
 def test_tables_that_grow_with_the_text_hold_for_the_original_length() -> None:
