@@ -166,7 +166,7 @@ def _fetch(name: str, revision: str | None, files: Sequence[str], offline: bool)
     from ffnskip.hub import commit_of, hub_errors
 
     offline = offline or is_offline_mode()
-    with hub_errors("model", name, offline):
+    with hub_errors("model", f"{name}@{revision}" if revision else name, offline):
         if not offline:
             commit_of("model", name, revision)  # fails in seconds where the download would wait for ever
         folder = snapshot_download(

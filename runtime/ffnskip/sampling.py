@@ -24,7 +24,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (self.temperature == 0.0 or MIN_TEMPERATURE <= self.temperature < float("inf")):
             raise FfnskipError(
-                f"The temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, not {self.temperature}."
+                f"The temperature must be 0 (greedy), or finite and at least {MIN_TEMPERATURE}, not {self.temperature}."
             )
         if not 0.0 < self.top_p <= 1.0:
             raise FfnskipError(f"top_p must be more than 0 and at most 1, not {self.top_p}.")

@@ -50,7 +50,7 @@ def test_int4_is_the_default(pico_folder: Path, tmp_path: Path) -> None:
     [
         (("generate", "PACKED", "a", "--dtype", "float32"), "is packed, and stays as it is: leave --dtype float32 out"),
         (("generate", "PACKED", "a", "--device-map", "auto"), "leave --device-map auto out"),
-        (("generate", "PACKED", "a", "--weights", "int8"), "packed or quantized already"),
+        (("generate", "PACKED", "a", "--weights", "int8"), "is packed, and stays as it is: leave --weights int8 out"),
         (("pack", "PACKED", "-o", "other"), "packed or quantized already"),
         (("pack", "PACKED", "-o", "PACKED"), "exists already: name another --output"),
         (("pack", "PLATEAU", "-o", "other"), "int4 needs rows of a multiple of 32 numbers, not 48: choose int8"),

@@ -224,6 +224,8 @@ def test_a_prompt_that_the_model_reads_sooner_is_left_to_it(folder: Path, monkey
     monkeypatch.setattr("ffnskip_cli.commands.generation.quick._SOON_READ", 3)
     monkeypatch.setattr("ffnskip_cli.commands.generation.quick.read_by_steps", lambda length, dtype: False)
     assert generate(folder) == text
+    said = succeed("generate", folder, PROMPT, "--raw", "--max-new-tokens", 3).stderr
+    assert "The model itself is loaded: It reads a prompt of 9 tokens sooner itself." in said
 
 
 def test_packed_folders_start_so_too(folder: Path, tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from ffnskip.decoder import Decoder
 from ffnskip.errors import FfnskipError, reason
+from ffnskip.model.matrix import PackedFormat
 from ffnskip.model.packed import PackedLinear, pack_weights
 from ffnskip.model.sites import input_device
 from ffnskip.profiles.profile import Profile
 from ffnskip_cli import console
-from ffnskip_cli.commands import common
+from ffnskip_cli.commands import common, loading
 from ffnskip_cli.commands.generate import Options
-from ffnskip_cli.commands.loading import load, load_pair
 from ffnskip_cli.sources.models import LoadedModel
 
 
@@ -37,14 +37,20 @@ class LoadedSpeaker:
         self.prompt = self._tokens(text, options.raw)
         length = self.prompt.shape[1] + options.max_new_tokens
         common.refuse_longer(self.loaded.model, length, "shorten the prompt or --max-new-tokens")
-        if (weights := options.model_options.weights) != "auto":
-            with console.busy(f"Packing weights to {weights}"):
-                pack_weights(self.loaded.model, weights)
+        if options.model_options.weights != "auto":
+            self._pack(options.model, options.model_options.weights)
         self.decoder = Decoder(self.loaded.model, profile, other_weights=True)  # that was checked
         self.stop_tokens = _stop_tokens(self.loaded)
-        formats = {module.format for module in self.loaded.model.modules() if isinstance(module, PackedLinear)}
-        self.format = min(formats, default=str(self.loaded.model.dtype).removeprefix("torch."))  # int4 before int8
+        dtype = str(self.loaded.model.dtype).removeprefix("torch.")
+        self.format = min(_packed_formats(self.loaded), default=dtype)  # int4 before int8
         common.say_path(self.decoder)
+
+    def _pack(self, name: str, weights: PackedFormat) -> None:
+        if _packed_formats(self.loaded):
+            raise FfnskipError(f"{name} is packed, and stays as it is: leave --weights {weights} out")
+        with console.busy(f"Packing weights to {weights}"):
+            pack_weights(self.loaded.model, weights)
+        console.hint(f"`ffnskip pack {name} --weights {weights} -o FOLDER` packs once, and FOLDER starts sooner.")
 
     def dense(self) -> Decoder:
         """A decoder without the profile."""
@@ -75,11 +81,15 @@ def prompt_tokens(loaded: LoadedModel, text: str, raw: bool) -> Tensor:
         raise FfnskipError(f"The chat template of {loaded.id} fails ({reason(error)}): pass --raw.") from error
 
 
+def _packed_formats(loaded: LoadedModel) -> set[str]:
+    return {module.format for module in loaded.model.modules() if isinstance(module, PackedLinear)}
+
+
 def _load(options: Options) -> tuple[LoadedModel, Profile | None]:
     model, model_options = options.model, options.model_options
     if options.profile is None:
-        return load(model, model_options, gguf_as_is=True), None
-    loaded, profile, _ = load_pair(
+        return loading.load(model, model_options, gguf_as_is=True), None
+    loaded, profile, _ = loading.load_pair(
         model, options.profile, options.move, model_options, other_weights=options.other_weights, gguf_as_is=True
     )
     return loaded, profile

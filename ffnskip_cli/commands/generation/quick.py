@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ffnskip.errors import UnsupportedModelError
+from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip.fast.build import library_key
 from ffnskip.fast.engine import read_by_steps
 from ffnskip.fast.fused_decoder import FusedDecoder
@@ -37,13 +37,14 @@ class QuickSpeaker:
         found: what is kept of it.
 
     Raises:
-        FfnskipError: this does not do for the prompt, the profile or the device.
+        UnsupportedModelError: this does not do for the device or the prompt, though the model does.
+        FfnskipError: something is wrong with the prompt or the profile, which loading the model will tell.
         OSError, SafetensorError: files that it was made of, or is kept in, are gone or others by now.
     """
 
     def __init__(self, options: Options, text: str, folder: Folder, found: kept.Kept) -> None:
         if pick_device(options.model_options.device).type != "cpu" or found.library != library_key():
-            raise UnsupportedModelError("The model was compared with steps of another device or processor.")
+            raise UnsupportedModelError("It was checked on another device or processor, or by another compiler.")
         if options.model_options.threads is not None:
             torch.set_num_threads(options.model_options.threads)
         entry, dtype = kept.place(folder), getattr(torch, found.dtype)
@@ -52,15 +53,17 @@ class QuickSpeaker:
         self.prompt = torch.tensor([self._tokenizer.tokens(text, options.raw)])
         length = self.prompt.shape[1]
         reads = length <= _SOON_READ or read_by_steps(length, dtype)
-        if not length or not reads or length + options.max_new_tokens > found.max_length:
-            raise UnsupportedModelError("The prompt is too short or too long.")
+        if not length or length + options.max_new_tokens > found.max_length:
+            raise FfnskipError("The prompt is too short or too long.")
+        if not reads:
+            raise UnsupportedModelError(f"It reads a prompt of {length:,} tokens sooner itself.")
         profile = None if options.profile is None else _profile(options.profile, options, found)
         if profile is not None:
             refuse_too_large(profile, dtype)
         by_input = profile is not None and profile.skip.by.leaves_out_parts
         self.decoder = FusedDecoder(stored(entry, folder.weights, by_input=by_input), profile)
         if not folder.unchanged:
-            raise UnsupportedModelError("The model's files have changed meanwhile.")
+            raise UnsupportedModelError("Its files have changed meanwhile.")
 
     def text(self, tokens: list[int]) -> str:
         """See `Speaker`."""

@@ -7,7 +7,7 @@ from threading import Thread
 
 from safetensors import SafetensorError
 
-from ffnskip.errors import FfnskipError
+from ffnskip.errors import FfnskipError, UnsupportedModelError
 from ffnskip_cli import console
 from ffnskip_cli.commands.generate import Options
 from ffnskip_cli.commands.generation import kept
@@ -57,5 +57,8 @@ class Search:
         try:
             with console.busy(f"Loading {self._options.model}, as checked before"):
                 return QuickSpeaker(self._options, text, *found)
+        except UnsupportedModelError as why_not:
+            console.talk.print(f"The model itself is loaded: {why_not}", markup=False, highlight=False)
         except (FfnskipError, OSError, SafetensorError):  # whatever is wrong, loading the model tells in a sentence
-            return None
+            pass
+        return None
