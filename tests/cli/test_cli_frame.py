@@ -167,6 +167,7 @@ def test_an_interrupt_while_something_is_imported_ends_the_program_whatever_the_
     swallows = """
 import os, signal
 from ffnskip_cli.imports import swift_imports
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
 with swift_imports():
     try:
         os.kill(os.getpid(), signal.SIGINT)
@@ -178,10 +179,15 @@ with swift_imports():
     assert (result.returncode, result.stdout) == (130, "")
 
 
-def test_interrupts_are_as_they_were_once_all_is_imported() -> None:
-    with swift_imports():
-        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+@pytest.mark.parametrize(("usual", "kept"), [(signal.default_int_handler, False), (signal.SIG_IGN, True)])
+def test_interrupts_are_as_they_were_once_all_is_imported(usual: signal.Handlers, kept: bool) -> None:
+    before = signal.signal(signal.SIGINT, usual)
+    try:
+        with swift_imports():
+            assert (signal.getsignal(signal.SIGINT) is usual) == kept
+        assert signal.getsignal(signal.SIGINT) is usual
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_the_runtime_logs_is_said_once_while_a_command_runs(caplog: pytest.LogCaptureFixture) -> None:
