@@ -167,7 +167,7 @@ def test_wrong_options(calibrate: tuple[object, ...], tmp_path: Path, options: l
     ("model", "words"),
     [
         ("./missing", "no such file or folder: ./missing"),
-        ("org/name", "the model org/name@main is not in the local Hugging Face cache"),
+        ("org/name", "the model org/name is not in the local Hugging Face cache"),
         ("org/name@main", "the model org/name@main is not in the local Hugging Face cache"),
         ("two words", "neither a file or folder here nor a model id"),
     ],
