@@ -37,7 +37,7 @@ def keep(options: Options, speaker: LoadedSpeaker, answer: list[int]) -> None:
         return
     try:
         found = kept.find(folder)
-        if found is None or found.library != library_key():
+        if found is None or found.step != library_key():
             with console.busy("Keeping what the next start needs"):
                 _keep(speaker, fused, folder, answer)
     except Exception as error:  # the answer is there, and stays right
@@ -50,7 +50,7 @@ def _keep(speaker: LoadedSpeaker, fused: FusedModel, folder: Folder, answer: lis
         folder=str(folder.path),
         files=folder.files,
         why_not=None,
-        library=library_key(),
+        step=library_key(),
         model=model_info(loaded.model, id=loaded.id, revision=loaded.revision, gguf_sha256=loaded.gguf_sha256),
         dtype=str(fused.dtype).removeprefix("torch."),
         format=speaker.format,

@@ -36,7 +36,7 @@ class Kept(Section):
     """That it holds for, see `Folder`."""
     why_not: str | None
     """Why the model is loaded all the same; None if it need not be."""
-    library: str
+    step: str
     """The compiled step that was compared."""
     model: ModelInfo
     """Which model it is, for profiles."""

@@ -43,7 +43,7 @@ class QuickSpeaker:
     """
 
     def __init__(self, options: Options, text: str, folder: Folder, found: kept.Kept) -> None:
-        if pick_device(options.model_options.device).type != "cpu" or found.library != library_key():
+        if pick_device(options.model_options.device).type != "cpu" or found.step != library_key():
             raise UnsupportedModelError("It was checked on another device or processor, or by another compiler.")
         if options.model_options.threads is not None:
             torch.set_num_threads(options.model_options.threads)
