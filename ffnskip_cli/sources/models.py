@@ -88,7 +88,8 @@ def load_model(
     files = [*MODEL_FILES, *["*.py"] * trust_remote_code]
     as_is = gguf_as_is and torch_device.type == "cpu"
     located = locate(name, revision, files=files, offline=offline, gguf_as_is=as_is)
-    folder = Folder.seen(located.folder) if located.gguf is None else None
+    with one_sentence(name):
+        folder = Folder.seen(located.folder) if located.gguf is None else None
     # Everything is on disk by now, except code that a model's config borrows from a second repository.
     options = {"trust_remote_code": trust_remote_code, "local_files_only": offline or not trust_remote_code}
     config = _read_config(located.folder, name, options)
