@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +21,6 @@ from ffnskip.profiles.profile import save_profile
 from ffnskip_cli import console
 from ffnskip_cli.app import Frame
 from ffnskip_cli.calibration.settings import Settings
-from ffnskip_cli.imports import swift_imports
 
 COMMANDS = ["calibrate", "apply", "generate", "bench", "eval", "serve", "exec", "compare-text", "pack"]
 COMMANDS += ["profiles", "inspect", "card", "validate", "diff"]
@@ -161,33 +159,6 @@ def test_a_mistake_of_the_user_is_its_sentence_and_an_interrupt_says_nothing() -
     assert (result.exit_code, result.stdout, result.stderr) == (2, "data\n", f"Error: {sentence}\n")
     result = run_command_that(raises=KeyboardInterrupt())
     assert (result.exit_code, result.stderr) == (130, "")
-
-
-def test_an_interrupt_while_something_is_imported_ends_the_program_whatever_the_import_makes_of_it() -> None:
-    swallows = """
-import os, signal
-from ffnskip_cli.imports import swift_imports
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
-with swift_imports():
-    try:
-        os.kill(os.getpid(), signal.SIGINT)
-    except KeyboardInterrupt:
-        pass
-    print("goes on")
-"""
-    result = subprocess.run([sys.executable, "-c", swallows], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (130, "")
-
-
-@pytest.mark.parametrize(("usual", "kept"), [(signal.default_int_handler, False), (signal.SIG_IGN, True)])
-def test_interrupts_are_as_they_were_once_all_is_imported(usual: signal.Handlers, kept: bool) -> None:
-    before = signal.signal(signal.SIGINT, usual)
-    try:
-        with swift_imports():
-            assert (signal.getsignal(signal.SIGINT) is usual) == kept
-        assert signal.getsignal(signal.SIGINT) is usual
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_what_the_runtime_logs_is_said_once_while_a_command_runs(caplog: pytest.LogCaptureFixture) -> None:

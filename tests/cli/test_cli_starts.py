@@ -154,7 +154,7 @@ def test_other_libraries_and_packages_do_not_believe_it(folder: Path, monkeypatc
     text = generate(folder, quick=True)
     with monkeypatch.context() as patch:
         for module in ("quick", "keep"):
-            patch.setattr(f"ffnskip_cli.commands.generation.{module}.library_key", lambda: "another")
+            patch.setattr(f"ffnskip_cli.commands.generation.{module}.step_key", lambda: "another")
         assert generate(folder) == text
         assert generate(folder, quick=True) == text
     assert generate(folder) == text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ffnskip.cached import build_once, discard
 from ffnskip.errors import FfnskipError, UnsupportedModelError, reason
-from ffnskip.fast.build import library_key
+from ffnskip.fast.build import step_key
 from ffnskip.fast.engine import Steps
 from ffnskip.fast.fused_model import FusedModel
 from ffnskip.fast.stored import store
@@ -37,7 +37,7 @@ def keep(options: Options, speaker: LoadedSpeaker, answer: list[int]) -> None:
         return
     try:
         found = kept.find(folder)
-        if found is None or found.step != library_key():
+        if found is None or found.step != step_key():
             with console.busy("Keeping what the next start needs"):
                 _keep(speaker, fused, folder, answer)
     except Exception as error:  # the answer is there, and stays right
@@ -50,7 +50,7 @@ def _keep(speaker: LoadedSpeaker, fused: FusedModel, folder: Folder, answer: lis
         folder=str(folder.path),
         files=folder.files,
         why_not=None,
-        step=library_key(),
+        step=step_key(),
         model=model_info(loaded.model, id=loaded.id, revision=loaded.revision, gguf_sha256=loaded.gguf_sha256),
         dtype=str(fused.dtype).removeprefix("torch."),
         format=speaker.format,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ffnskip.errors import FfnskipError, UnsupportedModelError
-from ffnskip.fast.build import library_key
+from ffnskip.fast.build import step_key
 from ffnskip.fast.engine import read_by_steps
 from ffnskip.fast.fused_decoder import FusedDecoder
 from ffnskip.fast.stored import stored
@@ -43,7 +43,7 @@ class QuickSpeaker:
     """
 
     def __init__(self, options: Options, text: str, folder: Folder, found: kept.Kept) -> None:
-        if pick_device(options.model_options.device).type != "cpu" or found.step != library_key():
+        if pick_device(options.model_options.device).type != "cpu" or found.step != step_key():
             raise UnsupportedModelError("It was checked on another device or processor, or by another compiler.")
         if options.model_options.threads is not None:
             torch.set_num_threads(options.model_options.threads)

@@ -51,7 +51,7 @@ def step_library() -> ctypes.CDLL:
     return loaded
 
 
-def library_key() -> str:
+def step_key() -> str:
     """Names the library: another for another source, compiler, processor or system; raises as `step_library`."""
     return Path(step_library()._name).parent.name
 
